@@ -1,0 +1,1 @@
+"""Continuum memory system: levels that learn at their own period."""

@@ -1,0 +1,1 @@
+"""Programs: training, sampling, evaluation, and what they share."""

@@ -1,0 +1,1 @@
+"""One file, one experiment: each has a `get_config()`."""

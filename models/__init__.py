@@ -1,0 +1,1 @@
+"""Flax linen shells: parameters, names and logical axes around pure code."""

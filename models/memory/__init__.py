@@ -1,0 +1,1 @@
+"""The self-referential Titan memory (NL section 8.1) and its relatives."""

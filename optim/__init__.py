@@ -1,0 +1,1 @@
+"""Optimisers of Nested Learning as Optax transforms."""

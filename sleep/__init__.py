@@ -1,0 +1,1 @@
+"""Sleep: consolidate, grow, free, dream, gate."""
