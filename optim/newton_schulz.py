@@ -1,0 +1,161 @@
+"""Orthogonalisation by Newton-Schulz: X <- (a I + b A + c A A) X, A = X X^T.
+
+All singular values go to 1 and the singular vectors stay (NL Eq. 42-44 and
+52, Muon). One step is one polynomial on the singular values,
+s <- a s + b s^3 + c s^5; coefficients are a tuple of such triples, one a
+step.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nestax.optim import matrices
+from nestax.optim.coefficients import MUON, Coefficients
+
+
+def orthogonalize(
+  x: jax.Array,
+  coefficients: Coefficients = MUON,
+  dtype: jax.typing.DTypeLike = jnp.bfloat16,
+  eps: float = 1e-8,
+) -> jax.Array:
+  """Brings all singular values of the matrices `[..., m, n]` close to 1.
+
+  Args:
+    x: any float dtype; scaled to Frobenius norm 1 in float32.
+    coefficients: one triple a step.
+    dtype: of the matmuls' inputs; sums are float32.
+    eps: added to the norm; matrices of a norm below it stay small.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+  """
+  y, wide = _prepare(x, dtype, eps), x.shape[-2] <= x.shape[-1]
+  y = _iterate(y, coefficients)
+  return (y if wide else y.mT).astype(x.dtype)
+
+
+def orthogonalize_tree(
+  tree: Any,
+  coefficients: Coefficients = MUON,
+  dimension_numbers: matrices.DimensionNumbers = None,
+  dtype: jax.typing.DTypeLike = jnp.bfloat16,
+  eps: float = 1e-8,
+  mesh: Mesh | None = None,
+) -> Any:
+  """Orthogonalises every leaf, equal shapes of all leaves in one batch.
+
+  On a mesh the batch of each shape is laid over all devices, so that each
+  one gathers and orthogonalises its own share of whole matrices: one
+  all-to-all there and one back, no matmul across devices. The results are
+  sharded like the leaves they came from.
+
+  Args:
+    tree: leaves of rank 2 or more; masked leaves are passed by.
+    coefficients: one triple a step.
+    dimension_numbers: see `matrices`; None for `[..., in, out]`.
+    dtype: of the matmuls' inputs; sums are float32.
+    eps: added to the Frobenius norm.
+    mesh: the devices; None for the mesh of `jax.set_mesh`, and without one
+      nothing is laid out. Explicit axes are left alone.
+
+  Returns:
+    A tree of the same structure, shapes and dtypes.
+  """
+  numbers = jax.tree.leaves(
+    matrices.resolve(tree, dimension_numbers),
+    is_leaf=lambda x: isinstance(x, matrices.MuonDimensionNumbers),
+  )
+  leaves, treedef = jax.tree.flatten(tree)
+  groups = {}
+  for i, (leaf, number) in enumerate(zip(leaves, numbers)):
+    y = _prepare(matrices.to_stack(leaf, number), dtype, eps)
+    groups.setdefault(y.shape[1:], []).append((i, y))
+  results = [None] * len(leaves)
+  for members in groups.values():
+    stacked = jnp.concatenate([y for _, y in members])
+    done = _over_mesh(stacked, coefficients, mesh)
+    ends = np.cumsum([len(y) for _, y in members])[:-1]
+    for (i, _), part in zip(members, jnp.split(done, ends)):
+      results[i] = _restore(part, leaves[i], numbers[i])
+  return treedef.unflatten(results)
+
+
+def _prepare(x, dtype, eps):
+  """Scales to norm 1 in float32, casts, lays the longer side to the right."""
+  x = x.astype(jnp.float32)
+  norm = jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True))
+  x = (x / (norm + eps)).astype(dtype)
+  return x if x.shape[-2] <= x.shape[-1] else x.mT
+
+
+def _restore(y_BxMxN, leaf, numbers):
+  rows, columns = matrices.sizes(leaf.shape, numbers)
+  y = y_BxMxN if rows <= columns else y_BxMxN.mT
+  y = matrices.from_stack(y, leaf.shape, numbers).astype(leaf.dtype)
+  return shard_alike(leaf, y)[1]
+
+
+def _iterate(x, coefficients):
+  matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+  eye = jnp.eye(x.shape[-2], dtype=jnp.float32)
+  for a, b, c in coefficients:
+    gram = matmul(x, x.mT)
+    factor = b * gram
+    if c:
+      gram = gram.astype(x.dtype)
+      factor = factor + c * matmul(gram, gram)
+    # `a` joins the factor, so that x is read once, by the matmul alone.
+    factor = factor + a * jnp.expand_dims(eye, range(x.ndim - 2))
+    x = matmul(factor.astype(x.dtype), x).astype(x.dtype)
+  return x
+
+
+def _over_mesh(x_BxMxN, coefficients, mesh):
+  """Iterates with whole matrices on each device, then goes the way back."""
+  mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+  names = [
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types)
+    if kind == AxisType.Auto and mesh.shape[name] > 1
+  ]
+  if not names:
+    return _iterate(x_BxMxN, coefficients)
+
+  def lay(x, specs):
+    for spec in specs:
+      x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return x
+
+  batch, devices = len(x_BxMxN), math.prod(mesh.shape[name] for name in names)
+  x = jnp.pad(x_BxMxN, ((0, -batch % devices), (0, 0), (0, 0)))
+  specs = _way(mesh, names, x.shape)
+  x = _iterate(lay(x, specs), coefficients)
+  return lay(x, specs[::-1])[:batch]
+
+
+def _way(mesh, names, shape):
+  """Lists layouts from sharded matrices to a sharded batch of whole ones.
+
+  One group of mesh axes moves at a time: the partitioner turns each move
+  into an all-to-all, but a move of both into a gather of everything.
+  """
+
+  def fitting(axes, size):
+    return axes if size % math.prod(mesh.shape[a] for a in axes) == 0 else ()
+
+  rows = fitting(tuple(names[:1]), shape[1])
+  columns = fitting(tuple(names[1:]) if rows else tuple(names), shape[2])
+  rest = tuple(name for name in names if name not in rows + columns)
+  return [
+    PartitionSpec(rest, rows, columns),
+    PartitionSpec(rest + columns, rows, None),
+    PartitionSpec(rest + columns + rows, None, None),
+  ]
