@@ -1,0 +1,109 @@
+"""The device mesh of a run, and what is laid on it."""
+
+import math
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from nestax.models import axes
+
+
+class MeshError(ValueError):
+  """The mesh of the config does not fit the devices or the batch."""
+
+
+def make(sizes, rows: int, length: int) -> Mesh:
+  """Makes the mesh of `config.mesh`.
+
+  Args:
+    sizes: `data`, `fsdp`, `tensor`, `sequence` -> devices along that axis;
+      -1, for at most one of them, takes all that are left.
+    rows: global rows of a microbatch, split over `data` and `fsdp`.
+    length: tokens a row, split over `sequence`.
+
+  Raises:
+    MeshError: if the sizes and the devices, or the batch, do not fit.
+  """
+  sizes = {name: sizes[name] for name in axes.MESH_AXES}
+  devices = jax.device_count()
+  if any(n < 1 and n != -1 for n in sizes.values()):
+    raise MeshError(f"mesh sizes are {sizes}: each has to be -1 or at least 1")
+  free = [name for name, n in sizes.items() if n == -1]
+  if len(free) > 1:
+    raise MeshError(f"mesh sizes {' and '.join(free)} are -1: one at most")
+  used = math.prod(n for n in sizes.values() if n != -1)
+  if free:
+    sizes[free[0]] = max(devices // used, 1)
+    used *= sizes[free[0]]
+  # One process may leave devices idle (a test, a comparison); many may not.
+  if used > devices or (used < devices and jax.process_count() > 1):
+    raise MeshError(
+      f"mesh sizes {sizes} take {used} devices, and there are {devices}"
+    )
+  _check_batch(sizes, rows, length)
+  # Auto: the partitioner decides; `make_mesh` alone makes explicit axes.
+  return jax.make_mesh(
+    tuple(sizes.values()),
+    tuple(sizes),
+    axis_types=(AxisType.Auto,) * len(sizes),
+    devices=jax.devices()[:used],
+  )
+
+
+def _check_batch(sizes, rows: int, length: int) -> None:
+  ways = sizes["data"] * sizes["fsdp"]
+  if rows % ways:
+    raise MeshError(
+      f"a microbatch has {rows} rows (train.batch / train.accumulate), which "
+      f"{ways} devices along data and fsdp cannot share: use a multiple of "
+      f"{ways}, or set mesh.data lower and another axis higher"
+    )
+  if length % sizes["sequence"]:
+    raise MeshError(
+      f"data.length is {length}: mesh.sequence = {sizes['sequence']} has to "
+      "divide it"
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def put(mesh: Mesh, batch):
+  """Puts the rows that this process read on its devices, as global arrays."""
+  sharding = axes.batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, array)
+    for name, array in batch.items()
+  }
+
+
+def like_params(mesh: Mesh, params_boxed, tree):
+  """Shardings for a tree that holds copies of the parameters, such as Adam's.
+
+  A leaf goes where the parameter goes whose path its own path ends in, if the
+  two have one shape; everything else (counters, factored moments) is whole on
+  every device.
+
+  Args:
+    mesh: the devices.
+    params_boxed: parameters or their shapes with logical axes.
+    tree: arrays or shapes.
+  """
+  layout = axes.shardings(mesh, params_boxed)
+  abstract = nn.unbox(params_boxed)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(abstract)
+  known = {
+    path: (leaf.shape, sharding)
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(layout))
+  }
+
+  def one(path, leaf):
+    for start in range(len(path)):
+      shape, sharding = known.get(path[start:], (None, None))
+      if shape == leaf.shape:
+        return sharding
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(one, tree)

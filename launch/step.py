@@ -1,0 +1,222 @@
+"""The train state, one step of training, one batch of evaluation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from nestax.launch import loss
+from nestax.launch import mesh as meshes
+from nestax.models import axes
+
+
+class TrainState(NamedTuple):
+  """All that a run carries from one step to the next, and all it saves."""
+
+  step: jax.Array  # int32, batches seen, bad ones included
+  params: Any
+  opt_state: Any
+  memory: Any  # state of the sequences that the next batch continues, or None
+  key: jax.Array  # what is random in step n draws from fold_in(key, n)
+  skipped: jax.Array  # int32, bad steps since the beginning
+  bad: jax.Array  # int32, bad steps in a row, up to now
+
+
+def abstract_params(model, length: int):
+  """Shapes of the parameters, boxed with their logical axes; no arrays."""
+  tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(
+    lambda key, tokens: model.init(key, None, tokens)["params"], key, tokens
+  )
+
+
+def abstract_state(model, tx, mesh, length: int, memory=None) -> TrainState:
+  """Shapes and shardings of the state that `init_state` makes, same arguments.
+
+  A checkpoint is restored into this, on whatever mesh there is by then.
+  """
+  boxed = abstract_params(model, length)
+  state = jax.eval_shape(_fresh(model, tx, length, memory), _key(0))
+  whole = meshes.replicated(mesh)
+  layout = TrainState(
+    step=whole,
+    params=axes.shardings(mesh, boxed),
+    opt_state=meshes.like_params(mesh, boxed, state.opt_state),
+    memory=axes.state_shardings(mesh, state.memory),
+    key=whole,
+    skipped=whole,
+    bad=whole,
+  )
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    state,
+    layout,
+  )
+
+
+def init_state(
+  model, tx, mesh, length: int, seed: int, memory: Callable | None = None
+) -> TrainState:
+  """Makes the state at step 0, every array born in the shards it will have.
+
+  Args:
+    model: with `init(key, state, tokens)`.
+    tx: the outer optimiser.
+    mesh: the devices.
+    length: tokens a row.
+    seed: of the parameters and of everything random later.
+    memory: without arguments gives the state of all rows of the global batch,
+      for runs that carry it from batch to batch; None for those that do not.
+  """
+  abstract = abstract_state(model, tx, mesh, length, memory)
+  fresh = _fresh(model, tx, length, memory)
+  return jax.jit(fresh, out_shardings=shardings(abstract))(_key(seed))
+
+
+def shardings(state):
+  """The shardings of a state, or of its shapes, as a tree like it."""
+  return jax.tree.map(lambda x: x.sharding, state)
+
+
+def _key(seed: int) -> jax.Array:
+  return jax.random.key(seed)
+
+
+def _fresh(model, tx, length, memory):
+  def fresh(key) -> TrainState:
+    key, init_key = jax.random.split(key)
+    tokens_BxL = jnp.zeros((1, length), jnp.int32)
+    params = nn.unbox(model.init(init_key, None, tokens_BxL)["params"])
+    zero = jnp.zeros((), jnp.int32)
+    state = None if memory is None else memory()
+    return TrainState(zero, params, tx.init(params), state, key, zero, zero)
+
+  return fresh
+
+
+def batch_axes(memory: Callable[[int], Any]):
+  """Finds the batch axis of every leaf of `memory(rows)`, without arrays."""
+  two, three = (jax.eval_shape(lambda n=n: memory(n)) for n in (2, 3))
+  return jax.tree.map(
+    lambda a, b: [m != n for m, n in zip(a.shape, b.shape)].index(True),
+    two,
+    three,
+  )
+
+
+def _split(x, axis: int, parts: int):
+  """Cuts an axis into interleaved microbatches, on a new first axis.
+
+  Interleaved, because devices hold contiguous rows: each keeps its own.
+  """
+  shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
+  return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
+
+
+def _join(x, axis: int):
+  """Undoes `_split`."""
+  x = jnp.moveaxis(x, 0, axis + 1)
+  return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def _gradients(apply, params, memory, batch, parts: int, rows_axes):
+  """Sums of the loss, its gradient, and the memory after the batch."""
+  weight = batch["weights"].sum()
+  weight = jnp.where(weight > 0, weight, 1.0)
+
+  def objective(params, memory, batch):
+    memory, logits_BxLxV = apply(
+      {"params": params}, memory, batch["tokens"], batch["reset"]
+    )
+    total = loss.sums(logits_BxLxV, batch)
+    # By the weight of the whole batch: microbatches then simply add up.
+    return total.nats / weight, (total, memory)
+
+  grad = jax.grad(objective, has_aux=True)
+  if parts == 1:
+    grads, (total, memory) = grad(params, memory, batch)
+    return total, grads, memory
+
+  def one(carry, part):
+    grads, (total, memory) = grad(params, *part)
+    return jax.tree.map(jnp.add, carry, (total, grads)), memory
+
+  batch = jax.tree.map(lambda x: _split(x, 0, parts), batch)
+  memory = jax.tree.map(lambda x, a: _split(x, a, parts), memory, rows_axes)
+  zeros = (loss.zero(), jax.tree.map(jnp.zeros_like, params))
+  (total, grads), memory = jax.lax.scan(one, zeros, (memory, batch))
+  return total, grads, jax.tree.map(_join, memory, rows_axes)
+
+
+def _all_finite(tree) -> jax.Array:
+  leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+  return jnp.stack(leaves).all() if leaves else jnp.array(True)
+
+
+def train_step(model, tx, schedule, layout, parts: int = 1, rows_axes=None):
+  """Makes the step `(state, batch) -> (state, metrics)`, jitted, state donated.
+
+  If the loss, the norm of its gradient or the carried memory is not finite,
+  the whole step is skipped: parameters, optimiser and memory keep every bit,
+  and the step is counted in `skipped` and `bad`.
+
+  Args:
+    model: with `apply(variables, state, tokens, reset)`.
+    tx: the outer optimiser, clipping included.
+    schedule: number of updates -> learning rate, for the metrics.
+    layout: shardings of the state, which leaves a step as it came in.
+    parts: microbatches, one after the other; the result is that of one batch.
+    rows_axes: from `batch_axes`, where the state carries memory.
+
+  Returns:
+    The step; its metrics are float32 scalars `loss` (nats), `bits_per_byte`,
+    `grad_norm`, `learning_rate` and int32 `skipped`, `bad`.
+  """
+
+  def step(state: TrainState, batch):
+    total, grads, memory = _gradients(
+      model.apply, state.params, state.memory, batch, parts, rows_axes
+    )
+    norm = optax.global_norm(grads)
+    good = jnp.isfinite(total.nats) & jnp.isfinite(norm) & _all_finite(memory)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    rate = schedule(state.step - state.skipped)
+
+    def keep(new, old):
+      return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+
+    state = TrainState(
+      step=state.step + 1,
+      params=keep(params, state.params),
+      opt_state=keep(opt_state, state.opt_state),
+      memory=keep(memory, state.memory),
+      key=state.key,
+      skipped=state.skipped + ~good,
+      bad=jnp.where(good, 0, state.bad + 1),
+    )
+    metrics = loss.means(total) | {
+      "grad_norm": norm,
+      "learning_rate": rate,
+      "skipped": state.skipped,
+      "bad": state.bad,
+    }
+    return state, metrics
+
+  return jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
+
+
+def eval_step(model):
+  """Makes `(params, batch) -> loss.Sums`, jitted, every row a new sequence."""
+
+  def step(params, batch) -> loss.Sums:
+    _, logits_BxLxV = model.apply(
+      {"params": params}, None, batch["tokens"], batch["reset"]
+    )
+    return loss.sums(logits_BxLxV, batch)
+
+  return jax.jit(step)
