@@ -85,7 +85,9 @@ def scale_by_m3(
     dtype: of Newton-Schulz's matmuls and of the kept O2, 'bfloat16' or
       'float32'.
     slow_dtype: of the slow momenta; 'bfloat16' rounds stochastically.
-    mesh: lays matrices over its devices, see `newton_schulz`.
+    mesh: lays matrices over its devices, see `newton_schulz`. Pin the state's
+      layout by `out_shardings` then: where a parameter is not sharded over an
+      axis, the partitioner may else choose to shard its state.
 
   Returns:
     The transformation. Its state is 10 bytes a parameter with one slow
