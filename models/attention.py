@@ -1,0 +1,148 @@
+"""Softmax attention with rotary angles, grouped heads and a sliding window."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nestax.models import axes
+from nestax.models.config import ModelConfig
+from nestax.models.layers import LONG_AGO, Linear, rotary, segment_starts
+
+
+class AttentionState(NamedTuple):
+  """A ring of the last S keys and values of each sequence."""
+
+  key_BxSxGxK: jax.Array
+  value_BxSxGxK: jax.Array
+  position_BxS: jax.Array  # int32, -1 where the slot is empty
+  clock_B: jax.Array  # int32, tokens read so far
+  start_B: jax.Array  # int32, position at which the document began
+
+
+def init_state(cfg: ModelConfig, B: int, length: int) -> AttentionState:
+  """Empty caches for `length` tokens, or for the window if that is less."""
+  S = min(length, cfg.window) if cfg.window else length
+  shape = (B, S, cfg.kv_heads, cfg.head_width)
+  return AttentionState(
+    jnp.zeros(shape, cfg.compute_dtype),
+    jnp.zeros(shape, cfg.compute_dtype),
+    jnp.full((B, S), -1, jnp.int32),
+    jnp.zeros((B,), jnp.int32),
+    jnp.zeros((B,), jnp.int32),
+  )
+
+
+def _visible(query_position, key_position, start, window: int):
+  """Which keys `[B, 1, J]` each query `[B, I, 1]` sees, `[B, 1, I, J]`."""
+  age = query_position - key_position
+  seen = (age >= 0) & (key_position >= start)
+  if window:
+    seen = seen & (age < window)
+  return seen[:, None]
+
+
+def _cudnn(dtype) -> bool:
+  return jax.default_backend() == "gpu" and dtype == jnp.bfloat16
+
+
+class Attention(nn.Module):
+  """`(state, x_BxLxD, reset_BxL) -> (state, y_BxLxD)`."""
+
+  cfg: ModelConfig
+
+  @nn.compact
+  def __call__(self, state, x_BxLxD, reset_BxL=None):
+    cfg = self.cfg
+    H, G, K, D = cfg.H, cfg.kv_heads, cfg.head_width, cfg.D
+    dtype = cfg.compute_dtype
+
+    def project(name, heads, axis):
+      names = ("embed", axis, "head_dim")
+      return Linear(
+        "bld,dhk->blhk", (D, heads, K), names, D, dtype=dtype, name=name
+      )(x_BxLxD)
+
+    q_BxLxHxK = project("query", H, "heads")
+    k_BxLxGxK = project("key", G, "kv_heads")
+    v_BxLxGxK = project("value", G, "kv_heads")
+    q_BxLxHxK = axes.constrain(q_BxLxHxK, "batch", "length", "heads", None)
+    if state is None:
+      o_BxLxHxK = self._fresh(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL)
+    else:
+      state, o_BxLxHxK = self._continued(
+        state, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL
+      )
+    out = Linear(
+      "blhk,hkd->bld",
+      (H, K, D),
+      ("heads", "head_dim", "embed"),
+      H * K,
+      gain=(2 * cfg.N) ** -0.5,
+      dtype=dtype,
+      name="out",
+    )
+    return state, out(o_BxLxHxK)
+
+  def _fresh(self, q, k, v, reset_BxL):
+    cfg = self.cfg
+    B, L = q.shape[:2]
+    position = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None], (B, L))
+    q, k = (rotary(x, position, cfg.rope_base) for x in (q, k))
+    window = (cfg.window - 1, 0) if cfg.window else None
+    if reset_BxL is None:
+      return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=True,
+        local_window_size=window,
+        implementation="cudnn" if _cudnn(q.dtype) else "xla",
+      )
+    start = segment_starts(reset_BxL)[..., None]
+    mask = _visible(position[..., None], position[:, None], start, cfg.window)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+  def _continued(self, state: AttentionState, q, k, v, reset_BxL):
+    cfg = self.cfg
+    L = q.shape[1]
+    index_1xL = jnp.arange(L, dtype=jnp.int32)[None]
+    position_BxL = state.clock_B[:, None] + index_1xL
+    start_BxL = jnp.broadcast_to(state.start_B[:, None], position_BxL.shape)
+    if reset_BxL is not None:
+      inside = segment_starts(reset_BxL)
+      began = state.clock_B[:, None] + inside
+      start_BxL = jnp.where(inside == LONG_AGO, start_BxL, began)
+    q, k = (rotary(x, position_BxL, cfg.rope_base) for x in (q, k))
+
+    keys = jnp.concatenate([state.key_BxSxGxK, k], axis=1)
+    values = jnp.concatenate([state.value_BxSxGxK, v], axis=1)
+    positions = jnp.concatenate([state.position_BxS, position_BxL], axis=1)
+    # an empty slot's position, -1, lies before the start of any document
+    mask = _visible(
+      position_BxL[..., None],
+      positions[:, None],
+      start_BxL[..., None],
+      cfg.window,
+    )
+    o = jax.nn.dot_product_attention(q, keys, values, mask=mask)
+    return self._remember(state, k, v, position_BxL, start_BxL), o
+
+  def _remember(self, state, k, v, position_BxL, start_BxL):
+    S = state.position_BxS.shape[1]
+    # of more than S new tokens only the last S fit; the rest must not race
+    k, v, position = (x[:, -S:] for x in (k, v, position_BxL))
+    slot = position % S
+
+    def put(ring, new):
+      write = jax.vmap(lambda r, s, n: r.at[s].set(n.astype(r.dtype)))
+      return write(ring, slot, new)
+
+    return AttentionState(
+      put(state.key_BxSxGxK, k),
+      put(state.value_BxSxGxK, v),
+      put(state.position_BxS, position),
+      position_BxL[:, -1] + 1,
+      start_BxL[:, -1],
+    )

@@ -1,0 +1,180 @@
+"""Linear maps, norms, convolution and rotary angles that the families share."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nestax.models import axes
+
+
+def _along_last(vector, x):
+  """Shapes `[F]` like the last axis of `x` (rank promotion is an error)."""
+  return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
+
+
+class Linear(nn.Module):
+  """`x @ kernel` over any axes, without bias, accumulated in float32.
+
+  Attributes:
+    equation: einsum of input and kernel, such as `bld,dhk->blhk`.
+    shape: of the kernel.
+    names: logical axes of the kernel.
+    fan_in: the number of inputs that one output adds up.
+    gain: multiplies the initial standard deviation `fan_in ** -0.5`.
+    dtype: of the product.
+  """
+
+  equation: str
+  shape: tuple[int, ...]
+  names: tuple[str, ...]
+  fan_in: int
+  gain: float = 1.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.normal(self.gain * self.fan_in**-0.5)
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(init, self.names),
+      self.shape,
+      jnp.float32,
+    )
+    return jnp.einsum(
+      self.equation,
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      preferred_element_type=self.dtype,
+    )
+
+
+class RMSNorm(nn.Module):
+  """Scales the last axes to unit root mean square, in float32.
+
+  Attributes:
+    shape: of the learned scale, the last axes of the input; the mean is over
+      the very last axis only.
+    names: logical axes of the scale.
+    initial: the scale's first value.
+    dtype: of the result.
+  """
+
+  shape: tuple[int, ...]
+  names: tuple[str, ...]
+  initial: float = 1.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.constant(self.initial)
+    scale = self.param(
+      "scale",
+      nn.with_logical_partitioning(init, self.names),
+      self.shape,
+      jnp.float32,
+    )
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
+    return (y * _along_last(scale, y)).astype(self.dtype)
+
+
+class Embedding(nn.Module):
+  """Token embeddings `[V, D]`, also read as the tied output head."""
+
+  V: int
+  D: int
+  dtype: jnp.dtype
+
+  def setup(self):
+    init = nn.initializers.normal(self.D**-0.5)
+    self.embedding = self.param(
+      "embedding",
+      nn.with_logical_partitioning(init, ("vocab", "embed")),
+      (self.V, self.D),
+      jnp.float32,
+    )
+
+  def __call__(self, tokens_BxL):
+    x_BxLxD = jnp.take(self.embedding, tokens_BxL, axis=0).astype(self.dtype)
+    return axes.constrain(x_BxLxD, "batch", "length", "activation")
+
+  def attend(self, x_BxLxD):
+    return jnp.einsum(
+      "bld,vd->blv",
+      x_BxLxD,
+      self.embedding.astype(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+
+LONG_AGO = -(1 << 30)  # the start of a document that began in an earlier call
+
+
+def segment_starts(reset_BxL):
+  """Index at which each token's document began, `LONG_AGO` if before."""
+  index_1xL = jnp.arange(reset_BxL.shape[1], dtype=jnp.int32)[None, :]
+  return jax.lax.cummax(jnp.where(reset_BxL, index_1xL, LONG_AGO), axis=1)
+
+
+class CausalConv(nn.Module):
+  """Causal depthwise convolution over the last `taps` tokens of a stream.
+
+  Call: `(tail, x_BxLxHxK, start_BxL) -> (tail, y)`, where `tail` holds the
+  inputs of the `taps - 1` tokens before `x` (zeros at the start of a stream)
+  and `start_BxL`, or None, the index of the token at which each token's
+  document began: a tap that would reach past it reads zero.
+  """
+
+  shape: tuple[int, int]
+  taps: int = 4
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tail_BxTxHxK, x_BxLxHxK, start_BxL):
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(
+        nn.initializers.normal(self.taps**-0.5), ("taps", "heads", "head_dim")
+      ),
+      (self.taps, *self.shape),
+      jnp.float32,
+    ).astype(self.dtype)
+    before = self.taps - 1
+    L = x_BxLxHxK.shape[1]
+    seen = jnp.concatenate([tail_BxTxHxK.astype(self.dtype), x_BxLxHxK], axis=1)
+    index_1xL = jnp.arange(L, dtype=jnp.int32)[None, :]
+    y = jnp.zeros_like(x_BxLxHxK)
+    for back in range(self.taps):
+      shifted = jax.lax.slice_in_dim(
+        seen, before - back, before - back + L, 1, 1
+      )
+      tap = kernel[self.taps - 1 - back][None, None]
+      if start_BxL is not None and back:
+        same = index_1xL - back >= start_BxL
+        shifted = jnp.where(same[..., None, None], shifted, 0)
+      y = y + shifted * tap
+    return self._tail(seen, start_BxL), y
+
+  def _tail(self, seen, start_BxL):
+    """The inputs that the next call still reads, none of a past document."""
+    before = self.taps - 1
+    tail = seen[:, seen.shape[1] - before :]
+    if start_BxL is not None:
+      index_1xT = jnp.arange(-before, 0, dtype=jnp.int32)[None, :]
+      index_1xT = index_1xT + start_BxL.shape[1]
+      keep = index_1xT >= start_BxL[:, -1:]
+      tail = jnp.where(keep[..., None, None], tail, 0)
+    return tail.astype(jnp.float32)
+
+
+def rotary(x_BxLxHxK, position_BxL, base: float):
+  """Rotates pairs `(i, i + K/2)` by position-dependent angles (RoPE)."""
+  half = x_BxLxHxK.shape[-1] // 2
+  # numpy: a constant of the program, not arithmetic of every step
+  rate = jnp.asarray(base ** (-np.arange(half) / half), jnp.float32)
+  angle = position_BxL.astype(jnp.float32)[..., None] * rate[None, None]
+  cos, sin = (f(angle)[:, :, None, :] for f in (jnp.cos, jnp.sin))
+  a, b = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
+  y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return y.astype(x_BxLxHxK.dtype)

@@ -1,0 +1,78 @@
+"""The one entry to the memory recurrence; picks an implementation by shape."""
+
+import jax
+import jax.numpy as jnp
+
+from nestax.models.memory import scan, token
+from nestax.models.memory.types import (
+  Inputs,
+  MemoryConfig,
+  init_state,
+  wide,
+)
+
+IMPLEMENTATIONS = ("token", "scan")
+FEW = 2  # tokens up to which the token rule is cheaper than a chunk
+
+
+def _by_token(cfg: MemoryConfig, initial, state, inputs: Inputs):
+  B, L, H, K = inputs.query.shape
+  fresh = state is None
+  state = state or init_state(cfg, B, H, K, inputs.query.dtype)
+  stream = token.Token(*inputs)
+  state = state._replace(
+    position_B=jnp.broadcast_to(state.position_B[:, None], (B, H))
+  )
+
+  def one(initial, state, stream):
+    return token.run(cfg, initial, state, stream)
+
+  # heads are axis 1 of `[L, H, K]` inputs; a reset is the same for all heads
+  per_head = token.Token(1, 1, 1, 1, None)
+  heads = jax.vmap(one, (0, 0, per_head), (0, 1))
+  state, out = jax.vmap(heads, (None, 0, 0))(initial, state, stream)
+  if fresh:
+    return None, out
+  return state._replace(position_B=state.position_B[:, 0]), out
+
+
+def run(
+  cfg: MemoryConfig,
+  initial,
+  state,
+  inputs: Inputs,
+  *,
+  dtype=jnp.float32,
+  implementation: str | None = None,
+):
+  """Runs the self-referential memory over a piece of a stream.
+
+  Args:
+    cfg: the rule.
+    initial: slow initial values, leaves with a leading `[H]` (see
+      `types.stack_initial`).
+    state: MemoryState of the sequences, or None for fresh ones whose end
+      state nobody needs.
+    inputs: slow projections `[B, L, H, K]`, L at least 1.
+    dtype: of the matmuls' operands; states, gates and sums are float32. The
+      token rule computes in float32 throughout.
+    implementation: 'token', 'scan', or None to pick by length.
+
+  Returns:
+    (MemoryState or None, output [B, L, H, K] float32).
+
+  Raises:
+    ValueError: for an unknown implementation.
+  """
+  if implementation is None:
+    implementation = "token" if inputs.query.shape[1] <= FEW else "scan"
+  if implementation == "token":
+    inputs = jax.tree.map(
+      lambda x: x if x.dtype == jnp.bool_ else wide(x), inputs
+    )
+    return _by_token(cfg, initial, state, inputs)
+  if implementation == "scan":
+    return scan.run(cfg, initial, state, inputs, dtype)
+  raise ValueError(
+    f"implementation={implementation!r}: one of {IMPLEMENTATIONS} or None"
+  )

@@ -1,0 +1,333 @@
+"""A chunk of tokens in a few matmuls: the single source of truth for speed.
+
+One head of one sequence; rows are tokens. With `G[t, i]` the product of alpha
+over (i, t], `B` the same for beta, `A = G B`, and `U = -eta e` (all lower
+triangular; `_p`: up to the token before), the recurrence of `token.py` is
+
+  (I + diag(eta) (G_p * K K^T)) Z
+      = -diag(eta) (g_p K D^T + c_p K S^T + (A_p * K K^T) U)
+  D_C = g_C D + c_C S + (A_C U + G_C Z)^T K     S_C = b_C S + (B_C U)^T K
+  o   = Q W^T + g Q D^T + c Q S^T + (A * Q K^T) U + (G * Q K^T) Z
+
+A token that starts a document cuts every product that would reach across it.
+A token that is not `live` (padding) changes nothing.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nestax.models.memory.solve import dot, solve_unit_lower
+from nestax.models.memory.types import MemoryConfig, Weights, unit, wide
+
+
+class Chunk(NamedTuple):
+  """Inputs of one chunk of one head."""
+
+  query_CxK: jax.Array
+  key_CxK: jax.Array
+  value_CxK: jax.Array
+  log_beta_C: jax.Array | None
+  reset_C: jax.Array | None  # bool
+  live_C: jax.Array | None  # bool; None: all are
+
+
+class Decay(NamedTuple):
+  """Products of the gates inside a chunk; `_p`: up to the token before."""
+
+  G_CxC: jax.Array
+  G_p_CxC: jax.Array
+  g_C: jax.Array
+  g_p_C: jax.Array
+  anchor_C: jax.Array | None  # what is left of the initial value
+  anchor_p_C: jax.Array | None
+  A_CxC: jax.Array | None  # momentum
+  A_p_CxC: jax.Array | None
+  c_C: jax.Array | None
+  c_p_C: jax.Array | None
+  B_last_C: jax.Array | None
+  b_last: jax.Array | None
+
+
+class Written(NamedTuple):
+  """One matrix after a chunk was written into it, and how to read it inside."""
+
+  slow: jax.Array
+  fast: jax.Array  # at the chunk's start
+  momentum: jax.Array | None
+  key: jax.Array
+  U: jax.Array | None
+  Z: jax.Array  # U + Z without momentum
+
+
+def _ratios(log_C, log_p_C, mask_CxC):
+  """exp(sum over (i, t]) of log gates, and the same up to the token before."""
+  total_C = jnp.cumsum(log_C)
+  before_C = total_C - log_p_C
+  upto = total_C[:, None] - total_C[None, :]
+  upto_p = before_C[:, None] - total_C[None, :]
+  strict = jnp.tril(mask_CxC, -1)
+  # masked before the exponential: above the diagonal it would overflow
+  X = jnp.where(mask_CxC, jnp.exp(jnp.where(mask_CxC, upto, 0.0)), 0.0)
+  X_p = jnp.where(strict, jnp.exp(jnp.where(strict, upto_p, 0.0)), 0.0)
+  return X, X_p, total_C, before_C
+
+
+def decays(cfg: MemoryConfig, log_alpha_C, chunk: Chunk) -> Decay:
+  """All products of gates that a chunk needs, float32."""
+  C = log_alpha_C.shape[0]
+  mask = jnp.tril(jnp.ones((C, C), bool))
+  alive_C = jnp.ones((C,), log_alpha_C.dtype)
+  if chunk.reset_C is not None:
+    document_C = jnp.cumsum(chunk.reset_C.astype(jnp.int32))
+    mask = mask & (document_C[:, None] == document_C[None, :])
+    alive_C = (document_C == 0).astype(log_alpha_C.dtype)
+  G, G_p, total, before = _ratios(log_alpha_C, log_alpha_C, mask)
+  g, g_p = jnp.exp(total) * alive_C, jnp.exp(before) * alive_C
+  anchor = anchor_p = None
+  if cfg.anchor == "zero":
+    start = jnp.zeros_like(total)
+    if chunk.reset_C is not None:
+      # `before` never grows, so the least is that of the latest reset
+      start = jax.lax.cummin(jnp.where(chunk.reset_C, before, 0.0))
+    anchor, anchor_p = jnp.exp(total - start), jnp.exp(before - start)
+  if not cfg.momentum:
+    none = (None,) * 6
+    return Decay(G, G_p, g, g_p, anchor, anchor_p, *none)
+  B, _, total_b, _ = _ratios(chunk.log_beta_C, chunk.log_beta_C, mask)
+  b = jnp.exp(total_b) * alive_C
+  # a token of padding lets the momentum pass by without adding it
+  live = 1.0 if chunk.live_C is None else chunk.live_C[None, :]
+  G_live, G_p_live = G * live, G_p * live
+  return Decay(
+    G, G_p, g, g_p, anchor, anchor_p,
+    G_live @ B, G_p_live @ B, G_live @ b, G_p_live @ b, B[-1], b[-1],
+  )  # fmt: skip
+
+
+def write(cfg, slow, fast, momentum, key_CxK, eta_C, U, decay, dtype):
+  """Writes a chunk into one matrix `[rows, K]`.
+
+  Returns:
+    (fast part, momentum, Written), the first two after the chunk.
+  """
+  kk = dot(key_CxK, key_CxK.T, dtype)
+  eta_Cx1 = eta_C[:, None]
+  if cfg.delta:
+    L = eta_Cx1 * decay.G_p_CxC * kk
+    rhs = decay.g_p_C[:, None] * dot(key_CxK, fast.T, dtype)
+    if cfg.anchor == "zero":
+      rhs = rhs + decay.anchor_p_C[:, None] * dot(key_CxK, slow.T, dtype)
+    if cfg.momentum:
+      rhs = rhs + decay.c_p_C[:, None] * dot(key_CxK, momentum.T, dtype)
+      rhs = -eta_Cx1 * (rhs + dot(decay.A_p_CxC * kk, U, dtype))
+    else:
+      rhs = U - eta_Cx1 * rhs
+    Z = solve_unit_lower(L, rhs, dtype)
+  else:
+    Z = jnp.zeros_like(U) if cfg.momentum else U
+
+  new = decay.g_C[-1] * fast
+  if cfg.anchor == "zero":
+    new = new + (decay.anchor_C[-1] - 1.0) * slow
+  gain = decay.G_CxC[-1][:, None] * Z
+  if cfg.momentum:
+    new = new + decay.c_C[-1] * momentum
+    gain = gain + decay.A_CxC[-1][:, None] * U
+    added = dot((decay.B_last_C[:, None] * U).T, key_CxK, dtype)
+    new_momentum = decay.b_last * momentum + added
+  else:
+    new_momentum = None
+  new = new + dot(gain.T, key_CxK, dtype)
+  written = Written(
+    slow, fast, momentum, key_CxK, U if cfg.momentum else None, Z
+  )
+  return new, new_momentum, written
+
+
+def read_running(cfg, written: Written, decay: Decay, query_CxK, dtype):
+  """Reads each token's query from the matrix as it stood after that token."""
+  qk = dot(query_CxK, written.key.T, dtype)
+  out = dot(query_CxK, written.slow.T, dtype)
+  if cfg.anchor == "zero":
+    out = out * decay.anchor_C[:, None]
+  out = out + decay.g_C[:, None] * dot(query_CxK, written.fast.T, dtype)
+  out = out + dot(decay.G_CxC * qk, written.Z, dtype)
+  if cfg.momentum:
+    out = out + decay.c_C[:, None] * dot(query_CxK, written.momentum.T, dtype)
+    out = out + dot(decay.A_CxC * qk, written.U, dtype)
+  return out
+
+
+def _read(slow, fast, alive_C, x_CxK, dtype):
+  """`(W + D) x` at the boundary; `W x` for a document that began inside."""
+  if alive_C is None:
+    return dot(x_CxK, (slow + fast).T, dtype)
+  y = jnp.where(alive_C[:, None], dot(x_CxK, fast.T, dtype), 0.0)
+  return dot(x_CxK, slow.T, dtype) + y
+
+
+def _residual(cfg, box, z):
+  return wide(z) if box in cfg.identity else 0.0
+
+
+def _map(cfg, box, slow, fast, alive_C, x_CxK, dtype):
+  """A memory without its residual, at the boundary."""
+  start, stop = cfg.rows(x_CxK.shape[-1])[box]
+  rows = _read(
+    slow.stack[start:stop], fast.stack[start:stop], alive_C, x_CxK, dtype
+  )
+  if box not in cfg.deep:
+    return rows
+  h = jax.nn.gelu(rows)
+  return _read(slow.outer[box], fast.outer[box], alive_C, h, dtype)
+
+
+def project(cfg, initial, slow, boundary, alive_C, chunk: Chunk, dtype):
+  """q, k, v `[C, K]`, eta and log alpha `[C]`, read at the boundary."""
+
+  def box(name, x):
+    if name not in cfg.boxes:
+      return wide(x)
+    y = _map(cfg, name, slow, boundary, alive_C, x, dtype)
+    return y + _residual(cfg, name, x)
+
+  def gate(name):
+    row = initial[name]["kernel"][None, :]
+    fast = jnp.zeros_like(row)
+    if name in cfg.gates:
+      start, stop = cfg.rows(row.shape[-1])[name]
+      fast = boundary.stack[start:stop]
+    logit = _read(row, fast, alive_C, chunk.key_CxK, dtype)
+    return logit[:, 0] + initial[name]["bias"]
+
+  q, k = (
+    unit(box(n, x)) for n, x in (("q", chunk.query_CxK), ("k", chunk.key_CxK))
+  )
+  v = box("v", chunk.value_CxK)
+  v = unit(v) if cfg.value_norm else v
+  eta = cfg.eta_max * jax.nn.sigmoid(gate("eta"))
+  log_alpha = jax.nn.log_sigmoid(gate("alpha"))
+  log_alpha = log_alpha if cfg.retention else jnp.zeros_like(log_alpha)
+  if chunk.live_C is not None:
+    eta = jnp.where(chunk.live_C, eta, 0.0)
+    log_alpha = jnp.where(chunk.live_C, log_alpha, 0.0)
+  return q, k, v, eta, log_alpha
+
+
+def errors(cfg, slow, boundary, alive_C, k, v, dtype):
+  """Inner gradients at the boundary: of the stack's rows, of second layers.
+
+  Returns:
+    e_CxR, and per two-layer memory its second layer's (key_CxF, e_CxK).
+  """
+  l2 = cfg.objective == "l2"
+
+  def difference(at_k, at_v):
+    return l2 * at_k - cfg.generated * at_v
+
+  if cfg.deep:
+    both = jnp.concatenate([k, v])
+    alive = None if alive_C is None else jnp.concatenate([alive_C, alive_C])
+    rows = _read(slow.stack, boundary.stack, alive, both, dtype)
+    rows_k, rows_v = jnp.split(rows, 2)
+    rows_e = difference(rows_k, rows_v)
+  elif l2 or cfg.generated:
+    # both reads are linear, and so one
+    point = difference(k, v)
+    rows_e = _read(slow.stack, boundary.stack, alive_C, point, dtype)
+  else:
+    rows_e = jnp.zeros((k.shape[0], slow.stack.shape[0]), k.dtype)
+
+  parts, outer = [], {}
+  for box in (*cfg.boxes, *cfg.gates):
+    start, stop = cfg.rows(k.shape[-1])[box]
+    if box in cfg.gates:
+      parts.append(rows_e[:, start:stop])
+      continue
+    e = l2 * _residual(cfg, box, k) - v
+    if box not in cfg.deep:
+      parts.append(e + rows_e[:, start:stop])
+      continue
+    h, back = jax.vjp(jax.nn.gelu, rows_k[:, start:stop])
+    h_v = jax.nn.gelu(rows_v[:, start:stop])
+    point = difference(h, h_v)
+    W, D = slow.outer[box], boundary.outer[box]
+    e = e + _read(W, D, alive_C, point, dtype)
+    (below,) = back(_read(W.T, D.T, alive_C, e, dtype))
+    parts.append(below)
+    outer[box] = (unit(h), e)
+  return jnp.concatenate(parts, axis=-1), outer
+
+
+def chunk_step(cfg: MemoryConfig, initial, slow, state, chunk: Chunk, dtype):
+  """Advances one head of one sequence by a chunk that crosses no boundary.
+
+  Args:
+    cfg: the rule.
+    initial: the head's slow parameters (the gates are read from it).
+    slow: `types.stack_initial` of them.
+    state: (boundary, running, momentum or None), unbatched Weights, float32.
+    chunk: inputs, C tokens.
+    dtype: of the matmuls' operands.
+
+  Returns:
+    ((boundary, running, momentum), output_CxK float32). The boundary changes
+    only where a document began: it forgets; committing is the caller's.
+  """
+  boundary, running, momentum = state
+  alive_C = None
+  if chunk.reset_C is not None:
+    alive_C = jnp.cumsum(chunk.reset_C.astype(jnp.int32)) == 0
+  q, k, v, eta, log_alpha = project(
+    cfg, initial, slow, boundary, alive_C, chunk, dtype
+  )
+  decay = decays(cfg, log_alpha, chunk)
+  e, outer_e = errors(cfg, slow, boundary, alive_C, k, v, dtype)
+
+  S = momentum or Weights(None, {})
+  stack, s_stack, written = write(
+    cfg, slow.stack, running.stack, S.stack, k, eta, -eta[:, None] * e,
+    decay, dtype,
+  )  # fmt: skip
+  outer, s_outer, written_outer = {}, {}, {}
+  for box, (key, e_outer) in outer_e.items():
+    outer[box], s_outer[box], written_outer[box] = write(
+      cfg, slow.outer[box], running.outer[box], S.outer.get(box), key, eta,
+      -eta[:, None] * e_outer, decay, dtype,
+    )  # fmt: skip
+
+  if cfg.read == "token":
+    start, stop = cfg.rows(k.shape[-1])["mem"]
+    out = read_running(cfg, _rows(written, start, stop), decay, q, dtype)
+    if "mem" in cfg.deep:
+      h = jax.nn.gelu(out)
+      out = read_running(cfg, written_outer["mem"], decay, h, dtype)
+  else:
+    out = _map(cfg, "mem", slow, boundary, alive_C, q, dtype)
+  out = out + _residual(cfg, "mem", q)
+
+  if alive_C is not None:
+    boundary = jax.tree.map(lambda w: jnp.where(alive_C[-1], w, 0.0), boundary)
+  momentum = Weights(s_stack, s_outer) if cfg.momentum else None
+  return (boundary, Weights(stack, outer), momentum), out
+
+
+def _rows(written: Written, start: int, stop: int) -> Written:
+  """The part of the stack that one memory owns."""
+
+  def pick(x):
+    return None if x is None else x[start:stop]
+
+  def columns(x):
+    return None if x is None else x[:, start:stop]
+
+  return Written(
+    pick(written.slow),
+    pick(written.fast),
+    pick(written.momentum),
+    written.key,
+    columns(written.U),
+    columns(written.Z),
+  )

@@ -1,0 +1,208 @@
+"""Dimension key, configuration and state of the self-referential memory.
+
+Letters: B sequences, L tokens, H heads, K head width, C tokens of a chunk,
+F hidden width of a two-layer memory (`expansion * K`), R rows of the stack.
+
+Every map that takes the key itself as its input stands in one stacked matrix
+`[R, K]`: K rows for a matrix memory, F rows (its first layer) for a two-layer
+one, one row for a gate. They share key, rate and decay, so that a chunk is a
+few wide matmuls. The second layers `[K, F]` have keys of their own.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+GATES = ("eta", "alpha")
+READS = ("token", "boundary")
+ANCHORS = ("initial", "zero")
+OBJECTIVES = ("l2", "dot")
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+  """The rule by which one head remembers (NL Eq. 83-93; Table 6's ablations).
+
+  Attributes:
+    chunk_mem: tokens between two boundaries of `mem`.
+    chunk_rest: tokens between two boundaries of every other memory; the
+      larger of the two chunks is a multiple of the smaller.
+    depth_mem: 1 for a matrix memory, 2 for a two-layer one (Eq. 89).
+    depth_rest: the same for the memories k, v and q; gates are vectors.
+    expansion: hidden width of a two-layer memory in head widths.
+    momentum: the inner gradient is gathered as `S = beta S - eta grad`.
+    delta: DGD's decay along the key, `- eta k k^T`; False is plain descent.
+    retention: the forget gate alpha; False holds it at 1.
+    read: 'token' reads the running memory, 'boundary' the chunk's first.
+    anchor: what retention decays towards: the 'initial' value, or 'zero' (the
+      paper as printed).
+    objective: 'l2', `||M(k) - vhat||^2 / 2`, or 'dot', `-<M(k), vhat>`.
+    adaptive: which of q, k, v, eta, alpha are memories; the others stay slow.
+    identity: which maps carry the residual `M(z) = z + ...`.
+    generated: each memory generates its own value `vhat = v + M(v)`; False
+      makes v itself the value of all (Titans).
+    value_norm: v has unit norm.
+    eta_max: upper bound of the inner learning rate.
+    remat: recompute a chunk's inner values in the backward pass.
+  """
+
+  chunk_mem: int = 64
+  chunk_rest: int = 64
+  depth_mem: int = 1
+  depth_rest: int = 1
+  expansion: int = 4
+  momentum: bool = True
+  delta: bool = True
+  retention: bool = True
+  read: str = "token"
+  anchor: str = "initial"
+  objective: str = "l2"
+  adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha")
+  identity: tuple[str, ...] = ("q", "k", "v")
+  generated: bool = True
+  value_norm: bool = True
+  eta_max: float = 0.5
+  remat: bool = False
+
+  def __post_init__(self):
+    small, big = sorted((self.chunk_mem, self.chunk_rest))
+    if small < 1 or big % small:
+      raise ValueError(
+        f"chunk_mem={self.chunk_mem} and chunk_rest={self.chunk_rest}: the "
+        "larger must be a multiple of the smaller, both at least 1"
+      )
+    for name in ("depth_mem", "depth_rest"):
+      if getattr(self, name) not in (1, 2):
+        raise ValueError(f"{name}={getattr(self, name)!r}: 1 or 2")
+    for name, known in (
+      ("read", READS),
+      ("anchor", ANCHORS),
+      ("objective", OBJECTIVES),
+    ):
+      if getattr(self, name) not in known:
+        raise ValueError(f"{name}={getattr(self, name)!r}: one of {known}")
+    for name, known in (
+      ("adaptive", ("q", "k", "v", *GATES)),
+      ("identity", ("q", "k", "v", "mem")),
+    ):
+      wrong = set(getattr(self, name)) - set(known)
+      if wrong:
+        raise ValueError(f"{name}: {sorted(wrong)} not among {known}")
+    if not self.generated and set(GATES) & set(self.adaptive):
+      raise ValueError(
+        "generated=False: a gate is a scalar and has no value but its own; "
+        f"take {GATES} out of adaptive={self.adaptive}"
+      )
+    if self.expansion < 1:
+      raise ValueError(f"expansion={self.expansion}: at least 1")
+    if not 0 < self.eta_max <= 1:
+      raise ValueError(f"eta_max={self.eta_max}: above 0 and at most 1")
+
+  @property
+  def boxes(self) -> tuple[str, ...]:
+    """The memories that are maps, in their order on the stack."""
+    return tuple(b for b in ("q", "k", "v") if b in self.adaptive) + ("mem",)
+
+  @property
+  def gates(self) -> tuple[str, ...]:
+    """The gates that are memories."""
+    return tuple(g for g in GATES if g in self.adaptive)
+
+  def depth(self, box: str) -> int:
+    return self.depth_mem if box == "mem" else self.depth_rest
+
+  @property
+  def deep(self) -> tuple[str, ...]:
+    """The two-layer memories."""
+    return tuple(b for b in self.boxes if self.depth(b) == 2)
+
+  def rows(self, K: int) -> dict[str, tuple[int, int]]:
+    """First and last-but-one row of every memory on the stack."""
+    ranges, row = {}, 0
+    for box in self.boxes:
+      size = K * self.expansion if box in self.deep else K
+      ranges[box] = (row, row + size)
+      row += size
+    for gate in self.gates:
+      ranges[gate] = (row, row + 1)
+      row += 1
+    return ranges
+
+  @property
+  def chunks(self) -> tuple[int, int]:
+    """The smaller and the larger chunk, in tokens."""
+    return tuple(sorted((self.chunk_mem, self.chunk_rest)))
+
+
+class Weights(NamedTuple):
+  """One value of all memories: initial values, fast parts or momenta."""
+
+  stack: jax.Array  # [..., R, K]
+  outer: dict[str, jax.Array]  # second layers, [..., K, F]
+
+
+class MemoryState(NamedTuple):
+  """What the memories of one layer carry from token to token, float32."""
+
+  boundary: Weights  # fast parts at the start of the chunk, [B, H, ...]
+  running: Weights  # fast parts after the last token
+  momentum: Weights | None
+  position_B: jax.Array  # int32, tokens since the larger chunk began
+
+
+class Inputs(NamedTuple):
+  """What a layer hands to its memories: slow projections after convolution.
+
+  `log_beta` is the log of the momentum gate; None without momentum. `reset`
+  is True where a document starts (the memories forget there); None: nowhere.
+  """
+
+  query: jax.Array  # [B, L, H, K]
+  key: jax.Array
+  value: jax.Array
+  log_beta: jax.Array | None  # [B, L, H], float32
+  reset: jax.Array | None  # [B, L], bool
+
+
+def stack_initial(cfg: MemoryConfig, initial) -> Weights:
+  """Lays the slow initial values out as the fast parts are.
+
+  Args:
+    cfg: the rule.
+    initial: box -> {'kernel'} or {'inner', 'outer'}; gate -> {'kernel',
+      'bias'}; leaves `[..., K, K]`, `[..., F, K]`, `[..., K, F]`, `[..., K]`.
+  """
+  rows = [
+    initial[box]["inner" if box in cfg.deep else "kernel"] for box in cfg.boxes
+  ]
+  rows += [initial[gate]["kernel"][..., None, :] for gate in cfg.gates]
+  outer = {box: initial[box]["outer"] for box in cfg.deep}
+  return Weights(jnp.concatenate(rows, axis=-2), outer)
+
+
+def init_state(
+  cfg: MemoryConfig, B: int, H: int, K: int, dtype=jnp.float32
+) -> MemoryState:
+  """Empty memories for B sequences: nothing written, at a boundary."""
+  R = max(stop for _, stop in cfg.rows(K).values())
+  F = K * cfg.expansion
+
+  def zeros():
+    outer = {box: jnp.zeros((B, H, K, F), dtype) for box in cfg.deep}
+    return Weights(jnp.zeros((B, H, R, K), dtype), outer)
+
+  momentum = zeros() if cfg.momentum else None
+  return MemoryState(zeros(), zeros(), momentum, jnp.zeros((B,), jnp.int32))
+
+
+def wide(x):
+  """At least float32: what sums, norms and states are kept in."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def unit(x, eps: float = 1e-6):
+  """`x / ||x||` along the last axis, at least float32."""
+  x = wide(x)
+  return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)
