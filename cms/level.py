@@ -24,6 +24,6 @@ def read(theta: Theta, x_BxLxD, dtype):
   """
   gate, up, down = (w.astype(dtype) for w in theta)
   x = x_BxLxD.astype(dtype)
-  h_BxLxF = jax.nn.silu(jnp.einsum("bld,df->blf", x, gate))
-  h_BxLxF = h_BxLxF * jnp.einsum("bld,df->blf", x, up)
-  return jnp.einsum("blf,fd->bld", h_BxLxF, down)
+  h_BxLxF = jax.nn.silu(jnp.einsum('bld,df->blf', x, gate))
+  h_BxLxF = h_BxLxF * jnp.einsum('bld,df->blf', x, up)
+  return jnp.einsum('blf,fd->bld', h_BxLxF, down)

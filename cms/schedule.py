@@ -32,15 +32,15 @@ class Schedule:
     for level in self.levels:
       if level.period < 0 or level.F < 1:
         raise ValueError(
-          f"a level of period {level.period} and hidden width {level.F}: the "
-          "period must be 0 (never) or more, the width at least 1"
+          f'a level of period {level.period} and hidden width {level.F}: the '
+          'period must be 0 (never) or more, the width at least 1'
         )
     periods = [level.period for level in self.levels if level.period]
     for fast, slow in zip(periods, periods[1:]):
       if slow % fast or slow == fast:
         raise ValueError(
-          f"level periods {periods}: {slow} is not a larger multiple of {fast}; "
-          "give them fastest first, each a multiple of the one before"
+          f'level periods {periods}: {slow} is not a larger multiple of '
+          f'{fast}; give them fastest first, each a multiple of the one before'
         )
 
 
@@ -60,8 +60,8 @@ def split_width(F: int, periods: tuple[int, ...], multiple: int) -> Schedule:
   each = F // n // multiple * multiple
   if each < 1:
     raise ValueError(
-      f"hidden width F={F} cannot be divided among {n} levels in multiples of "
-      f"{multiple}: F must be at least {n * multiple}"
+      f'hidden width F={F} cannot be divided among {n} levels in multiples of '
+      f'{multiple}: F must be at least {n * multiple}'
     )
   widths = [each] * (n - 1) + [F - each * (n - 1)]
   return Schedule(tuple(Level(p, w) for p, w in zip(periods, widths)))

@@ -33,14 +33,14 @@ def sums(logits_BxLxV: jax.Array, batch) -> Sums:
       int32, each `BxL`.
   """
   nats_BxL = optax.softmax_cross_entropy_with_integer_labels(
-    logits_BxLxV, batch["targets"]
+    logits_BxLxV, batch['targets']
   )
-  weights_BxL = batch["weights"]
+  weights_BxL = batch['weights']
   # `where`, not only a product: 0 * inf at a position that nobody scores
   # would make the whole step bad.
   nats_BxL = jnp.where(weights_BxL > 0, nats_BxL * weights_BxL, 0.0)
   return Sums(
-    nats_BxL.sum(), weights_BxL.sum(), (weights_BxL * batch["bytes"]).sum()
+    nats_BxL.sum(), weights_BxL.sum(), (weights_BxL * batch['bytes']).sum()
   )
 
 
@@ -52,8 +52,8 @@ def means(total: Sums) -> dict[str, jax.Array]:
   """
   one = 1e-9  # no target at all gives 0, not a division by zero
   return {
-    "loss": total.nats / (total.weight + one * (total.weight == 0)),
-    "bits_per_byte": total.nats
+    'loss': total.nats / (total.weight + one * (total.weight == 0)),
+    'bits_per_byte': total.nats
     / math.log(2)
     / (total.bytes + one * (total.bytes == 0)),
   }

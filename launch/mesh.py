@@ -28,10 +28,10 @@ def make(sizes, rows: int, length: int) -> Mesh:
   sizes = {name: sizes[name] for name in axes.MESH_AXES}
   devices = jax.device_count()
   if any(n < 1 and n != -1 for n in sizes.values()):
-    raise MeshError(f"mesh sizes are {sizes}: each has to be -1 or at least 1")
+    raise MeshError(f'mesh sizes are {sizes}: each has to be -1 or at least 1')
   free = [name for name, n in sizes.items() if n == -1]
   if len(free) > 1:
-    raise MeshError(f"mesh sizes {' and '.join(free)} are -1: one at most")
+    raise MeshError(f'mesh sizes {" and ".join(free)} are -1: one at most')
   used = math.prod(n for n in sizes.values() if n != -1)
   if free:
     sizes[free[0]] = max(devices // used, 1)
@@ -39,7 +39,7 @@ def make(sizes, rows: int, length: int) -> Mesh:
   # One process may leave devices idle (a test, a comparison); many may not.
   if used > devices or (used < devices and jax.process_count() > 1):
     raise MeshError(
-      f"mesh sizes {sizes} take {used} devices, and there are {devices}"
+      f'mesh sizes {sizes} take {used} devices, and there are {devices}'
     )
   _check_batch(sizes, rows, length)
   # Auto: the partitioner decides; `make_mesh` alone makes explicit axes.
@@ -52,17 +52,17 @@ def make(sizes, rows: int, length: int) -> Mesh:
 
 
 def _check_batch(sizes, rows: int, length: int) -> None:
-  ways = sizes["data"] * sizes["fsdp"]
+  ways = sizes['data'] * sizes['fsdp']
   if rows % ways:
     raise MeshError(
-      f"a microbatch has {rows} rows (train.batch / train.accumulate), which "
-      f"{ways} devices along data and fsdp cannot share: use a multiple of "
-      f"{ways}, or set mesh.data lower and another axis higher"
+      f'a microbatch has {rows} rows (train.batch / train.accumulate), which '
+      f'{ways} devices along data and fsdp cannot share: use a multiple of '
+      f'{ways}, or set mesh.data lower and another axis higher'
     )
-  if length % sizes["sequence"]:
+  if length % sizes['sequence']:
     raise MeshError(
-      f"data.length is {length}: mesh.sequence = {sizes['sequence']} has to "
-      "divide it"
+      f'data.length is {length}: mesh.sequence = {sizes["sequence"]} has to '
+      'divide it'
     )
 
 

@@ -7,12 +7,12 @@ import optax
 
 from nestax.optim import labels, schedules
 
-NAMES = ("adamw",)
+NAMES = ('adamw',)
 # Names, not ranks, decide: below `blocks` every array has an axis of layers.
 RULES = (
-  (r"(.*/)?kernel", "matrix"),
-  (r"(.*/)?embedding", "embedding"),
-  (r"(.*/)?(?!(kernel|embedding)$)[^/]+", "vector"),
+  (r'(.*/)?kernel', 'matrix'),
+  (r'(.*/)?embedding', 'embedding'),
+  (r'(.*/)?(?!(kernel|embedding)$)[^/]+', 'vector'),
 )
 
 
@@ -23,14 +23,14 @@ class OptimizerError(ValueError):
 def default_opt() -> dict[str, Any]:
   """Gives the `config.opt` group with its defaults, as a plain dict."""
   return {
-    "lr": 3e-3,
-    "warmup": 100,
-    "final_lr_fraction": 0.1,
-    "b1": 0.9,
-    "b2": 0.95,
-    "eps": 1e-8,
-    "weight_decay": 0.1,
-    "clip": 1.0,  # of the global norm of the gradient; 0 for none
+    'lr': 3e-3,
+    'warmup': 100,
+    'final_lr_fraction': 0.1,
+    'b1': 0.9,
+    'b2': 0.95,
+    'eps': 1e-8,
+    'weight_decay': 0.1,
+    'clip': 1.0,  # of the global norm of the gradient; 0 for none
   }
 
 
@@ -62,13 +62,13 @@ def build(
 def _check(config: ml_collections.ConfigDict) -> None:
   if config.optimizer not in NAMES:
     raise OptimizerError(
-      f"optimizer is {config.optimizer!r}: it has to be one of "
-      + ", ".join(NAMES)
+      f'optimizer is {config.optimizer!r}: it has to be one of '
+      + ', '.join(NAMES)
     )
-  for name in ("weight_decay", "clip"):
+  for name in ('weight_decay', 'clip'):
     if config.opt[name] < 0:
       raise OptimizerError(
-        f"opt.{name} is {config.opt[name]}: it has to be 0 or above"
+        f'opt.{name} is {config.opt[name]}: it has to be 0 or above'
       )
 
 
@@ -79,5 +79,5 @@ def _adamw(opt, schedule, params) -> optax.GradientTransformation:
     b2=opt.b2,
     eps=opt.eps,
     weight_decay=opt.weight_decay,
-    mask=labels.mask(params, RULES, "matrix"),
+    mask=labels.mask(params, RULES, 'matrix'),
   )

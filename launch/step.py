@@ -30,7 +30,7 @@ def abstract_params(model, length: int):
   tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.eval_shape(
-    lambda key, tokens: model.init(key, None, tokens)["params"], key, tokens
+    lambda key, tokens: model.init(key, None, tokens)['params'], key, tokens
   )
 
 
@@ -90,7 +90,7 @@ def _fresh(model, tx, length, memory):
   def fresh(key) -> TrainState:
     key, init_key = jax.random.split(key)
     tokens_BxL = jnp.zeros((1, length), jnp.int32)
-    params = nn.unbox(model.init(init_key, None, tokens_BxL)["params"])
+    params = nn.unbox(model.init(init_key, None, tokens_BxL)['params'])
     zero = jnp.zeros((), jnp.int32)
     state = None if memory is None else memory()
     return TrainState(zero, params, tx.init(params), state, key, zero, zero)
@@ -125,12 +125,12 @@ def _join(x, axis: int):
 
 def _gradients(apply, params, memory, batch, parts: int, rows_axes):
   """Sums of the loss, its gradient, and the memory after the batch."""
-  weight = batch["weights"].sum()
+  weight = batch['weights'].sum()
   weight = jnp.where(weight > 0, weight, 1.0)
 
   def objective(params, memory, batch):
     memory, logits_BxLxV = apply(
-      {"params": params}, memory, batch["tokens"], batch["reset"]
+      {'params': params}, memory, batch['tokens'], batch['reset']
     )
     total = loss.sums(logits_BxLxV, batch)
     # By the weight of the whole batch: microbatches then simply add up.
@@ -200,10 +200,10 @@ def train_step(model, tx, schedule, layout, parts: int = 1, rows_axes=None):
       bad=jnp.where(good, 0, state.bad + 1),
     )
     metrics = loss.means(total) | {
-      "grad_norm": norm,
-      "learning_rate": rate,
-      "skipped": state.skipped,
-      "bad": state.bad,
+      'grad_norm': norm,
+      'learning_rate': rate,
+      'skipped': state.skipped,
+      'bad': state.bad,
     }
     return state, metrics
 
@@ -215,7 +215,7 @@ def eval_step(model):
 
   def step(params, batch) -> loss.Sums:
     _, logits_BxLxV = model.apply(
-      {"params": params}, None, batch["tokens"], batch["reset"]
+      {'params': params}, None, batch['tokens'], batch['reset']
     )
     return loss.sums(logits_BxLxV, batch)
 

@@ -44,7 +44,7 @@ def _visible(query_position, key_position, start, window: int):
 
 
 def _cudnn(dtype) -> bool:
-  return jax.default_backend() == "gpu" and dtype == jnp.bfloat16
+  return jax.default_backend() == 'gpu' and dtype == jnp.bfloat16
 
 
 class Attention(nn.Module):
@@ -59,15 +59,15 @@ class Attention(nn.Module):
     dtype = cfg.compute_dtype
 
     def project(name, heads, axis):
-      names = ("embed", axis, "head_dim")
+      names = ('embed', axis, 'head_dim')
       return Linear(
-        "bld,dhk->blhk", (D, heads, K), names, D, dtype=dtype, name=name
+        'bld,dhk->blhk', (D, heads, K), names, D, dtype=dtype, name=name
       )(x_BxLxD)
 
-    q_BxLxHxK = project("query", H, "heads")
-    k_BxLxGxK = project("key", G, "kv_heads")
-    v_BxLxGxK = project("value", G, "kv_heads")
-    q_BxLxHxK = axes.constrain(q_BxLxHxK, "batch", "length", "heads", None)
+    q_BxLxHxK = project('query', H, 'heads')
+    k_BxLxGxK = project('key', G, 'kv_heads')
+    v_BxLxGxK = project('value', G, 'kv_heads')
+    q_BxLxHxK = axes.constrain(q_BxLxHxK, 'batch', 'length', 'heads', None)
     if state is None:
       o_BxLxHxK = self._fresh(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL)
     else:
@@ -75,13 +75,13 @@ class Attention(nn.Module):
         state, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL
       )
     out = Linear(
-      "blhk,hkd->bld",
+      'blhk,hkd->bld',
       (H, K, D),
-      ("heads", "head_dim", "embed"),
+      ('heads', 'head_dim', 'embed'),
       H * K,
       gain=(2 * cfg.N) ** -0.5,
       dtype=dtype,
-      name="out",
+      name='out',
     )
     return state, out(o_BxLxHxK)
 
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         v,
         is_causal=True,
         local_window_size=window,
-        implementation="cudnn" if _cudnn(q.dtype) else "xla",
+        implementation='cudnn' if _cudnn(q.dtype) else 'xla',
       )
     start = segment_starts(reset_BxL)[..., None]
     mask = _visible(position[..., None], position[:, None], start, cfg.window)

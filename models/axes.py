@@ -9,21 +9,21 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+MESH_AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
 RULES = {
-  "batch": ("data", "fsdp"),
-  "length": ("sequence",),
-  "vocab": ("tensor",),
-  "embed": ("fsdp",),
-  "heads": ("tensor",),
-  "kv_heads": ("tensor",),
-  "mlp": ("tensor",),
-  "activation": (),
-  "head_dim": (),
-  "memory": (),
-  "taps": (),
-  "layers": (),
+  'batch': ('data', 'fsdp'),
+  'length': ('sequence',),
+  'vocab': ('tensor',),
+  'embed': ('fsdp',),
+  'heads': ('tensor',),
+  'kv_heads': ('tensor',),
+  'mlp': ('tensor',),
+  'activation': (),
+  'head_dim': (),
+  'memory': (),
+  'taps': (),
+  'layers': (),
 }
 
 
@@ -43,7 +43,7 @@ def partition_spec(names, shape, sizes) -> PartitionSpec:
   spec = []
   for name, dim in zip(names, shape, strict=True):
     if name is not None and name not in RULES:
-      raise ValueError(f"logical axis {name!r} has no rule in models/axes.py")
+      raise ValueError(f'logical axis {name!r} has no rule in models/axes.py')
     chosen, total = [], 1
     for axis in RULES.get(name, ()):
       size = sizes.get(axis, 1)
@@ -85,9 +85,9 @@ def logical_axes(boxed):
 
 def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
   """Rows of a batch over the data axes; a row's length over `sequence`."""
-  names = ("batch", "length")[:ndim] + (None,) * (ndim - 2)
-  rows = tuple(a for a in RULES["batch"] if mesh.shape.get(a, 1) > 1) or None
-  cols = tuple(a for a in RULES["length"] if mesh.shape.get(a, 1) > 1) or None
+  names = ('batch', 'length')[:ndim] + (None,) * (ndim - 2)
+  rows = tuple(a for a in RULES['batch'] if mesh.shape.get(a, 1) > 1) or None
+  cols = tuple(a for a in RULES['length'] if mesh.shape.get(a, 1) > 1) or None
   return NamedSharding(mesh, PartitionSpec(*(rows, cols)[: len(names)]))
 
 
@@ -99,9 +99,9 @@ def state_shardings(mesh: Mesh, state):
   """
 
   def one(leaf):
-    names = ["layers", "batch"] + [None] * (leaf.ndim - 2)
+    names = ['layers', 'batch'] + [None] * (leaf.ndim - 2)
     if leaf.ndim == 5:
-      names[2] = "heads"
+      names[2] = 'heads'
     spec = partition_spec(names, leaf.shape, mesh.shape)
     return NamedSharding(mesh, spec)
 

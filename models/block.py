@@ -20,7 +20,7 @@ class BlockState(NamedTuple):
 
 def init_state(cfg: ModelConfig, B: int, length: int) -> BlockState:
   """Fresh sequences; `length` is the capacity of an attention cache."""
-  if cfg.family == "hope":
+  if cfg.family == 'hope':
     return BlockState(hope.init_state(cfg, B))
   return BlockState(attention.init_state(cfg, B, length))
 
@@ -46,11 +46,11 @@ class Level(nn.Module):
       )
 
     theta = levels.Theta(
-      kernel("gate", (D, F), ("embed", "mlp"), D**-0.5),
-      kernel("up", (D, F), ("embed", "mlp"), D**-0.5),
-      kernel("down", (F, D), ("mlp", "embed"), (2 * cfg.N * F) ** -0.5),
+      kernel('gate', (D, F), ('embed', 'mlp'), D**-0.5),
+      kernel('up', (D, F), ('embed', 'mlp'), D**-0.5),
+      kernel('down', (F, D), ('mlp', 'embed'), (2 * cfg.N * F) ** -0.5),
     )
-    norm = RMSNorm((D,), ("activation",), dtype=cfg.compute_dtype, name="norm")
+    norm = RMSNorm((D,), ('activation',), dtype=cfg.compute_dtype, name='norm')
     return x_BxLxD + levels.read(theta, norm(x_BxLxD), cfg.compute_dtype)
 
 
@@ -62,29 +62,29 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, state, x_BxLxD, reset_BxL=None):
     cfg = self.cfg
-    hopes = cfg.family == "hope"
+    hopes = cfg.family == 'hope'
     mixer = (hope.SelfModifyingTitan if hopes else attention.Attention)(
-      cfg, name="mixer"
+      cfg, name='mixer'
     )
     norm = RMSNorm(
-      (cfg.D,), ("activation",), dtype=cfg.compute_dtype, name="mixer_norm"
+      (cfg.D,), ('activation',), dtype=cfg.compute_dtype, name='mixer_norm'
     )
     inner = None if state is None else state.mixer
     inner, y_BxLxD = mixer(inner, norm(x_BxLxD), reset_BxL)
-    x_BxLxD = axes.constrain(x_BxLxD + y_BxLxD, "batch", "length", "activation")
+    x_BxLxD = axes.constrain(x_BxLxD + y_BxLxD, 'batch', 'length', 'activation')
     for i, level in enumerate(cfg.schedule.levels):
-      x_BxLxD = Level(cfg, level.F, name=f"level_{i}")(x_BxLxD)
-    x_BxLxD = axes.constrain(x_BxLxD, "batch", "length", "activation")
+      x_BxLxD = Level(cfg, level.F, name=f'level_{i}')(x_BxLxD)
+    x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
     return None if state is None else BlockState(inner), x_BxLxD
 
 
 def remat(block, policy: str):
   """Wraps the block class so that its backward pass recomputes, or does not."""
-  if policy == "none":
+  if policy == 'none':
     return block
   keep = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   }[policy]
   return nn.remat(block, policy=keep, prevent_cse=False)
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from nestax.cms.schedule import Level, Schedule, split_width
 from nestax.models.memory.types import MemoryConfig
 
-FAMILIES = ("hope", "hope_attention", "transformer")
-DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
-REMATS = ("none", "dots", "full")
+FAMILIES = ('hope', 'hope_attention', 'transformer')
+DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
+REMATS = ('none', 'dots', 'full')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ModelConfig:
     cms: the continuum of levels (families hope, hope_attention).
   """
 
-  family: str = "hope"
+  family: str = 'hope'
   V: int = 272
   D: int = 128
   N: int = 2
@@ -63,38 +63,38 @@ class ModelConfig:
   rope_base: float = 10_000.0
   taps: int = 4
   tied: bool = True
-  dtype: str = "bfloat16"
-  remat: str = "none"
+  dtype: str = 'bfloat16'
+  remat: str = 'none'
   memory: MemoryConfig = MemoryConfig()
   cms: CMSConfig = CMSConfig()
 
   def __post_init__(self):
     for name, known in (
-      ("family", FAMILIES),
-      ("dtype", tuple(DTYPES)),
-      ("remat", REMATS),
+      ('family', FAMILIES),
+      ('dtype', tuple(DTYPES)),
+      ('remat', REMATS),
     ):
       if getattr(self, name) not in known:
-        raise ValueError(f"{name}={getattr(self, name)!r}: one of {known}")
-    for name in ("V", "D", "N", "H", "F", "taps"):
+        raise ValueError(f'{name}={getattr(self, name)!r}: one of {known}')
+    for name in ('V', 'D', 'N', 'H', 'F', 'taps'):
       if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)}: at least 1")
-    for name in ("K", "G", "window"):
+        raise ValueError(f'{name}={getattr(self, name)}: at least 1')
+    for name in ('K', 'G', 'window'):
       if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)}: 0 or more")
+        raise ValueError(f'{name}={getattr(self, name)}: 0 or more')
     if not self.K and self.D % self.H:
       raise ValueError(
-        f"width D={self.D} is not a multiple of H={self.H} heads; give a head "
-        "width K or another H"
+        f'width D={self.D} is not a multiple of H={self.H} heads; give a head '
+        'width K or another H'
       )
-    if self.family != "hope" and self.head_width % 2:
+    if self.family != 'hope' and self.head_width % 2:
       raise ValueError(
-        f"head width {self.head_width}: rotary angles need an even one"
+        f'head width {self.head_width}: rotary angles need an even one'
       )
     if self.H % self.kv_heads:
       raise ValueError(
-        f"H={self.H} query heads cannot share G={self.G} key-value heads: G "
-        "must divide H"
+        f'H={self.H} query heads cannot share G={self.G} key-value heads: G '
+        'must divide H'
       )
     _ = self.schedule
 
@@ -113,19 +113,19 @@ class ModelConfig:
   @property
   def schedule(self) -> Schedule:
     """The levels of a block; one that never commits is an ordinary MLP."""
-    if self.family == "transformer":
+    if self.family == 'transformer':
       return Schedule((Level(0, self.F),))
     return split_width(self.F, self.cms.periods, self.cms.multiple)
 
   @classmethod
-  def from_dict(cls, values) -> "ModelConfig":
+  def from_dict(cls, values) -> 'ModelConfig':
     """Builds the config from nested mappings (a dict or ConfigDict).
 
     Raises:
       ValueError: for an unknown key, a value of another type, or values that
         do not fit together; the message names them.
     """
-    return _build(cls, values, "model")
+    return _build(cls, values, 'model')
 
 
 def _build(cls, values, path: str):
@@ -133,16 +133,16 @@ def _build(cls, values, path: str):
   unknown = sorted(set(values.keys()) - set(hints))
   if unknown:
     raise ValueError(
-      f"{path}: unknown {', '.join(unknown)}; known: {', '.join(hints)}"
+      f'{path}: unknown {", ".join(unknown)}; known: {", ".join(hints)}'
     )
   made = {
-    name: _convert(hints[name], value, f"{path}.{name}")
+    name: _convert(hints[name], value, f'{path}.{name}')
     for name, value in values.items()
   }
   try:
     return cls(**made)
   except ValueError as e:
-    raise ValueError(f"{path}: {e}") from None
+    raise ValueError(f'{path}: {e}') from None
 
 
 def _convert(hint, value, path: str):
@@ -150,8 +150,8 @@ def _convert(hint, value, path: str):
     return value if isinstance(value, hint) else _build(hint, value, path)
   origin = typing.get_origin(hint)
   if origin is tuple:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-      raise ValueError(f"{path}={value!r}: a tuple is wanted")
+    if isinstance(value, str) or not hasattr(value, '__iter__'):
+      raise ValueError(f'{path}={value!r}: a tuple is wanted')
     item = typing.get_args(hint)[0]
     return tuple(_convert(item, v, path) for v in value)
   assert not isinstance(hint, types.UnionType), hint
@@ -159,7 +159,7 @@ def _convert(hint, value, path: str):
     value = float(value)
   if type(value) is not hint:
     raise ValueError(
-      f"{path}={value!r}: a {hint.__name__} is wanted, not a "
-      f"{type(value).__name__}"
+      f'{path}={value!r}: a {hint.__name__} is wanted, not a '
+      f'{type(value).__name__}'
     )
   return value

@@ -15,7 +15,7 @@ from nestax.models.memory.types import init_state as init_memory
 
 # First values of the gates' biases: eta = eta_max * sigmoid(-2), about a
 # tenth of its bound; alpha = sigmoid(5) = 0.993; beta = sigmoid(0) = 0.5.
-BIAS = {"eta": -2.0, "alpha": 5.0, "beta": 0.0}
+BIAS = {'eta': -2.0, 'alpha': 5.0, 'beta': 0.0}
 
 
 class TitanState(NamedTuple):
@@ -49,7 +49,7 @@ class InitialValues(nn.Module):
 
     def param(name, shape, fan_in, gain=1.0):
       init = nn.initializers.normal(gain * fan_in**-0.5)
-      names = ("heads",) + ("memory",) * (len(shape) - 1)
+      names = ('heads',) + ('memory',) * (len(shape) - 1)
       return self.param(
         name, nn.with_logical_partitioning(init, names), shape, jnp.float32
       )
@@ -57,21 +57,21 @@ class InitialValues(nn.Module):
     initial = {}
     for box in rule.boxes:
       # small beside the residual, so that k and v start near x_k and x_v
-      gain = 1.0 if box == "mem" else 0.1
+      gain = 1.0 if box == 'mem' else 0.1
       if box in rule.deep:
         initial[box] = {
-          "inner": param(f"{box}_inner", (H, F, K), K),
-          "outer": param(f"{box}_outer", (H, K, F), F, gain),
+          'inner': param(f'{box}_inner', (H, F, K), K),
+          'outer': param(f'{box}_outer', (H, K, F), F, gain),
         }
       else:
-        initial[box] = {"kernel": param(box, (H, K, K), K, gain)}
+        initial[box] = {'kernel': param(box, (H, K, K), K, gain)}
     for gate in GATES:
       bias = nn.with_logical_partitioning(
-        nn.initializers.constant(BIAS[gate]), ("heads",)
+        nn.initializers.constant(BIAS[gate]), ('heads',)
       )
       initial[gate] = {
-        "kernel": param(gate, (H, K), K, 0.1),
-        "bias": self.param(f"{gate}_bias", bias, (H,), jnp.float32),
+        'kernel': param(gate, (H, K), K, 0.1),
+        'bias': self.param(f'{gate}_bias', bias, (H,), jnp.float32),
       }
     return initial
 
@@ -90,23 +90,23 @@ class SelfModifyingTitan(nn.Module):
     start_BxL = None if reset_BxL is None else segment_starts(reset_BxL)
 
     def linear(name):
-      names = ("embed", "heads", "head_dim")
+      names = ('embed', 'heads', 'head_dim')
       return Linear(
-        "bld,dhk->blhk", (D, H, K), names, D, dtype=dtype, name=name
+        'bld,dhk->blhk', (D, H, K), names, D, dtype=dtype, name=name
       )(x_BxLxD)
 
     tails = (state or init_state(cfg, x_BxLxD.shape[0])).tails
     mixed, new_tails = [], []
-    for name, tail in zip(("query", "key", "value"), tails):
-      conv = CausalConv((H, K), cfg.taps, dtype, name=f"{name}_conv")
+    for name, tail in zip(('query', 'key', 'value'), tails):
+      conv = CausalConv((H, K), cfg.taps, dtype, name=f'{name}_conv')
       tail, y_BxLxHxK = conv(tail, linear(name), start_BxL)
       mixed.append(jax.nn.silu(y_BxLxHxK))
       new_tails.append(tail)
     query, key, value = (
-      axes.constrain(y, "batch", "length", "heads", None) for y in mixed
+      axes.constrain(y, 'batch', 'length', 'heads', None) for y in mixed
     )
     inputs = Inputs(query, key, value, self._log_beta(key), reset_BxL)
-    initial = InitialValues(cfg, name="initial")()
+    initial = InitialValues(cfg, name='initial')()
     memory, o_BxLxHxK = api.run(
       cfg.memory,
       initial,
@@ -116,16 +116,16 @@ class SelfModifyingTitan(nn.Module):
       implementation=self.implementation,
     )
     state = None if state is None else TitanState(memory, tuple(new_tails))
-    norm = RMSNorm((H, K), ("heads", "head_dim"), dtype=dtype, name="norm")
-    y_BxLxHxK = norm(o_BxLxHxK) * jax.nn.silu(linear("gate"))
+    norm = RMSNorm((H, K), ('heads', 'head_dim'), dtype=dtype, name='norm')
+    y_BxLxHxK = norm(o_BxLxHxK) * jax.nn.silu(linear('gate'))
     out = Linear(
-      "blhk,hkd->bld",
+      'blhk,hkd->bld',
       (H, K, D),
-      ("heads", "head_dim", "embed"),
+      ('heads', 'head_dim', 'embed'),
       H * K,
       gain=(2 * cfg.N) ** -0.5,
       dtype=dtype,
-      name="out",
+      name='out',
     )
     return state, out(y_BxLxHxK)
 
@@ -135,20 +135,20 @@ class SelfModifyingTitan(nn.Module):
       return None
     H, K = self.cfg.H, self.cfg.head_width
     kernel = self.param(
-      "beta",
+      'beta',
       nn.with_logical_partitioning(
-        nn.initializers.normal(0.1 * K**-0.5), ("heads", "memory")
+        nn.initializers.normal(0.1 * K**-0.5), ('heads', 'memory')
       ),
       (H, K),
       jnp.float32,
     )
     bias = self.param(
-      "beta_bias",
+      'beta_bias',
       nn.with_logical_partitioning(
-        nn.initializers.constant(BIAS["beta"]), ("heads",)
+        nn.initializers.constant(BIAS['beta']), ('heads',)
       ),
       (H,),
       jnp.float32,
     )
-    logit = jnp.einsum("blhk,hk->blh", key_BxLxHxK.astype(jnp.float32), kernel)
+    logit = jnp.einsum('blhk,hk->blh', key_BxLxHxK.astype(jnp.float32), kernel)
     return jax.nn.log_sigmoid(logit + bias[None, None])

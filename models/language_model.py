@@ -30,7 +30,7 @@ class LanguageModel(nn.Module):
   @nn.compact
   def __call__(self, state, tokens_BxL, reset_BxL=None):
     cfg = self.cfg
-    embed = Embedding(cfg.V, cfg.D, cfg.compute_dtype, name="embed")
+    embed = Embedding(cfg.V, cfg.D, cfg.compute_dtype, name='embed')
 
     def body(block, x_BxLxD, state):
       state, x_BxLxD = block(state, x_BxLxD, reset_BxL)
@@ -38,18 +38,18 @@ class LanguageModel(nn.Module):
 
     scanned = nn.scan(
       body,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
       length=cfg.N,
-      metadata_params={nn.PARTITION_NAME: "layers"},
+      metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    block = blocks.remat(blocks.Block, cfg.remat)(cfg, name="blocks")
+    block = blocks.remat(blocks.Block, cfg.remat)(cfg, name='blocks')
     x_BxLxD, state = scanned(block, embed(tokens_BxL), state)
     # the tied head's rows have unit norm: without this the token just read
     # would start with a logit of sqrt(D)
     initial = cfg.D**-0.5 if cfg.tied else 1.0
     norm = RMSNorm(
-      (cfg.D,), ("activation",), initial, cfg.compute_dtype, name="final_norm"
+      (cfg.D,), ('activation',), initial, cfg.compute_dtype, name='final_norm'
     )
     x_BxLxD = norm(x_BxLxD)
     if cfg.tied:
@@ -57,18 +57,18 @@ class LanguageModel(nn.Module):
     else:
       init = nn.initializers.normal(1 / cfg.D)
       head = self.param(
-        "head",
-        nn.with_logical_partitioning(init, ("embed", "vocab")),
+        'head',
+        nn.with_logical_partitioning(init, ('embed', 'vocab')),
         (cfg.D, cfg.V),
         jnp.float32,
       )
       logits = jnp.einsum(
-        "bld,dv->blv",
+        'bld,dv->blv',
         x_BxLxD,
         head.astype(cfg.compute_dtype),
         preferred_element_type=jnp.float32,
       )
-    return state, axes.constrain(logits, "batch", "length", "vocab")
+    return state, axes.constrain(logits, 'batch', 'length', 'vocab')
 
 
 def init_state(cfg: ModelConfig, batch: int, length: int):
@@ -91,7 +91,7 @@ def abstract_params(cfg: ModelConfig):
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   init = LanguageModel(cfg).init
   return jax.eval_shape(
-    lambda key, t: init(key, None, t)["params"], jax.random.key(0), tokens
+    lambda key, t: init(key, None, t)['params'], jax.random.key(0), tokens
   )
 
 
@@ -113,7 +113,7 @@ def flops_per_token(cfg: ModelConfig, length: int) -> float:
   matmul = parameter_count(cfg) - (0 if cfg.tied else lookup)
   flops = 2.0 * matmul
   K = cfg.head_width
-  if cfg.family == "hope":
+  if cfg.family == 'hope':
     rule = cfg.memory
     flops -= 2.0 * cfg.N * cfg.H * _memory_size(cfg)  # counted per token below
     C = rule.chunks[0]

@@ -36,7 +36,7 @@ class Linear(nn.Module):
   def __call__(self, x):
     init = nn.initializers.normal(self.gain * self.fan_in**-0.5)
     kernel = self.param(
-      "kernel",
+      'kernel',
       nn.with_logical_partitioning(init, self.names),
       self.shape,
       jnp.float32,
@@ -69,7 +69,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x):
     init = nn.initializers.constant(self.initial)
     scale = self.param(
-      "scale",
+      'scale',
       nn.with_logical_partitioning(init, self.names),
       self.shape,
       jnp.float32,
@@ -89,19 +89,19 @@ class Embedding(nn.Module):
   def setup(self):
     init = nn.initializers.normal(self.D**-0.5)
     self.embedding = self.param(
-      "embedding",
-      nn.with_logical_partitioning(init, ("vocab", "embed")),
+      'embedding',
+      nn.with_logical_partitioning(init, ('vocab', 'embed')),
       (self.V, self.D),
       jnp.float32,
     )
 
   def __call__(self, tokens_BxL):
     x_BxLxD = jnp.take(self.embedding, tokens_BxL, axis=0).astype(self.dtype)
-    return axes.constrain(x_BxLxD, "batch", "length", "activation")
+    return axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
 
   def attend(self, x_BxLxD):
     return jnp.einsum(
-      "bld,vd->blv",
+      'bld,vd->blv',
       x_BxLxD,
       self.embedding.astype(self.dtype),
       preferred_element_type=jnp.float32,
@@ -133,9 +133,9 @@ class CausalConv(nn.Module):
   @nn.compact
   def __call__(self, tail_BxTxHxK, x_BxLxHxK, start_BxL):
     kernel = self.param(
-      "kernel",
+      'kernel',
       nn.with_logical_partitioning(
-        nn.initializers.normal(self.taps**-0.5), ("taps", "heads", "head_dim")
+        nn.initializers.normal(self.taps**-0.5), ('taps', 'heads', 'head_dim')
       ),
       (self.taps, *self.shape),
       jnp.float32,

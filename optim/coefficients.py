@@ -42,9 +42,9 @@ def polar_express(
   Raises:
     CoefficientError: if `lower` or `cushion` is not between 0 and 1.
   """
-  for name, value in (("lower", lower), ("cushion", cushion)):
+  for name, value in (('lower', lower), ('cushion', cushion)):
     if not 0 < value < 1:
-      raise CoefficientError(f"{name} is {value}: it has to be in (0, 1)")
+      raise CoefficientError(f'{name} is {value}: it has to be in (0, 1)')
   triples = []
   low, high = lower, 1.0
   for step in range(_at_least_one(steps)):
@@ -84,7 +84,7 @@ def _minimax(low, high):
 
 def _at_least_one(steps):
   if steps < 1:
-    raise CoefficientError(f"{steps} steps of Newton-Schulz: give at least 1")
+    raise CoefficientError(f'{steps} steps of Newton-Schulz: give at least 1')
   return steps
 
 

@@ -18,10 +18,10 @@ def path_of(keys: Sequence[Any]) -> str:
   """Joins a key path of JAX into `blocks/mixer/query/kernel`."""
   names = []
   for key in keys:
-    if isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value":
+    if isinstance(key, jax.tree_util.GetAttrKey) and key.name == 'value':
       continue  # a box of logical axes around the array, not a name
-    names.append(str(getattr(key, "key", getattr(key, "name", None) or key)))
-  return "/".join(name.strip("[].") for name in names)
+    names.append(str(getattr(key, 'key', getattr(key, 'name', None) or key)))
+  return '/'.join(name.strip('[].') for name in names)
 
 
 def paths(params: Any) -> list[str]:
@@ -71,8 +71,8 @@ def describe(params: Any, rules: Sequence[Rule]) -> str:
   for name, leaf in zip(labels, jax.tree.leaves(params)):
     arrays[name] += 1
     numbers[name] += leaf.size
-  return "\n".join(
-    f"{name}: {arrays[name]} arrays, {numbers[name]:,} numbers"
+  return '\n'.join(
+    f'{name}: {arrays[name]} arrays, {numbers[name]:,} numbers'
     for name in sorted(arrays)
   )
 
@@ -82,11 +82,11 @@ def _check(hits: dict[str, list[Rule]]) -> None:
   twice = {path: found for path, found in hits.items() if len(found) > 1}
   problems = []
   if left_out:
-    problems.append("no rule matches: " + ", ".join(left_out))
+    problems.append('no rule matches: ' + ', '.join(left_out))
   for path, found in twice.items():
-    rules = " and ".join(f"{pattern!r} -> {name}" for pattern, name in found)
-    problems.append(f"{path} is matched by {rules}")
+    rules = ' and '.join(f'{pattern!r} -> {name}' for pattern, name in found)
+    problems.append(f'{path} is matched by {rules}')
   if problems:
     raise LabelError(
-      "every parameter needs exactly one rule; " + "; ".join(problems)
+      'every parameter needs exactly one rule; ' + '; '.join(problems)
     )

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from nestax.optim import matrices, newton_schulz, rounding
 from nestax.optim.coefficients import MUON, Coefficients
 
-ACCUMULATE = ("ema", "sum")
+ACCUMULATE = ('ema', 'sum')
 
 
 class M3Error(ValueError):
@@ -52,15 +51,15 @@ def scale_by_m3(
   b2: float | None = None,
   slow: Sequence[TimeScale] = (TimeScale(),),
   *,
-  accumulate: str = "ema",
+  accumulate: str = 'ema',
   nesterov: bool = False,
   coefficients: Coefficients = MUON,
   dimension_numbers: matrices.DimensionNumbers = None,
   consistent_rms: float | None = None,
   eps: float = 1e-8,
-  dtype: jax.typing.DTypeLike = "bfloat16",
-  slow_dtype: jax.typing.DTypeLike = "float32",
-  mesh: Mesh | None = None,
+  dtype: jax.typing.DTypeLike = 'bfloat16',
+  slow_dtype: jax.typing.DTypeLike = 'float32',
+  layout: newton_schulz.Layout | None = None,
 ) -> optax.GradientTransformation:
   """Replaces gradients of matrices by M3's update.
 
@@ -85,9 +84,9 @@ def scale_by_m3(
     dtype: of Newton-Schulz's matmuls and of the kept O2, 'bfloat16' or
       'float32'.
     slow_dtype: of the slow momenta; 'bfloat16' rounds stochastically.
-    mesh: lays matrices over its devices, see `newton_schulz`. Pin the state's
-      layout by `out_shardings` then: where a parameter is not sharded over an
-      axis, the partitioner may else choose to shard its state.
+    layout: of the matrices on a mesh, see `newton_schulz`. Pin the state by
+      `out_shardings` then: where a parameter is not sharded over an axis of
+      the mesh, the partitioner may else choose to shard its state.
 
   Returns:
     The transformation. Its state is 10 bytes a parameter with one slow
@@ -98,11 +97,11 @@ def scale_by_m3(
   """
   slow = tuple(TimeScale(*scale) for scale in slow)
   _check(slow, accumulate, nesterov)
-  ema = accumulate == "ema"
+  ema = accumulate == 'ema'
 
   def orthogonalize(tree):
     return newton_schulz.orthogonalize_tree(
-      tree, coefficients, dimension_numbers, dtype, eps, mesh
+      tree, coefficients, dimension_numbers, dtype, eps, layout
     )
 
   def init_fn(params):
@@ -185,15 +184,15 @@ def m3(
   weight_decay: float = 0.0,
   weight_decay_mask: Any = None,
   *,
-  accumulate: str = "ema",
+  accumulate: str = 'ema',
   nesterov: bool = False,
   coefficients: Coefficients = MUON,
   dimension_numbers: matrices.DimensionNumbers = None,
   consistent_rms: float | None = 0.2,
   eps: float = 1e-8,
-  dtype: jax.typing.DTypeLike = "bfloat16",
-  slow_dtype: jax.typing.DTypeLike = "float32",
-  mesh: Mesh | None = None,
+  dtype: jax.typing.DTypeLike = 'bfloat16',
+  slow_dtype: jax.typing.DTypeLike = 'float32',
+  layout: newton_schulz.Layout | None = None,
 ) -> optax.GradientTransformation:
   """Makes M3 with decoupled weight decay, for matrices only.
 
@@ -208,7 +207,7 @@ def m3(
     weight_decay: times the learning rate, as in AdamW.
     weight_decay_mask: as in `optax.add_decayed_weights`.
     accumulate, nesterov, coefficients, dimension_numbers, consistent_rms,
-      eps, dtype, slow_dtype, mesh: see `scale_by_m3`.
+      eps, dtype, slow_dtype, layout: see `scale_by_m3`.
 
   Returns:
     The transformation.
@@ -226,7 +225,7 @@ def m3(
       eps=eps,
       dtype=dtype,
       slow_dtype=slow_dtype,
-      mesh=mesh,
+      layout=layout,
     ),
     optax.add_decayed_weights(weight_decay, weight_decay_mask),
     optax.scale_by_learning_rate(learning_rate),
@@ -274,14 +273,14 @@ def _divide(total, second, b2, count, eps, ema):
 def _check(slow, accumulate, nesterov):
   if accumulate not in ACCUMULATE:
     raise M3Error(
-      f"accumulate is {accumulate!r}: it has to be one of "
-      + ", ".join(ACCUMULATE)
+      f'accumulate is {accumulate!r}: it has to be one of '
+      + ', '.join(ACCUMULATE)
     )
-  if nesterov and accumulate == "sum":
+  if nesterov and accumulate == 'sum':
     raise M3Error("nesterov looks ahead of a decaying mean: not with 'sum'")
   for scale in slow:
     if not isinstance(scale.every, int) or scale.every < 1:
       raise M3Error(
-        f"a slow momentum is refreshed every {scale.every!r} steps: it has "
-        "to be a whole number, 1 or above"
+        f'a slow momentum is refreshed every {scale.every!r} steps: it has '
+        'to be a whole number, 1 or above'
       )

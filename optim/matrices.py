@@ -51,7 +51,7 @@ def resolve(tree: Any, dimension_numbers: DimensionNumbers) -> Any:
     path = labels.path_of(keys)
     numbers = LAST_TWO if table is None else table.get(path)
     if not _is_numbers(numbers):
-      raise MatrixError(f"{path} has no dimension numbers, but {numbers!r}")
+      raise MatrixError(f'{path} has no dimension numbers, but {numbers!r}')
     _check(path, leaf.shape, numbers)
     return numbers
 
@@ -104,18 +104,18 @@ def _axes(ndim, numbers):
 def _check(path, shape, numbers):
   if len(shape) < 2:
     raise MatrixError(
-      f"{path} has the shape {shape}: a matrix needs 2 axes or more; label "
-      "it for another optimiser"
+      f'{path} has the shape {shape}: a matrix needs 2 axes or more; label '
+      'it for another optimiser'
     )
   named = []
   for axes in numbers:
     named += [axes] if isinstance(axes, int) else list(axes)
   if any(not -len(shape) <= axis < len(shape) for axis in named):
     raise MatrixError(
-      f"{path} has the shape {shape}: {numbers} names an axis out of range"
+      f'{path} has the shape {shape}: {numbers} names an axis out of range'
     )
   if len({axis % len(shape) for axis in named}) < len(named):
-    raise MatrixError(f"{path}: {numbers} names an axis twice")
+    raise MatrixError(f'{path}: {numbers} names an axis twice')
 
 
 def _is_numbers(x):

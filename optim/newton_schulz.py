@@ -8,16 +8,27 @@ step.
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.shard_alike import shard_alike
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nestax.optim import matrices
 from nestax.optim.coefficients import MUON, Coefficients
+
+
+class Layout(NamedTuple):
+  """The devices that share the matrices, and how matrices lie at rest.
+
+  A wrong guess of `rows` and `columns` costs traffic, not values.
+  """
+
+  mesh: Mesh  # with axes of the type Auto
+  rows: tuple[str, ...] = ()  # mesh axes that shard the shorter side
+  columns: tuple[str, ...] = ()  # mesh axes that shard the longer side
 
 
 def orthogonalize(
@@ -48,11 +59,11 @@ def orthogonalize_tree(
   dimension_numbers: matrices.DimensionNumbers = None,
   dtype: jax.typing.DTypeLike = jnp.bfloat16,
   eps: float = 1e-8,
-  mesh: Mesh | None = None,
+  layout: Layout | None = None,
 ) -> Any:
   """Orthogonalises every leaf, equal shapes of all leaves in one batch.
 
-  On a mesh the batch of each shape is laid over all devices, so that each
+  With a layout the batch of each shape is laid over all devices, so that each
   one gathers and orthogonalises its own share of whole matrices: one
   all-to-all there and one back, no matmul across devices. The results are
   sharded like the leaves they came from.
@@ -63,8 +74,7 @@ def orthogonalize_tree(
     dimension_numbers: see `matrices`; None for `[..., in, out]`.
     dtype: of the matmuls' inputs; sums are float32.
     eps: added to the Frobenius norm.
-    mesh: the devices; None for the mesh of `jax.set_mesh`, and without one
-      nothing is laid out. Explicit axes are left alone.
+    layout: the devices; None to leave all layouts to the partitioner.
 
   Returns:
     A tree of the same structure, shapes and dtypes.
@@ -81,7 +91,7 @@ def orthogonalize_tree(
   results = [None] * len(leaves)
   for members in groups.values():
     stacked = jnp.concatenate([y for _, y in members])
-    done = _over_mesh(stacked, coefficients, mesh)
+    done = _over_mesh(stacked, coefficients, layout)
     ends = np.cumsum([len(y) for _, y in members])[:-1]
     for (i, _), part in zip(members, jnp.split(done, ends)):
       results[i] = _restore(part, leaves[i], numbers[i])
@@ -118,30 +128,25 @@ def _iterate(x, coefficients):
   return x
 
 
-def _over_mesh(x_BxMxN, coefficients, mesh):
+def _over_mesh(x_BxMxN, coefficients, layout):
   """Iterates with whole matrices on each device, then goes the way back."""
-  mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-  names = [
-    name
-    for name, kind in zip(mesh.axis_names, mesh.axis_types)
-    if kind == AxisType.Auto and mesh.shape[name] > 1
-  ]
-  if not names:
+  if layout is None or layout.mesh.size == 1:
     return _iterate(x_BxMxN, coefficients)
 
   def lay(x, specs):
     for spec in specs:
-      x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+      sharding = NamedSharding(layout.mesh, spec)
+      x = jax.lax.with_sharding_constraint(x, sharding)
     return x
 
-  batch, devices = len(x_BxMxN), math.prod(mesh.shape[name] for name in names)
-  x = jnp.pad(x_BxMxN, ((0, -batch % devices), (0, 0), (0, 0)))
-  specs = _way(mesh, names, x.shape)
+  batch = len(x_BxMxN)
+  x = jnp.pad(x_BxMxN, ((0, -batch % layout.mesh.size), (0, 0), (0, 0)))
+  specs = _way(layout, x.shape)
   x = _iterate(lay(x, specs), coefficients)
   return lay(x, specs[::-1])[:batch]
 
 
-def _way(mesh, names, shape):
+def _way(layout, shape):
   """Lists layouts from sharded matrices to a sharded batch of whole ones.
 
   One group of mesh axes moves at a time: the partitioner turns each move
@@ -149,10 +154,12 @@ def _way(mesh, names, shape):
   """
 
   def fitting(axes, size):
-    return axes if size % math.prod(mesh.shape[a] for a in axes) == 0 else ()
+    axes = tuple(a for a in axes if a in layout.mesh.axis_names)
+    return () if size % math.prod(layout.mesh.shape[a] for a in axes) else axes
 
-  rows = fitting(tuple(names[:1]), shape[1])
-  columns = fitting(tuple(names[1:]) if rows else tuple(names), shape[2])
+  rows = fitting(layout.rows, shape[1])
+  columns = fitting(layout.columns, shape[2])
+  names = layout.mesh.axis_names
   rest = tuple(name for name in names if name not in rows + columns)
   return [
     PartitionSpec(rest, rows, columns),

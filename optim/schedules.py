@@ -31,19 +31,19 @@ def warmup_cosine(
     ScheduleError: if a number is out of its range.
   """
   if not peak > 0:
-    raise ScheduleError(f"the learning rate is {peak}: it has to be above 0")
+    raise ScheduleError(f'the learning rate is {peak}: it has to be above 0')
   if steps < 1:
-    raise ScheduleError(f"the schedule has {steps} steps: it needs at least 1")
+    raise ScheduleError(f'the schedule has {steps} steps: it needs at least 1')
   if not 0 <= warmup < steps:
     raise ScheduleError(
-      f"the warm-up is {warmup} steps of {steps} in all: it has to be at "
-      "least 0 and shorter than the whole; lower opt.warmup or raise "
-      "train.steps"
+      f'the warm-up is {warmup} steps of {steps} in all: it has to be at '
+      'least 0 and shorter than the whole; lower opt.warmup or raise '
+      'train.steps'
     )
   if not 0 <= final_fraction <= 1:
     raise ScheduleError(
-      f"the final fraction of the learning rate is {final_fraction}: it has "
-      "to lie between 0 and 1"
+      f'the final fraction of the learning rate is {final_fraction}: it has '
+      'to lie between 0 and 1'
     )
 
   def schedule(step: jax.typing.ArrayLike) -> jax.Array:

@@ -51,31 +51,31 @@ def table(
   """
   schedules = default_schedules() if schedules is None else schedules
   lines = [
-    "| coefficients | " + " | ".join(f"{c:g}" for c in conditions) + " |",
-    "|---" * (len(conditions) + 1) + "|",
+    '| coefficients | ' + ' | '.join(f'{c:g}' for c in conditions) + ' |',
+    '|---' * (len(conditions) + 1) + '|',
   ]
   for name, coefficients in schedules.items():
     cells = []
     for condition in conditions:
       low, high = extremes(with_condition(*shape, condition), coefficients)
-      cells.append(f"{low:.3f} to {high:.3f}")
-    lines.append(f"| {name} | " + " | ".join(cells) + " |")
-  return "\n".join(lines)
+      cells.append(f'{low:.3f} to {high:.3f}')
+    lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
 
 
 def default_schedules() -> dict[str, coefficients_lib.Coefficients]:
   """Names the schedules that the table compares."""
   schedules = {}
   for steps in (3, 5, 8):
-    schedules[f"quintic, {steps} steps"] = coefficients_lib.quintic(steps)
+    schedules[f'quintic, {steps} steps'] = coefficients_lib.quintic(steps)
   for steps in (5, 6, 7, 8, 9):
-    schedules[f"polar express, {steps} steps"] = coefficients_lib.polar_express(
+    schedules[f'polar express, {steps} steps'] = coefficients_lib.polar_express(
       steps
     )
   for steps in (3, 12, 20):
-    schedules[f"cubic, {steps} steps"] = coefficients_lib.cubic(steps)
+    schedules[f'cubic, {steps} steps'] = coefficients_lib.cubic(steps)
   return schedules
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
   print(table())

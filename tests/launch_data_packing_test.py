@@ -24,7 +24,7 @@ def documents(lengths):
 
 def packed(lengths, length, lanes=1, repeat=True, **options):
   dataset = grain.MapDataset.source(documents(lengths))
-  arguments = {"mark": True, "corpus": "c", "bos": BOS} | options
+  arguments = {'mark': True, 'corpus': 'c', 'bos': BOS} | options
   return packing.Packed(
     dataset.repeat() if repeat else dataset,
     length=length,
@@ -63,15 +63,15 @@ def test_rows_are_the_documents_in_order(lengths, length):
   strip = {key: array[0] for key, array in strips(batches).items()}
   tokens = np.concatenate([d[0] for d in documents(lengths)])
   kept = len(batches) * length
-  np.testing.assert_array_equal(strip["tokens"], tokens[:kept])
+  np.testing.assert_array_equal(strip['tokens'], tokens[:kept])
   starts = np.cumsum([0, *lengths[:-1]])
   np.testing.assert_array_equal(
-    np.flatnonzero(strip["reset"]), starts[starts < kept]
+    np.flatnonzero(strip['reset']), starts[starts < kept]
   )
   scored = np.concatenate([d[0, 1:] for d in documents(lengths)])
-  weights = strip["weights"] > 0
+  weights = strip['weights'] > 0
   np.testing.assert_array_equal(
-    strip["targets"][weights], scored[: weights.sum()]
+    strip['targets'][weights], scored[: weights.sum()]
   )
   ends = np.cumsum(lengths) - 1
   np.testing.assert_array_equal(np.flatnonzero(~weights), ends[ends < kept])
@@ -83,13 +83,13 @@ def test_rows_are_the_documents_in_order(lengths, length):
 @hypothesis.settings(max_examples=80, deadline=None)
 def test_no_target_is_of_another_document(lengths, length, lanes):
   for batch in take(iter(packed(lengths, length, lanes)), 6):
-    scored = batch["weights"] > 0
-    tokens, targets = batch["tokens"][scored], batch["targets"][scored]
+    scored = batch['weights'] > 0
+    tokens, targets = batch['tokens'][scored], batch['targets'][scored]
     np.testing.assert_array_equal(targets, tokens + 1)
-    np.testing.assert_array_equal(batch["bytes"][scored], targets % 1000 + 1)
-    assert (batch["targets"][~scored] == BOS).all()
-    assert not batch["bytes"][~scored].any()
-    assert (batch["reset"] == (batch["tokens"] % 1000 == 0)).all()
+    np.testing.assert_array_equal(batch['bytes'][scored], targets % 1000 + 1)
+    assert (batch['targets'][~scored] == BOS).all()
+    assert not batch['bytes'][~scored].any()
+    assert (batch['reset'] == (batch['tokens'] % 1000 == 0)).all()
 
 
 @hypothesis.given(
@@ -101,28 +101,28 @@ def test_rows_carry_on_and_share_the_documents_out(lengths, length, lanes):
   batches = take(iter(packed(lengths, length, lanes)), 8)
   strip = strips(batches)
   np.testing.assert_array_equal(
-    strip["targets"][:, :-1][strip["weights"][:, :-1] > 0],
-    strip["tokens"][:, 1:][strip["weights"][:, :-1] > 0],
+    strip['targets'][:, :-1][strip['weights'][:, :-1] > 0],
+    strip['tokens'][:, 1:][strip['weights'][:, :-1] > 0],
   )
   # Every document begun is one that no other lane has, until all are used up.
-  assert strip["reset"][:, 0].all()
-  begun = np.sort(strip["tokens"][strip["reset"]] // 1000 - 1)
+  assert strip['reset'][:, 0].all()
+  begun = np.sort(strip['tokens'][strip['reset']] // 1000 - 1)
   times = np.bincount(begun, minlength=len(lengths))
   assert times.max() - times.min() <= 1
 
 
 def test_lanes_that_share_a_document_begin_apart():
   batch = next(iter(packed([100], 5, lanes=4)))
-  assert batch["tokens"][:, 0].tolist() == [1000, 1025, 1050, 1075]
+  assert batch['tokens'][:, 0].tolist() == [1000, 1025, 1050, 1075]
   batch = next(iter(packed([100, 40], 5, lanes=3)))
-  assert batch["tokens"][:, 0].tolist() == [1000, 2000, 1050]
+  assert batch['tokens'][:, 0].tolist() == [1000, 2000, 1050]
 
 
 def test_without_marks_nothing_is_reset():
   marked = next(iter(packed([5, 5], 10)))
   bare = next(iter(packed([5, 5], 10, mark=False)))
-  assert marked.pop("reset").sum() == 2
-  assert not bare.pop("reset").any()
+  assert marked.pop('reset').sum() == 2
+  assert not bare.pop('reset').any()
   assert_same([marked], [bare])
 
 
@@ -159,9 +159,9 @@ def test_saved_place_of_something_else_is_refused():
   iterator = iter(packed([9, 9], 4, lanes=2))
   next(iterator)
   state = iterator.get_state()
-  with pytest.raises(ValueError, match="saved with .d now; c then"):
-    iter(packed([9, 9], 4, lanes=2, corpus="d")).set_state(state)
-  with pytest.raises(ValueError, match="is of 2 carried rows"):
+  with pytest.raises(ValueError, match='saved with .d now; c then'):
+    iter(packed([9, 9], 4, lanes=2, corpus='d')).set_state(state)
+  with pytest.raises(ValueError, match='is of 2 carried rows'):
     iter(packed([9, 9], 4, lanes=3)).set_state(state)
 
 

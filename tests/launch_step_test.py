@@ -23,29 +23,29 @@ class Reader(nn.Module):
   def __call__(self, state, tokens_BxL, reset_BxL=None):
     init = nn.initializers.normal(1.0)
     table_VxD = self.param(
-      "embedding",
-      nn.with_logical_partitioning(init, ("vocab", "embed")),
+      'embedding',
+      nn.with_logical_partitioning(init, ('vocab', 'embed')),
       (V, D),
     )
     head_DxV = self.param(
-      "kernel",
-      nn.with_logical_partitioning(init, ("embed", "vocab")),
+      'kernel',
+      nn.with_logical_partitioning(init, ('embed', 'vocab')),
       (D, V),
     )
     x_BxLxD = table_VxD[tokens_BxL]
     if state is None:
       seen_BxD = jnp.zeros((tokens_BxL.shape[0], D))
     else:
-      seen_BxD = state["seen"][0]
+      seen_BxD = state['seen'][0]
     seen_BxLxD = seen_BxD[:, None] + jnp.cumsum(x_BxLxD, 1) / L
     logits_BxLxV = (x_BxLxD + seen_BxLxD) @ head_DxV
     if state is None:
       return None, logits_BxLxV
-    return {"seen": seen_BxLxD[:, -1][None]}, logits_BxLxV
+    return {'seen': seen_BxLxD[:, -1][None]}, logits_BxLxV
 
 
 def memory(rows=B):
-  return {"seen": jnp.zeros((1, rows, D))}
+  return {'seen': jnp.zeros((1, rows, D))}
 
 
 def make_batch(seed=0, spoil=False):
@@ -55,18 +55,18 @@ def make_batch(seed=0, spoil=False):
   if spoil:
     weights[3, 2] = np.nan
   return {
-    "tokens": tokens[:, :-1],
-    "targets": tokens[:, 1:],
-    "weights": weights,
-    "bytes": rng.integers(0, 4, (B, L)).astype(np.int32),
-    "reset": np.zeros((B, L), bool),
+    'tokens': tokens[:, :-1],
+    'targets': tokens[:, 1:],
+    'weights': weights,
+    'bytes': rng.integers(0, 4, (B, L)).astype(np.int32),
+    'reset': np.zeros((B, L), bool),
   }
 
 
 @functools.cache
 def make(carry=True, parts=1, rate=0.1, **sizes):
   """Gives what makes the fresh state, the step, and what puts a batch."""
-  sizes = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1} | sizes
+  sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1} | sizes
   mesh = meshes.make(sizes, B // parts, L)
   tx, schedule = optax.adam(rate), optax.constant_schedule(rate)
   model = Reader()
@@ -102,8 +102,8 @@ def assert_same(got, want):
 BATCHES = [make_batch(i) for i in range(3)]
 
 
-@pytest.mark.parametrize("carry", [False, True], ids=["fresh", "carry"])
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize('carry', [False, True], ids=['fresh', 'carry'])
+@pytest.mark.parametrize('parts', [2, 4])
 def test_microbatches_equal_the_big_batch(parts, carry):
   assert_close(
     train(BATCHES, parts=parts, carry=carry), train(BATCHES, carry=carry)
@@ -111,12 +111,12 @@ def test_microbatches_equal_the_big_batch(parts, carry):
 
 
 @pytest.mark.parametrize(
-  "sizes",
+  'sizes',
   [
-    {"data": 8},
-    {"data": 2, "fsdp": 2, "tensor": 2},
-    {"data": 2, "fsdp": 2, "parts": 2},
-    {"data": -1},
+    {'data': 8},
+    {'data': 2, 'fsdp': 2, 'tensor': 2},
+    {'data': 2, 'fsdp': 2, 'parts': 2},
+    {'data': -1},
   ],
   ids=str,
 )
@@ -127,9 +127,9 @@ def test_a_mesh_equals_one_device(sizes):
 def test_every_array_is_born_in_its_shards_and_stays_there():
   fresh, run, put = make(fsdp=2, tensor=2)
   state = fresh()
-  table = state.params["embedding"]
+  table = state.params['embedding']
   assert table.addressable_shards[0].data.shape == (V // 2, D // 2)
-  moment = state.opt_state[0].mu["embedding"]
+  moment = state.opt_state[0].mu['embedding']
   assert moment.sharding == table.sharding
   before = steps.shardings(state)
   state, _ = run(state, put(BATCHES[0]))
@@ -142,18 +142,18 @@ def test_the_state_is_donated():
   fresh, run, put = make()
   state = fresh()
   run(state, put(BATCHES[0]))
-  assert state.params["embedding"].is_deleted()
+  assert state.params['embedding'].is_deleted()
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize('parts', [1, 4])
 def test_a_bad_step_changes_no_bit_but_the_counters(parts):
   bad = make_batch(7, spoil=True)
   want, _ = train(BATCHES[:1], parts=parts)
   got, rows = train([BATCHES[0], bad, bad], parts=parts)
   assert (got.step, got.skipped, got.bad) == (3, 2, 2)
-  counters = {"step": 0, "skipped": 0, "bad": 0}
+  counters = {'step': 0, 'skipped': 0, 'bad': 0}
   assert_same(got._replace(**counters), want._replace(**counters))
-  assert [int(r["bad"]) for r in rows] == [0, 1, 2]
+  assert [int(r['bad']) for r in rows] == [0, 1, 2]
   after, _ = train([BATCHES[0], bad, BATCHES[1]], parts=parts)
   assert (after.skipped, after.bad) == (1, 0)
   want, _ = train(BATCHES[:2], parts=parts)
@@ -164,15 +164,15 @@ def test_two_batches_that_carry_equal_one_long_batch():
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, V, (B, 2 * L)).astype(np.int32)
   halves = [
-    make_batch() | {"tokens": tokens[:, :L]},
-    make_batch() | {"tokens": tokens[:, L:]},
+    make_batch() | {'tokens': tokens[:, :L]},
+    make_batch() | {'tokens': tokens[:, L:]},
   ]
   state, rows = train(halves, rate=0.0)
   apply = jax.jit(Reader().apply)
-  want, logits = apply({"params": state.params}, memory(), tokens)
+  want, logits = apply({'params': state.params}, memory(), tokens)
   assert_close(state.memory, want)
   total = loss.sums(logits[:, L:], halves[1])
-  np.testing.assert_allclose(rows[1]["loss"], loss.means(total)["loss"], 1e-5)
+  np.testing.assert_allclose(rows[1]['loss'], loss.means(total)['loss'], 1e-5)
 
 
 def test_sums_of_halves_add_up_and_nothing_unscored_counts():
@@ -184,27 +184,27 @@ def test_sums_of_halves_add_up_and_nothing_unscored_counts():
     for rows in (slice(0, 3), slice(3, None))
   ]
   assert_close(jax.tree.map(lambda a, b: a + b, *halves), whole)
-  logits[batch["weights"] == 0] = np.inf
+  logits[batch['weights'] == 0] = np.inf
   assert_close(loss.sums(logits, batch), whole)
   means = loss.means(whole)
   np.testing.assert_allclose(
-    means["bits_per_byte"],
-    means["loss"] * whole.weight / np.log(2) / whole.bytes,
+    means['bits_per_byte'],
+    means['loss'] * whole.weight / np.log(2) / whole.bytes,
     1e-5,
   )
 
 
 @pytest.mark.parametrize(
-  "sizes, rows, length, words",
+  'sizes, rows, length, words',
   [
-    ({"data": 16}, 16, 8, "there are 8"),
-    ({"data": -1}, 4, 8, "4 rows"),
-    ({"data": 0}, 4, 8, "at least 1"),
-    ({"data": -1, "fsdp": -1}, 8, 8, "one at most"),
-    ({"data": 1, "sequence": 8}, 4, 12, "data.length is 12"),
+    ({'data': 16}, 16, 8, 'there are 8'),
+    ({'data': -1}, 4, 8, '4 rows'),
+    ({'data': 0}, 4, 8, 'at least 1'),
+    ({'data': -1, 'fsdp': -1}, 8, 8, 'one at most'),
+    ({'data': 1, 'sequence': 8}, 4, 12, 'data.length is 12'),
   ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(sizes, rows, length, words):
-  sizes = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1} | sizes
+  sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1} | sizes
   with pytest.raises(meshes.MeshError, match=words):
     meshes.make(sizes, rows, length)

@@ -12,7 +12,7 @@ def apply(triples, values):
   return values
 
 
-@pytest.mark.parametrize(("steps", "lower"), [(5, 3e-2), (8, 1e-3), (10, 1e-4)])
+@pytest.mark.parametrize(('steps', 'lower'), [(5, 3e-2), (8, 1e-3), (10, 1e-4)])
 def test_polar_express_brings_the_interval_to_one(steps, lower):
   values = apply(
     coefficients.polar_express(steps, lower), np.geomspace(lower, 1, 10_001)
@@ -45,13 +45,13 @@ def test_the_cubic_ends_at_one():
   np.testing.assert_allclose(values, 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [coefficients.quintic, coefficients.cubic])
+@pytest.mark.parametrize('make', [coefficients.quintic, coefficients.cubic])
 def test_no_steps_are_refused(make):
-  with pytest.raises(coefficients.CoefficientError, match="at least 1"):
+  with pytest.raises(coefficients.CoefficientError, match='at least 1'):
     make(0)
 
 
-@pytest.mark.parametrize("bad", [{"lower": 0.0}, {"cushion": 2.0}])
+@pytest.mark.parametrize('bad', [{'lower': 0.0}, {'cushion': 2.0}])
 def test_numbers_out_of_range_are_refused(bad):
-  with pytest.raises(coefficients.CoefficientError, match="in \\(0, 1\\)"):
+  with pytest.raises(coefficients.CoefficientError, match='in \\(0, 1\\)'):
     coefficients.polar_express(5, **bad)

@@ -11,16 +11,17 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from nestax.optim import m3, matrices
+from nestax.optim import coefficients, m3, matrices, newton_schulz
 
 Numbers = matrices.MuonDimensionNumbers
 SLOW = (m3.TimeScale(0.9, 2, 0.5), m3.TimeScale(0.8, 3, 0.25))
+TWO_STEPS = coefficients.quintic(2)  # compiles faster than five
 NUMBERS = {
-  "query": Numbers(1, (2, 3)),
-  "out": Numbers((1, 2), 3),
-  "up": Numbers(1, 2),
+  'query': Numbers(1, (2, 3)),
+  'out': Numbers((1, 2), 3),
+  'up': Numbers(1, 2),
 }
-SHAPES = {"query": (2, 8, 2, 4), "out": (2, 2, 4, 8), "up": (2, 8, 16)}
+SHAPES = {'query': (2, 8, 2, 4), 'out': (2, 2, 4, 8), 'up': (2, 8, 16)}
 
 
 def draw(seed, shapes=SHAPES):
@@ -31,7 +32,7 @@ def draw(seed, shapes=SHAPES):
   }
 
 
-def make(learning_rate=0.1, dimension_numbers=NUMBERS, mesh=None):
+def make(learning_rate=0.1, dimension_numbers=NUMBERS, layout=None):
   return m3.m3(
     learning_rate,
     0.9,
@@ -39,8 +40,9 @@ def make(learning_rate=0.1, dimension_numbers=NUMBERS, mesh=None):
     SLOW,
     weight_decay=0.1,
     dimension_numbers=dimension_numbers,
-    dtype="float32",
-    mesh=mesh,
+    coefficients=TWO_STEPS,
+    dtype='float32',
+    layout=layout,
   )
 
 
@@ -87,7 +89,7 @@ def test_under_chain_and_a_schedule():
 
 def test_under_inject_hyperparams():
   factory = optax.inject_hyperparams(
-    m3.m3, static_args=("dtype", "consistent_rms")
+    m3.m3, static_args=('dtype', 'consistent_rms')
   )
   tx = factory(
     learning_rate=0.05,
@@ -96,11 +98,12 @@ def test_under_inject_hyperparams():
     slow=SLOW,
     weight_decay=0.1,
     dimension_numbers=NUMBERS,
-    dtype="float32",
+    coefficients=TWO_STEPS,
+    dtype='float32',
   )
   params, state = draw(0), tx.init(draw(0))
   update = jax.jit(tx.update)
-  state.hyperparams["learning_rate"] = jnp.asarray(0.1)
+  state.hyperparams['learning_rate'] = jnp.asarray(0.1)
   for t in range(7):
     updates, state = update(draw(t + 100), state, params)
     params = optax.apply_updates(params, updates)
@@ -108,27 +111,27 @@ def test_under_inject_hyperparams():
 
 
 def test_under_multi_transform_with_numbers_for_all_or_for_its_own():
-  shapes = SHAPES | {"scale": (2, 8)}
-  labels = dict.fromkeys(SHAPES, "m3") | {"scale": "adam"}
-  for numbers in (NUMBERS, NUMBERS | {"scale": Numbers()}):
+  shapes = SHAPES | {'scale': (2, 8)}
+  labels = dict.fromkeys(SHAPES, 'm3') | {'scale': 'adam'}
+  for numbers in (NUMBERS, NUMBERS | {'scale': Numbers()}):
     tx = optax.multi_transform(
-      {"m3": make(dimension_numbers=numbers), "adam": optax.adam(1e-2)}, labels
+      {'m3': make(dimension_numbers=numbers), 'adam': optax.adam(1e-2)}, labels
     )
-    params = draw(0) | {"scale": jnp.ones((2, 8))}
+    params = draw(0) | {'scale': jnp.ones((2, 8))}
     got, _ = train(
-      tx, params, grads_at=lambda t: draw(t) | {"scale": jnp.ones((2, 8))}
+      tx, params, grads_at=lambda t: draw(t) | {'scale': jnp.ones((2, 8))}
     )
     assert_close({name: got[name] for name in SHAPES}, expected())
-    np.testing.assert_allclose(got["scale"], 1 - 7e-2, atol=1e-4)
+    np.testing.assert_allclose(got['scale'], 1 - 7e-2, atol=1e-4)
     assert set(got) == set(shapes)
 
 
 def test_under_masked_the_rest_passes():
-  tx = optax.masked(make(), {"query": True, "out": False, "up": True})
+  tx = optax.masked(make(), {'query': True, 'out': False, 'up': True})
   updates, _ = tx.update(draw(100), tx.init(draw(0)), draw(0))
-  np.testing.assert_array_equal(updates["out"], draw(100)["out"])
+  np.testing.assert_array_equal(updates['out'], draw(100)['out'])
   first = expected(1)
-  for name in ("query", "up"):
+  for name in ('query', 'up'):
     np.testing.assert_allclose(
       draw(0)[name] + updates[name], first[name], atol=2e-5
     )
@@ -159,21 +162,21 @@ def test_under_apply_if_finite_a_nan_changes_nothing():
 
 
 def test_layers_stacked_by_a_scan_are_layers_apart():
-  apart = {f"{name}_{i}": x[i] for name, x in draw(0).items() for i in range(2)}
+  apart = {f'{name}_{i}': x[i] for name, x in draw(0).items() for i in range(2)}
   numbers = {
-    "query": Numbers(0, (1, 2)),
-    "out": Numbers((0, 1), 2),
-    "up": Numbers(0, 1),
+    'query': Numbers(0, (1, 2)),
+    'out': Numbers((0, 1), 2),
+    'up': Numbers(0, 1),
   }
-  numbers = {name: numbers[name.split("_")[0]] for name in apart}
+  numbers = {name: numbers[name.split('_')[0]] for name in apart}
 
   def grads_at(t):
-    return {f"{n}_{i}": x[i] for n, x in draw(t).items() for i in range(2)}
+    return {f'{n}_{i}': x[i] for n, x in draw(t).items() for i in range(2)}
 
   got, _ = train(make(dimension_numbers=numbers), apart, grads_at=grads_at)
   for name, want in expected().items():
     for i in range(2):
-      np.testing.assert_allclose(got[f"{name}_{i}"], want[i], atol=2e-5)
+      np.testing.assert_allclose(got[f'{name}_{i}'], want[i], atol=2e-5)
 
 
 def test_a_head_axis_of_the_kernel_is_only_a_shape():
@@ -194,33 +197,33 @@ def assert_same_layout(a, b):
 
 
 BY_ROWS = {
-  "query": P(None, "data"),
-  "out": P(None, None, None, "data"),
-  "up": P(None, "data"),
+  'query': P(None, 'data'),
+  'out': P(None, None, None, 'data'),
+  'up': P(None, 'data'),
 }
 BY_COLUMNS = {
-  "query": P(None, None, "model"),
-  "out": P(None, "model"),
-  "up": P(None, None, "model"),
+  'query': P(None, None, 'model'),
+  'out': P(None, 'model'),
+  'up': P(None, None, 'model'),
 }
 BY_BOTH = {
-  "query": P(None, "data", "model"),
-  "out": P(None, "model", None, "data"),
-  "up": P(None, "data", "model"),
+  'query': P(None, 'data', 'model'),
+  'out': P(None, 'model', None, 'data'),
+  'up': P(None, 'data', 'model'),
 }
 
 
-@pytest.mark.parametrize("laid_out", [False, True], ids=["plain", "laid_out"])
+@pytest.mark.parametrize('laid_out', [False, True], ids=['plain', 'laid_out'])
 @pytest.mark.parametrize(
-  ("shape", "specs"),
+  ('shape', 'specs'),
   [((8, 1), BY_ROWS), ((4, 2), BY_COLUMNS), ((4, 2), BY_BOTH)],
-  ids=["rows", "columns", "both"],
+  ids=['rows', 'columns', 'both'],
 )
 def test_a_mesh_of_8_gives_one_device_and_keeps_its_layout(
   shape, specs, laid_out
 ):
   auto = (jax.sharding.AxisType.Auto,) * 2
-  mesh = jax.make_mesh(shape, ("data", "model"), axis_types=auto)
+  mesh = jax.make_mesh(shape, ('data', 'model'), axis_types=auto)
 
   def put(tree):
     return {
@@ -228,7 +231,8 @@ def test_a_mesh_of_8_gives_one_device_and_keeps_its_layout(
       for name, x in tree.items()
     }
 
-  tx = make(mesh=mesh if laid_out else None)
+  layout = newton_schulz.Layout(mesh, ('data',), ('model',))
+  tx = make(layout=layout if laid_out else None)
   params = put(draw(0))
   whole = NamedSharding(mesh, P())
   state = jax.tree.map(
@@ -249,10 +253,10 @@ def test_state_survives_a_checkpoint(tmp_path):
   tx = make()
   params, state = train(tx, draw(0), 4)
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(tmp_path / "state", (params, state))
+    checkpointer.save(tmp_path / 'state', (params, state))
     checkpointer.wait_until_finished()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, state))
-    params, state = checkpointer.restore(tmp_path / "state", abstract)
+    params, state = checkpointer.restore(tmp_path / 'state', abstract)
   update = jax.jit(tx.update)
   for t in range(4, 7):
     updates, state = update(draw(t + 100), state, params)

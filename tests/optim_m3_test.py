@@ -48,18 +48,18 @@ def algorithm_1(theta, steps, lr, b1, b2, b3, alpha, eps, every, triples):
 
 def run(tx, theta, steps):
   update = jax.jit(tx.update)
-  params = {"w": jnp.asarray(theta, jnp.float32)}
+  params = {'w': jnp.asarray(theta, jnp.float32)}
   state = tx.init(params)
   thetas = []
   for t in range(steps):
-    g = gradient(np.asarray(params["w"], np.float64), t)
-    updates, state = update({"w": jnp.asarray(g, jnp.float32)}, state, params)
+    g = gradient(np.asarray(params['w'], np.float64), t)
+    updates, state = update({'w': jnp.asarray(g, jnp.float32)}, state, params)
     params = optax.apply_updates(params, updates)
-    thetas.append(params["w"])
+    thetas.append(params['w'])
   return np.array(thetas), state
 
 
-@pytest.mark.parametrize("every", [1, 7, 100])
+@pytest.mark.parametrize('every', [1, 7, 100])
 def test_sum_is_algorithm_1_over_300_steps(every):
   steps = 300 if every != 7 else 301
   triples = coefficients.quintic(5)
@@ -72,24 +72,24 @@ def test_sum_is_algorithm_1_over_300_steps(every):
     0.9,
     0.99,
     (m3.TimeScale(0.5, every, 0.7),),
-    accumulate="sum",
+    accumulate='sum',
     coefficients=triples,
     consistent_rms=None,
-    dtype="float32",
+    dtype='float32',
   )
   got, _ = run(tx, theta, steps)
   assert np.abs(want[-1]).max() > 0.5
   np.testing.assert_allclose(got, want, atol=1e-3)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize('nesterov', [False, True])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_without_slow_part_and_second_moment_it_is_muon(nesterov, dtype):
   params = {
-    "query": jnp.ones((3, 8, 2, 4)),
-    "down": jnp.ones((3, 24, 8)),
+    'query': jnp.ones((3, 8, 2, 4)),
+    'down': jnp.ones((3, 24, 8)),
   }
-  numbers = {"query": Numbers(1, (2, 3)), "down": Numbers(1, 2)}
+  numbers = {'query': Numbers(1, (2, 3)), 'down': Numbers(1, 2)}
   ours = m3.m3(
     0.1,
     b1=0.95,
@@ -117,7 +117,7 @@ def test_without_slow_part_and_second_moment_it_is_muon(nesterov, dtype):
     (a, states[0]), (b, states[1]) = (
       update(grads, state, params) for update, state in zip(updates, states)
     )
-    tolerance = 1e-4 if dtype == "float32" else 5e-2
+    tolerance = 1e-4 if dtype == 'float32' else 5e-2
     for name in params:
       error = jnp.linalg.norm(a[name] - b[name]) / jnp.linalg.norm(b[name])
       assert error < tolerance
@@ -126,7 +126,7 @@ def test_without_slow_part_and_second_moment_it_is_muon(nesterov, dtype):
 def test_ema_weighs_windows_by_their_means():
   every, beta = 4, 0.8
   tx = m3.scale_by_m3(slow=((beta, every, 0.5),))
-  params = {"w": jnp.zeros((3, 5))}
+  params = {'w': jnp.zeros((3, 5))}
   state, want, window = tx.init(params), np.zeros((3, 5)), []
   for t in range(12):
     g = np.random.default_rng(t).normal(size=(3, 5)).astype(np.float32)
@@ -134,21 +134,21 @@ def test_ema_weighs_windows_by_their_means():
     if t % every == every - 1:
       want = beta * want + (1 - beta) * np.mean(window, 0)
       window = []
-    _, state = tx.update({"w": jnp.asarray(g)}, state)
-  np.testing.assert_allclose(state.slow[0]["w"], want, atol=1e-6)
+    _, state = tx.update({'w': jnp.asarray(g)}, state)
+  np.testing.assert_allclose(state.slow[0]['w'], want, atol=1e-6)
 
 
 def test_directions_change_only_at_the_end_of_their_window():
   tx = m3.scale_by_m3(slow=((0.9, 3, 0.5), (0.9, 6, 0.2)))
-  params = {"w": jnp.zeros((4, 4))}
+  params = {'w': jnp.zeros((4, 4))}
   state, changed = tx.init(params), []
   update = jax.jit(tx.update)
   for t in range(12):
-    g = {"w": jax.random.normal(jax.random.key(t), (4, 4))}
+    g = {'w': jax.random.normal(jax.random.key(t), (4, 4))}
     _, new = update(g, state)
     changed.append(
       [
-        bool(jnp.any(a["w"] != b["w"]))
+        bool(jnp.any(a['w'] != b['w']))
         for a, b in zip(new.directions, state.directions)
       ]
     )
@@ -159,61 +159,61 @@ def test_directions_change_only_at_the_end_of_their_window():
 
 def test_between_windows_newton_schulz_runs_for_the_fast_part_only():
   tx = m3.scale_by_m3(slow=((0.9, 10, 0.5),))
-  params = {"w": jnp.zeros((4, 8))}
+  params = {'w': jnp.zeros((4, 8))}
   jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params))
   outside = [str(e.primitive) for e in jaxpr.eqns]
-  conds = [e for e in jaxpr.eqns if str(e.primitive) == "cond"]
-  assert outside.count("dot_general") == 3 * 5
+  conds = [e for e in jaxpr.eqns if str(e.primitive) == 'cond']
+  assert outside.count('dot_general') == 3 * 5
   assert len(conds) == 1
-  products = [str(b).count("dot_general") for b in conds[0].params["branches"]]
+  products = [str(b).count('dot_general') for b in conds[0].params['branches']]
   assert sorted(products) == [0, 3 * 5]
 
 
 def test_the_first_window_has_no_slow_direction_and_the_next_has():
-  params = {"w": jnp.zeros((4, 6))}
+  params = {'w': jnp.zeros((4, 6))}
   slow = m3.scale_by_m3(slow=((0.9, 3, 0.5),))
   fast = m3.scale_by_m3(slow=())
   states = [slow.init(params), fast.init(params)]
   for t in range(4):
-    g = {"w": jax.random.normal(jax.random.key(t), (4, 6))}
+    g = {'w': jax.random.normal(jax.random.key(t), (4, 6))}
     a, states[0] = slow.update(g, states[0])
     b, states[1] = fast.update(g, states[1])
-    assert bool(jnp.all(a["w"] == b["w"])) == (t < 3)
+    assert bool(jnp.all(a['w'] == b['w'])) == (t < 3)
 
 
-@pytest.mark.parametrize("b2", [None, 0.99])
-@pytest.mark.parametrize("shape", [(32, 16), (16, 128), (2, 64, 64)])
-@pytest.mark.parametrize("scale", [1e-4, 1e4])
+@pytest.mark.parametrize('b2', [None, 0.99])
+@pytest.mark.parametrize('shape', [(32, 16), (16, 128), (2, 64, 64)])
+@pytest.mark.parametrize('scale', [1e-4, 1e4])
 def test_updates_have_the_rms_asked_for_at_every_width(b2, shape, scale):
   tx = m3.scale_by_m3(b2=b2, slow=(), consistent_rms=0.2)
-  g = {"w": scale * jax.random.normal(jax.random.key(0), shape)}
+  g = {'w': scale * jax.random.normal(jax.random.key(0), shape)}
   updates, _ = tx.update(g, tx.init(g))
-  rms = float(jnp.sqrt(jnp.mean(updates["w"] ** 2)))
+  rms = float(jnp.sqrt(jnp.mean(updates['w'] ** 2)))
   # Muon's quintic leaves singular values around 0.9.
   assert 0.15 < rms < 0.22 if b2 is None else abs(rms - 0.2) < 2e-3
 
 
 def test_slow_parts_never_make_a_step_longer_than_muons():
   tx = m3.scale_by_m3(slow=((0.9, 2, 1.0), (0.9, 4, 2.0)), consistent_rms=0.2)
-  g = {"w": jax.random.normal(jax.random.key(0), (16, 16))}
+  g = {'w': jax.random.normal(jax.random.key(0), (16, 16))}
   state = tx.init(g)
   for _ in range(10):
     updates, state = tx.update(g, state)
-  largest = np.linalg.svd(updates["w"], compute_uv=False).max()
+  largest = np.linalg.svd(updates['w'], compute_uv=False).max()
   assert largest <= 1.25 * 0.2 * 4
 
 
 def test_bfloat16_slow_momentum_keeps_small_gradients():
-  tx = m3.scale_by_m3(slow=((0.99, 100, 0.5),), slow_dtype="bfloat16")
+  tx = m3.scale_by_m3(slow=((0.99, 100, 0.5),), slow_dtype='bfloat16')
   # A large gradient first, then small ones below its rounding.
-  params = {"w": jnp.zeros((32, 32))}
+  params = {'w': jnp.zeros((32, 32))}
   state = tx.init(params)
   update = jax.jit(tx.update)
-  _, state = update({"w": jnp.full((32, 32), 100.0)}, state)
+  _, state = update({'w': jnp.full((32, 32), 100.0)}, state)
   for _ in range(99):
-    _, state = update({"w": jnp.ones((32, 32))}, state)
-  assert state.slow[0]["w"].dtype == jnp.bfloat16
-  got = state.slow[0]["w"].astype(jnp.float32).mean()
+    _, state = update({'w': jnp.ones((32, 32))}, state)
+  assert state.slow[0]['w'].dtype == jnp.bfloat16
+  got = state.slow[0]['w'].astype(jnp.float32).mean()
   np.testing.assert_allclose(got, (1 - 0.99) * 1.99, rtol=5e-3)
 
 
@@ -229,37 +229,37 @@ def test_stochastic_rounding_is_right_on_average_and_exact_where_it_can_be():
 
 
 @pytest.mark.parametrize(
-  ("slow_dtype", "b2", "bytes_each"),
+  ('slow_dtype', 'b2', 'bytes_each'),
   [
-    ("float32", None, 10),
-    ("bfloat16", None, 8),
-    ("bfloat16", 0.99, 12),
+    ('float32', None, 10),
+    ('bfloat16', None, 8),
+    ('bfloat16', 0.99, 12),
   ],
 )
 def test_state_is_as_small_as_the_docstring_says(slow_dtype, b2, bytes_each):
   tx = m3.scale_by_m3(b2=b2, slow_dtype=slow_dtype)
-  state = jax.eval_shape(tx.init, {"w": jnp.zeros((128, 256))})
+  state = jax.eval_shape(tx.init, {'w': jnp.zeros((128, 256))})
   total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   assert total == 128 * 256 * bytes_each + 4
 
 
 def test_strict_dtypes_and_gradient_dtype():
   tx = m3.scale_by_m3(
-    b2=0.9, slow_dtype="bfloat16", nesterov=True, consistent_rms=0.2
+    b2=0.9, slow_dtype='bfloat16', nesterov=True, consistent_rms=0.2
   )
-  params = {"w": jnp.ones((4, 8), jnp.bfloat16)}
-  with jax.numpy_dtype_promotion("strict"):
+  params = {'w': jnp.ones((4, 8), jnp.bfloat16)}
+  with jax.numpy_dtype_promotion('strict'):
     updates, _ = tx.update(params, tx.init(params))
-  assert updates["w"].dtype == jnp.bfloat16
+  assert updates['w'].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
-  ("arguments", "words"),
+  ('arguments', 'words'),
   [
-    ({"accumulate": "mean"}, "'mean'.*ema, sum"),
-    ({"accumulate": "sum", "nesterov": True}, "nesterov"),
-    ({"slow": ((0.9, 0, 0.5),)}, "every 0 steps"),
-    ({"slow": ((0.9, 2.5, 0.5),)}, "every 2.5 steps"),
+    ({'accumulate': 'mean'}, "'mean'.*ema, sum"),
+    ({'accumulate': 'sum', 'nesterov': True}, 'nesterov'),
+    ({'slow': ((0.9, 0, 0.5),)}, 'every 0 steps'),
+    ({'slow': ((0.9, 2.5, 0.5),)}, 'every 2.5 steps'),
   ],
 )
 def test_arguments_out_of_range_are_refused(arguments, words):

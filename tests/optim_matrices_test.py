@@ -18,7 +18,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "numbers", "want"), CASES)
+@pytest.mark.parametrize(('shape', 'numbers', 'want'), CASES)
 def test_stack_and_back(shape, numbers, want):
   x = jnp.arange(np.prod(shape)).reshape(shape)
   stack = matrices.to_stack(x, numbers)
@@ -31,29 +31,29 @@ def test_a_query_kernel_is_the_matrix_of_its_einsum():
   kernel_DxHxK = np.random.default_rng(0).normal(size=(5, 2, 4))
   x_D = np.arange(5.0)
   stack = matrices.to_stack(jnp.asarray(kernel_DxHxK), Numbers(0, (1, 2)))
-  want = np.einsum("d,dhk->hk", x_D, kernel_DxHxK)
+  want = np.einsum('d,dhk->hk', x_D, kernel_DxHxK)
   np.testing.assert_allclose(x_D @ stack[0], want.ravel(), rtol=1e-5)
 
 
 def test_masked_leaves_need_no_numbers_and_may_have_some():
-  tree = {"a": jnp.ones((2, 3)), "b": optax.MaskedNode()}
-  found = matrices.resolve(tree, {"a": Numbers(0, 1), "b": Numbers(1, 0)})
-  assert found["a"] == Numbers(0, 1)
+  tree = {'a': jnp.ones((2, 3)), 'b': optax.MaskedNode()}
+  found = matrices.resolve(tree, {'a': Numbers(0, 1), 'b': Numbers(1, 0)})
+  assert found['a'] == Numbers(0, 1)
 
 
 @pytest.mark.parametrize(
-  ("numbers", "words"),
+  ('numbers', 'words'),
   [
-    ({"b": Numbers(0, 1)}, "a has no dimension numbers"),
-    ({"a": Numbers(0, 2)}, "out of range"),
-    ({"a": Numbers(1, -1)}, "twice"),
+    ({'b': Numbers(0, 1)}, 'a has no dimension numbers'),
+    ({'a': Numbers(0, 2)}, 'out of range'),
+    ({'a': Numbers(1, -1)}, 'twice'),
   ],
 )
 def test_numbers_that_do_not_fit_are_refused(numbers, words):
   with pytest.raises(matrices.MatrixError, match=words):
-    matrices.resolve({"a": jnp.ones((2, 3))}, numbers)
+    matrices.resolve({'a': jnp.ones((2, 3))}, numbers)
 
 
 def test_a_vector_is_refused():
-  with pytest.raises(matrices.MatrixError, match="scale has the shape"):
-    matrices.resolve({"scale": jnp.ones(3)}, None)
+  with pytest.raises(matrices.MatrixError, match='scale has the shape'):
+    matrices.resolve({'scale': jnp.ones(3)}, None)

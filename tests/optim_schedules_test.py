@@ -29,14 +29,14 @@ def test_it_works_under_jit_with_integer_steps():
 
 
 @pytest.mark.parametrize(
-  ("numbers", "word"),
+  ('numbers', 'word'),
   [
-    ((0.0, 1, 10, 0.1), "above 0"),
-    ((float("nan"), 1, 10, 0.1), "above 0"),
-    ((1.0, 10, 10, 0.1), "10 steps of 10"),
-    ((1.0, -1, 10, 0.1), "at least 0"),
-    ((1.0, 0, 0, 0.1), "at least 1"),
-    ((1.0, 1, 10, 1.5), "between 0 and 1"),
+    ((0.0, 1, 10, 0.1), 'above 0'),
+    ((float('nan'), 1, 10, 0.1), 'above 0'),
+    ((1.0, 10, 10, 0.1), '10 steps of 10'),
+    ((1.0, -1, 10, 0.1), 'at least 0'),
+    ((1.0, 0, 0, 0.1), 'at least 1'),
+    ((1.0, 1, 10, 1.5), 'between 0 and 1'),
   ],
 )
 def test_numbers_out_of_range_are_refused_in_words(numbers, word):

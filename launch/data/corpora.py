@@ -51,7 +51,7 @@ class TextFiles:
     file, piece = _locate(self.ends, index)
     path = os.path.join(self.root, self.names[file])
     size = int(self.file_sizes[file])
-    with open(path, "rb") as f:
+    with open(path, 'rb') as f:
       if not self.document_bytes:
         return _text(f.read(), path, 0)
       start = self._border(f, piece * self.document_bytes, size)
@@ -65,7 +65,7 @@ class TextFiles:
       return min(nominal, size)
     f.seek(nominal)
     window = f.read(min(self.document_bytes - 1, 1 << 16))
-    cut = nominal + window.find(b"\n") + 1
+    cut = nominal + window.find(b'\n') + 1
     if nominal < cut < size:
       return cut
     starts = (i for i, byte in enumerate(window[:4]) if byte & 0xC0 != 0x80)
@@ -102,10 +102,10 @@ class JsonLines:
     line = int(self.lines[file][record])
     start, end = (int(x) for x in self.starts[file][line : line + 2])
     path = os.path.join(self.root, self.names[file])
-    with open(path, "rb") as f:
+    with open(path, 'rb') as f:
       f.seek(start)
       raw = f.read(end - start)
-    return _json_text(raw, self.text_key, f"{path}:{line + 1}")
+    return _json_text(raw, self.text_key, f'{path}:{line + 1}')
 
 
 class ArrayRecords:
@@ -129,7 +129,7 @@ class ArrayRecords:
 
   def __getstate__(self):
     # Readers hold open files: a worker process opens its own.
-    return {k: v for k, v in self.__dict__.items() if k != "_readers"}
+    return {k: v for k, v in self.__dict__.items() if k != '_readers'}
 
   def _reader(self, file):
     if file not in self._readers:
@@ -143,7 +143,7 @@ class ArrayRecords:
   def __getitem__(self, index):
     file, record = _locate(self.ends, index)
     raw = self._reader(file)[record]
-    where = f"{os.path.join(self.root, self.names[file])} record {record}"
+    where = f'{os.path.join(self.root, self.names[file])} record {record}'
     if not self.text_key:
       return _text(raw, where, 0)
     return _json_text(raw, self.text_key, where)
@@ -174,18 +174,18 @@ def _fingerprint(*parts):
 def _locate(ends, index):
   """(file, place in the file) of a document."""
   if not 0 <= index < ends[-1]:
-    raise IndexError(f"document {index} of {ends[-1]}")
+    raise IndexError(f'document {index} of {ends[-1]}')
   file = bisect.bisect_right(ends, index)
   return file, int(index - (ends[file - 1] if file else 0))
 
 
 def _text(raw, where, offset):
   try:
-    return raw.decode("utf-8")
+    return raw.decode('utf-8')
   except UnicodeDecodeError as e:
     raise ValueError(
-      f"{where} is not UTF-8: byte 0x{raw[e.start]:02x} at offset "
-      f"{offset + e.start} ({e.reason})"
+      f'{where} is not UTF-8: byte 0x{raw[e.start]:02x} at offset '
+      f'{offset + e.start} ({e.reason})'
     ) from None
 
 
@@ -194,25 +194,25 @@ def _json_text(raw, key, where):
     record = json.loads(_text(raw, where, 0))
   except json.JSONDecodeError as e:
     raise ValueError(
-      f"{where} is not JSON ({e.msg} at character {e.pos}); for ArrayRecord "
+      f'{where} is not JSON ({e.msg} at character {e.pos}); for ArrayRecord '
       "files of plain text say data.text_key=''"
     ) from None
   if not isinstance(record, dict) or not isinstance(record.get(key), str):
     found = sorted(record) if isinstance(record, dict) else type(record)
-    raise ValueError(f"{where} has no string under {key!r}; it has {found}")
+    raise ValueError(f'{where} has no string under {key!r}; it has {found}')
   try:
-    record[key].encode("utf-8")
+    record[key].encode('utf-8')
   except UnicodeEncodeError as e:
-    raise ValueError(f"{where} is not valid Unicode: {e.reason}") from None
+    raise ValueError(f'{where} is not valid Unicode: {e.reason}') from None
   return record[key]
 
 
 def _line_starts(path):
   """Offset of each line's first byte, and of the file's end, int64."""
   starts, base = [np.zeros(1, np.int64)], 0
-  with open(path, "rb") as f:
+  with open(path, 'rb') as f:
     while block := f.read(1 << 24):
-      ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+      ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord('\n'))
       starts.append(ends + (base + 1))
       base += len(block)
   if starts[-1].size and starts[-1][-1] == base:
@@ -226,9 +226,9 @@ def _array_record_reader(path):
   except ImportError:
     raise ValueError(
       "data.source='array_record' needs the package array-record, which "
-      "exists for Linux only"
+      'exists for Linux only'
     ) from None
   try:
     return array_record_data_source.ArrayRecordDataSource([path])
   except (RuntimeError, ValueError) as e:
-    raise ValueError(f"{path} is not an ArrayRecord file: {e}") from None
+    raise ValueError(f'{path} is not an ArrayRecord file: {e}') from None

@@ -90,13 +90,13 @@ class _PackedIterator(grain.DatasetIterator):
     last = document.shape[1] - 1
     end = min(last, start + self._dataset.length - at)
     here = slice(at, at + end - start)
-    rows["tokens"][lane, here] = document[0, start:end]
-    rows["targets"][lane, here] = document[0, start + 1 : end + 1]
-    rows["bytes"][lane, here] = document[1, start + 1 : end + 1]
-    rows["weights"][lane, here] = 1
+    rows['tokens'][lane, here] = document[0, start:end]
+    rows['targets'][lane, here] = document[0, start + 1 : end + 1]
+    rows['bytes'][lane, here] = document[1, start + 1 : end + 1]
+    rows['weights'][lane, here] = 1
     if end == last:
-      rows["weights"][lane, here.stop - 1] = 0
-    rows["reset"][lane, at] = start == 0 and self._dataset.mark
+      rows['weights'][lane, here.stop - 1] = 0
+    rows['reset'][lane, at] = start == 0 and self._dataset.mark
     self._offsets[lane] = end
     return end - start
 
@@ -122,31 +122,29 @@ class _PackedIterator(grain.DatasetIterator):
   def get_state(self):
     """JSON-able; equal at the same place whatever the number of workers."""
     return {
-      "corpus": self._dataset.corpus,
-      "next": self._next,
-      "numbers": list(self._numbers),
-      "offsets": list(self._offsets),
+      'corpus': self._dataset.corpus,
+      'next': self._next,
+      'numbers': list(self._numbers),
+      'offsets': list(self._offsets),
     }
 
   def set_state(self, state):
     """Raises ValueError for the state of another corpus or number of rows."""
     dataset = self._dataset
-    if state["corpus"] != dataset.corpus:
+    if state['corpus'] != dataset.corpus:
       raise ValueError(
-        "the corpus or its settings are not those that the data position was "
-        f"saved with ({dataset.corpus} now; {state['corpus']} then)"
+        'the corpus or its settings are not those that the data position was '
+        f'saved with ({dataset.corpus} now; {state["corpus"]} then)'
       )
-    if state["numbers"] and len(state["numbers"]) != dataset.lanes:
+    if state['numbers'] and len(state['numbers']) != dataset.lanes:
       raise ValueError(
-        f"the data position is of {len(state['numbers'])} carried rows a "
-        f"process, and train.batch now gives {dataset.lanes}"
+        f'the data position is of {len(state["numbers"])} carried rows a '
+        f'process, and train.batch now gives {dataset.lanes}'
       )
     self._close_feed()
-    self._next = state["next"]
-    self._numbers, self._offsets = (
-      list(state["numbers"]),
-      list(state["offsets"]),
-    )
+    self._next = state['next']
+    self._numbers = list(state['numbers'])
+    self._offsets = list(state['offsets'])
     self._documents = [
       _with_next(dataset.documents[number], dataset.bos)
       for number in self._numbers
@@ -166,11 +164,11 @@ def empty_rows(rows, length, pad):
   """Rows of padding: tokens and targets `pad`, nothing scored."""
   shape = (rows, length)
   return {
-    "tokens": np.full(shape, pad, np.int32),
-    "targets": np.full(shape, pad, np.int32),
-    "weights": np.zeros(shape, np.float32),
-    "bytes": np.zeros(shape, np.int32),
-    "reset": np.zeros(shape, np.bool_),
+    'tokens': np.full(shape, pad, np.int32),
+    'targets': np.full(shape, pad, np.int32),
+    'weights': np.zeros(shape, np.float32),
+    'bytes': np.zeros(shape, np.int32),
+    'reset': np.zeros(shape, np.bool_),
   }
 
 

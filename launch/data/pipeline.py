@@ -13,7 +13,7 @@ import numpy as np
 
 from nestax.launch.data import packing, sources, tokenizers
 
-BOUNDARIES = ("reset", "carry")
+BOUNDARIES = ('reset', 'carry')
 # Rows are shuffled in blocks of about this many tokens (some 20 MB).
 _SHUFFLE_TOKENS = 1 << 20
 # Validation rows are chosen from this many times as many candidates.
@@ -42,15 +42,15 @@ def check(config, vocabulary, process_count=1):
   _check_values(config)
   if config.train.batch % process_count:
     raise ValueError(
-      f"train.batch={config.train.batch} is not a multiple of the "
-      f"{process_count} processes"
+      f'train.batch={config.train.batch} is not a multiple of the '
+      f'{process_count} processes'
     )
   tokenizer = tokenizers.load(data.tokenizer)
   if tokenizer.vocab_size > vocabulary:
     raise ValueError(
-      f"the tokenizer {data.tokenizer!r} has {tokenizer.vocab_size} ids and "
+      f'the tokenizer {data.tokenizer!r} has {tokenizer.vocab_size} ids and '
       f"the model's vocabulary only {vocabulary}: model.V must be at least "
-      f"{tokenizer.vocab_size}"
+      f'{tokenizer.vocab_size}'
     )
   corpus = sources.open_corpus(data)
   train, _ = sources.split(corpus, data.valid_fraction)
@@ -87,10 +87,10 @@ def train_iterator(config, process_index=0, process_count=1):
     length=data.length,
     lanes=rows if carry else 1,
     bos=tokenizer.bos,
-    mark=data.boundary == "reset",
+    mark=data.boundary == 'reset',
     epoch=len(documents),
-    corpus=f"{corpus.fingerprint}: {len(train)} documents, "
-    f"{tokenizer.vocab_size} ids, seed {config.seed}",
+    corpus=f'{corpus.fingerprint}: {len(train)} documents, '
+    f'{tokenizer.vocab_size} ids, seed {config.seed}',
     workers=data.workers,
   )
   if not carry:
@@ -161,12 +161,12 @@ def _plogp(counts):
 
 def _byte_pairs(batch, tokenizer):
   """(byte before or 256, byte) for each byte of the scored targets."""
-  table = np.frombuffer(b"".join(tokenizer.pieces), np.uint8)
+  table = np.frombuffer(b''.join(tokenizer.pieces), np.uint8)
   ends = np.cumsum(tokenizer.byte_lengths)
-  scored = (batch["weights"] > 0) & (batch["bytes"] > 0)
-  context, target = batch["tokens"][scored], batch["targets"][scored]
+  scored = (batch['weights'] > 0) & (batch['bytes'] > 0)
+  context, target = batch['tokens'][scored], batch['targets'][scored]
   # A target may stand for less than its whole piece: for its last bytes.
-  lengths = batch["bytes"][scored]
+  lengths = batch['bytes'][scored]
   firsts = np.cumsum(lengths) - lengths
   places = np.repeat(ends[target] - lengths - firsts, lengths)
   byte = table[places + np.arange(lengths.sum())].astype(np.int64)
@@ -187,16 +187,16 @@ def _valid_rows(config, wanted):
     length=data.length,
     lanes=1,
     bos=tokenizer.bos,
-    mark=data.boundary == "reset",
+    mark=data.boundary == 'reset',
     epoch=len(valid),
     corpus=corpus.fingerprint,
   )
   rows = list(itertools.islice(packed, _SPREAD * wanted))
   if not rows:
     raise ValueError(
-      f"the {len(valid)} validation documents are shorter than one row of "
-      f"data.length={data.length} tokens: add text, raise "
-      f"data.valid_fraction={data.valid_fraction} or lower data.length"
+      f'the {len(valid)} validation documents are shorter than one row of '
+      f'data.length={data.length} tokens: add text, raise '
+      f'data.valid_fraction={data.valid_fraction} or lower data.length'
     )
   count = min(wanted, len(rows))
   return [rows[i * len(rows) // count] for i in range(count)], tokenizer.pad
@@ -224,26 +224,26 @@ def _check_values(config):
     )
   if not 0 < data.valid_fraction < 1:
     raise ValueError(
-      f"data.valid_fraction={data.valid_fraction} must lie between 0 and 1"
+      f'data.valid_fraction={data.valid_fraction} must lie between 0 and 1'
     )
   least = {
-    "data.length": (data.length, 1),
-    "data.valid_batches": (data.valid_batches, 1),
-    "data.workers": (data.workers, 0),
-    "data.prefetch": (data.prefetch, 0),
-    "train.batch": (config.train.batch, 1),
-    "seed": (config.seed, 0),
+    'data.length': (data.length, 1),
+    'data.valid_batches': (data.valid_batches, 1),
+    'data.workers': (data.workers, 0),
+    'data.prefetch': (data.prefetch, 0),
+    'train.batch': (config.train.batch, 1),
+    'seed': (config.seed, 0),
   }
   for name, (value, minimum) in least.items():
     if value < minimum:
-      raise ValueError(f"{name} is {value}; it must be at least {minimum}")
+      raise ValueError(f'{name} is {value}; it must be at least {minimum}')
 
 
 def _check_size(corpus, train, data, process_count):
   if len(train) < process_count:
     raise ValueError(
-      f"{len(train)} training documents for {process_count} processes: each "
-      "needs at least one; add files or lower data.document_bytes"
+      f'{len(train)} training documents for {process_count} processes: each '
+      'needs at least one; add files or lower data.document_bytes'
     )
   if corpus.sizes is None:
     return
@@ -251,6 +251,6 @@ def _check_size(corpus, train, data, process_count):
   tokens = int(corpus.sizes[train].sum()) + 2 * len(train)
   if tokens < data.length:
     raise ValueError(
-      f"the {len(train)} training documents hold at most {tokens} tokens, less "
-      f"than one row of data.length={data.length}: add text or lower it"
+      f'the {len(train)} training documents hold at most {tokens} tokens, less '
+      f'than one row of data.length={data.length}: add text or lower it'
     )

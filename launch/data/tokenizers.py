@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-_BOS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
-_EOS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
-_PAD = ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "[PAD]")
-_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
-_SPACE = "\u2581"
+_BOS = ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '[BOS]')
+_EOS = ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>', '[EOS]')
+_PAD = ('<pad>', '<|pad|>', '<|finetune_right_pad_id|>', '[PAD]')
+_BYTE = re.compile('<0x([0-9A-Fa-f]{2})>')
+_SPACE = '\u2581'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Tokenizer:
   def decode(self, ids: Sequence[int]) -> str:
     """Text of `ids`; bytes that are no UTF-8 become U+FFFD."""
     decoder = StreamDecoder(self)
-    return "".join([decoder.push(i) for i in ids] + [decoder.flush()])
+    return ''.join([decoder.push(i) for i in ids] + [decoder.flush()])
 
   def document(self, text: str) -> np.ndarray:
     """int32 [2, n]: ids of bos + text + eos, and the bytes of each.
@@ -82,24 +82,24 @@ class StreamDecoder:
 
   def __init__(self, tokenizer: Tokenizer):
     self._tokenizer = tokenizer
-    self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+    self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
     self._at_start = True
 
   def push(self, token: int) -> str:
     """The text that is complete with this id, '' where none is."""
     tokenizer = self._tokenizer
-    piece = tokenizer.pieces[token] if token < tokenizer.vocab_size else b""
+    piece = tokenizer.pieces[token] if token < tokenizer.vocab_size else b''
     if token in (tokenizer.bos, tokenizer.eos):
       self._at_start = True
-      return self._utf8.decode(b"", final=True)
+      return self._utf8.decode(b'', final=True)
     if piece and self._at_start:
       self._at_start = False
-      piece = piece.removeprefix(b" ") if tokenizer.prefix else piece
+      piece = piece.removeprefix(b' ') if tokenizer.prefix else piece
     return self._utf8.decode(piece)
 
   def flush(self) -> str:
     """What is left at the end: U+FFFD where a character was cut off."""
-    return self._utf8.decode(b"", final=True)
+    return self._utf8.decode(b'', final=True)
 
 
 def load(name: str) -> Tokenizer:
@@ -109,18 +109,18 @@ def load(name: str) -> Tokenizer:
   Raises ValueError for another name, or a file that can't be used, and
   FileNotFoundError for one that is not there.
   """
-  if name == "bytes":
-    pieces = tuple(bytes([i]) for i in range(256)) + (b"",) * 3
+  if name == 'bytes':
+    pieces = tuple(bytes([i]) for i in range(256)) + (b'',) * 3
     return Tokenizer(pieces, 256, 257, 258, _bytes_of)
-  if not name.endswith((".json", ".model")):
+  if not name.endswith(('.json', '.model')):
     raise ValueError(
       f"data.tokenizer is {name!r}; it is 'bytes', a path to a tokenizer.json "
-      "or a path to a SentencePiece .model"
+      'or a path to a SentencePiece .model'
     )
   path = os.path.expanduser(name)
   if not os.path.isfile(path):
-    raise FileNotFoundError(f"data.tokenizer={name!r}: there is no such file")
-  return _load_json(path) if path.endswith(".json") else _load_model(path)
+    raise FileNotFoundError(f'data.tokenizer={name!r}: there is no such file')
+  return _load_json(path) if path.endswith('.json') else _load_model(path)
 
 
 def _bytes_of(text):
@@ -133,22 +133,22 @@ def _load_json(path):
   try:
     model = tokenizers.Tokenizer.from_file(path)
   except Exception as e:  # the package raises bare Exception
-    raise ValueError(f"{path} is not a tokenizer.json: {e}") from None
+    raise ValueError(f'{path} is not a tokenizer.json: {e}') from None
   model.no_truncation()
   model.no_padding()
   model.encode_special_tokens = True
   spec = json.loads(model.to_str())
   spelling = _spelling(spec, path)
   vocabulary = model.get_vocab(with_added_tokens=True)
-  pieces = [b""] * (max(vocabulary.values()) + 1)
+  pieces = [b''] * (max(vocabulary.values()) + 1)
   for token, i in vocabulary.items():
     pieces[i] = spelling(token)
-  for token in spec["added_tokens"]:
-    special = token["special"]
-    pieces[token["id"]] = b"" if special else token["content"].encode()
-  unknown = spec["model"].get("unk_token")
+  for token in spec['added_tokens']:
+    special = token['special']
+    pieces[token['id']] = b'' if special else token['content'].encode()
+  unknown = spec['model'].get('unk_token')
   if unknown in vocabulary:
-    pieces[vocabulary[unknown]] = b""
+    pieces[vocabulary[unknown]] = b''
 
   def special(names):
     return next((vocabulary[n] for n in names if n in vocabulary), -1)
@@ -164,17 +164,17 @@ def _encode_json(model, text):
 
 def _spelling(spec, path):
   """How the file spells bytes: a function from token to bytes."""
-  stages = ("normalizer", "pre_tokenizer", "decoder")
+  stages = ('normalizer', 'pre_tokenizer', 'decoder')
   stages = json.dumps([spec[s] for s in stages], ensure_ascii=False)
   if '"ByteLevel"' in stages:
     bytes_of = {char: byte for byte, char in enumerate(_byte_level_chars())}
     return lambda token: bytes(bytes_of.get(char, 0x3F) for char in token)
   if _SPACE in stages:
-    fallback = spec["model"].get("byte_fallback", False)
+    fallback = spec['model'].get('byte_fallback', False)
     return functools.partial(_piece, fallback=fallback)
   raise ValueError(
-    f"{path} is neither byte-level nor of the SentencePiece kind (spaces as "
-    f"{_SPACE}): it loses white space, so its text could not be given back"
+    f'{path} is neither byte-level nor of the SentencePiece kind (spaces as '
+    f'{_SPACE}): it loses white space, so its text could not be given back'
   )
 
 
@@ -189,7 +189,7 @@ def _piece(token, fallback):
   byte = _BYTE.fullmatch(token) if fallback else None
   if byte:
     return bytes([int(byte[1], 16)])
-  return token.replace(_SPACE, " ").encode()
+  return token.replace(_SPACE, ' ').encode()
 
 
 def _load_model(path):
@@ -198,8 +198,8 @@ def _load_model(path):
   try:
     model = sentencepiece.SentencePieceProcessor(model_file=path)
   except (RuntimeError, OSError) as e:
-    raise ValueError(f"{path} is not a SentencePiece model: {e}") from None
-  pieces = [b""] * model.get_piece_size()
+    raise ValueError(f'{path} is not a SentencePiece model: {e}') from None
+  pieces = [b''] * model.get_piece_size()
   for i in range(len(pieces)):
     if not (model.is_control(i) or model.is_unknown(i) or model.is_unused(i)):
       pieces[i] = _piece(model.id_to_piece(i), model.is_byte(i))
@@ -212,9 +212,9 @@ def _finish(pieces, specials, encode):
   bos, eos, pad = specials
   if eos < 0:
     eos = len(pieces)
-    pieces.append(b"")
+    pieces.append(b'')
   bos, pad = (eos if i < 0 else i for i in (bos, pad))
   for i in (bos, eos, pad):
-    pieces[i] = b""
-  start = b"".join(pieces[i] for i in encode("a"))
-  return Tokenizer(tuple(pieces), bos, eos, pad, encode, start[:1] == b" ")
+    pieces[i] = b''
+  start = b''.join(pieces[i] for i in encode('a'))
+  return Tokenizer(tuple(pieces), bos, eos, pad, encode, start[:1] == b' ')

@@ -11,7 +11,7 @@ from nestax.models.memory.types import (
   wide,
 )
 
-IMPLEMENTATIONS = ("token", "scan")
+IMPLEMENTATIONS = ('token', 'scan')
 FEW = 2  # tokens up to which the token rule is cheaper than a chunk
 
 
@@ -65,14 +65,14 @@ def run(
     ValueError: for an unknown implementation.
   """
   if implementation is None:
-    implementation = "token" if inputs.query.shape[1] <= FEW else "scan"
-  if implementation == "token":
+    implementation = 'token' if inputs.query.shape[1] <= FEW else 'scan'
+  if implementation == 'token':
     inputs = jax.tree.map(
       lambda x: x if x.dtype == jnp.bool_ else wide(x), inputs
     )
     return _by_token(cfg, initial, state, inputs)
-  if implementation == "scan":
+  if implementation == 'scan':
     return scan.run(cfg, initial, state, inputs, dtype)
   raise ValueError(
-    f"implementation={implementation!r}: one of {IMPLEMENTATIONS} or None"
+    f'implementation={implementation!r}: one of {IMPLEMENTATIONS} or None'
   )

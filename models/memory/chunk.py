@@ -86,7 +86,7 @@ def decays(cfg: MemoryConfig, log_alpha_C, chunk: Chunk) -> Decay:
   G, G_p, total, before = _ratios(log_alpha_C, log_alpha_C, mask)
   g, g_p = jnp.exp(total) * alive_C, jnp.exp(before) * alive_C
   anchor = anchor_p = None
-  if cfg.anchor == "zero":
+  if cfg.anchor == 'zero':
     start = jnp.zeros_like(total)
     if chunk.reset_C is not None:
       # `before` never grows, so the least is that of the latest reset
@@ -117,7 +117,7 @@ def write(cfg, slow, fast, momentum, key_CxK, eta_C, U, decay, dtype):
   if cfg.delta:
     L = eta_Cx1 * decay.G_p_CxC * kk
     rhs = decay.g_p_C[:, None] * dot(key_CxK, fast.T, dtype)
-    if cfg.anchor == "zero":
+    if cfg.anchor == 'zero':
       rhs = rhs + decay.anchor_p_C[:, None] * dot(key_CxK, slow.T, dtype)
     if cfg.momentum:
       rhs = rhs + decay.c_p_C[:, None] * dot(key_CxK, momentum.T, dtype)
@@ -129,7 +129,7 @@ def write(cfg, slow, fast, momentum, key_CxK, eta_C, U, decay, dtype):
     Z = jnp.zeros_like(U) if cfg.momentum else U
 
   new = decay.g_C[-1] * fast
-  if cfg.anchor == "zero":
+  if cfg.anchor == 'zero':
     new = new + (decay.anchor_C[-1] - 1.0) * slow
   gain = decay.G_CxC[-1][:, None] * Z
   if cfg.momentum:
@@ -150,7 +150,7 @@ def read_running(cfg, written: Written, decay: Decay, query_CxK, dtype):
   """Reads each token's query from the matrix as it stood after that token."""
   qk = dot(query_CxK, written.key.T, dtype)
   out = dot(query_CxK, written.slow.T, dtype)
-  if cfg.anchor == "zero":
+  if cfg.anchor == 'zero':
     out = out * decay.anchor_C[:, None]
   out = out + decay.g_C[:, None] * dot(query_CxK, written.fast.T, dtype)
   out = out + dot(decay.G_CxC * qk, written.Z, dtype)
@@ -194,21 +194,21 @@ def project(cfg, initial, slow, boundary, alive_C, chunk: Chunk, dtype):
     return y + _residual(cfg, name, x)
 
   def gate(name):
-    row = initial[name]["kernel"][None, :]
+    row = initial[name]['kernel'][None, :]
     fast = jnp.zeros_like(row)
     if name in cfg.gates:
       start, stop = cfg.rows(row.shape[-1])[name]
       fast = boundary.stack[start:stop]
     logit = _read(row, fast, alive_C, chunk.key_CxK, dtype)
-    return logit[:, 0] + initial[name]["bias"]
+    return logit[:, 0] + initial[name]['bias']
 
   q, k = (
-    unit(box(n, x)) for n, x in (("q", chunk.query_CxK), ("k", chunk.key_CxK))
+    unit(box(n, x)) for n, x in (('q', chunk.query_CxK), ('k', chunk.key_CxK))
   )
-  v = box("v", chunk.value_CxK)
+  v = box('v', chunk.value_CxK)
   v = unit(v) if cfg.value_norm else v
-  eta = cfg.eta_max * jax.nn.sigmoid(gate("eta"))
-  log_alpha = jax.nn.log_sigmoid(gate("alpha"))
+  eta = cfg.eta_max * jax.nn.sigmoid(gate('eta'))
+  log_alpha = jax.nn.log_sigmoid(gate('alpha'))
   log_alpha = log_alpha if cfg.retention else jnp.zeros_like(log_alpha)
   if chunk.live_C is not None:
     eta = jnp.where(chunk.live_C, eta, 0.0)
@@ -222,7 +222,7 @@ def errors(cfg, slow, boundary, alive_C, k, v, dtype):
   Returns:
     e_CxR, and per two-layer memory its second layer's (key_CxF, e_CxK).
   """
-  l2 = cfg.objective == "l2"
+  l2 = cfg.objective == 'l2'
 
   def difference(at_k, at_v):
     return l2 * at_k - cfg.generated * at_v
@@ -298,15 +298,15 @@ def chunk_step(cfg: MemoryConfig, initial, slow, state, chunk: Chunk, dtype):
       -eta[:, None] * e_outer, decay, dtype,
     )  # fmt: skip
 
-  if cfg.read == "token":
-    start, stop = cfg.rows(k.shape[-1])["mem"]
+  if cfg.read == 'token':
+    start, stop = cfg.rows(k.shape[-1])['mem']
     out = read_running(cfg, _rows(written, start, stop), decay, q, dtype)
-    if "mem" in cfg.deep:
+    if 'mem' in cfg.deep:
       h = jax.nn.gelu(out)
-      out = read_running(cfg, written_outer["mem"], decay, h, dtype)
+      out = read_running(cfg, written_outer['mem'], decay, h, dtype)
   else:
-    out = _map(cfg, "mem", slow, boundary, alive_C, q, dtype)
-  out = out + _residual(cfg, "mem", q)
+    out = _map(cfg, 'mem', slow, boundary, alive_C, q, dtype)
+  out = out + _residual(cfg, 'mem', q)
 
   if alive_C is not None:
     boundary = jax.tree.map(lambda w: jnp.where(alive_C[-1], w, 0.0), boundary)

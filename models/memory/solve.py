@@ -13,7 +13,7 @@ BLOCK = 16
 
 def dot(a, b, dtype):
   """Matrix product in `dtype`, accumulated and returned in float32."""
-  precision = "highest" if dtype == jnp.float32 else None
+  precision = 'highest' if dtype == jnp.float32 else None
   return jnp.matmul(
     a.astype(dtype),
     b.astype(dtype),
@@ -23,7 +23,7 @@ def dot(a, b, dtype):
 
 
 def _exact(a, b):
-  return jnp.matmul(a, b, precision="highest")
+  return jnp.matmul(a, b, precision='highest')
 
 
 def _product_form(L, n: int):

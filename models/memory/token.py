@@ -62,15 +62,15 @@ def _project(cfg, initial, boundary: Weights, token: Token):
     if name in cfg.gates:
       logit = (_pick(cfg, name, boundary)[0] @ token.key)[0]
     else:
-      logit = initial[name]["kernel"] @ token.key
-    return logit + initial[name]["bias"]
+      logit = initial[name]['kernel'] @ token.key
+    return logit + initial[name]['bias']
 
-  q = unit(box("q", token.query))
-  k = unit(box("k", token.key))
-  v = box("v", token.value)
+  q = unit(box('q', token.query))
+  k = unit(box('k', token.key))
+  v = box('v', token.value)
   v = unit(v) if cfg.value_norm else v
-  eta = cfg.eta_max * jax.nn.sigmoid(gate("eta"))
-  alpha = jax.nn.sigmoid(gate("alpha")) if cfg.retention else 1.0
+  eta = cfg.eta_max * jax.nn.sigmoid(gate('eta'))
+  alpha = jax.nn.sigmoid(gate('alpha')) if cfg.retention else 1.0
   return q, k, v, eta, alpha
 
 
@@ -80,7 +80,7 @@ def _errors(cfg, boundary, k, v):
   `e = M'(k) - vhat` for the L2 objective, `-vhat` for the dot product; a gate
   has neither residual nor outer value: its `vhat` is `m(v)`.
   """
-  l2 = cfg.objective == "l2"
+  l2 = cfg.objective == 'l2'
   errors = {}
   for gate in cfg.gates:
     row = _pick(cfg, gate, boundary)[0]
@@ -133,7 +133,7 @@ def step(cfg: MemoryConfig, initial, state: MemoryState, token: Token):
   beta = jnp.exp(token.log_beta) if cfg.momentum else 0.0
   errors = _errors(cfg, at_boundary, k, v)
   e = jnp.concatenate([errors[b][0] for b in (*cfg.boxes, *cfg.gates)])
-  anchors = slow if cfg.anchor == "zero" else jax.tree.map(jnp.zeros_like, slow)
+  anchors = slow if cfg.anchor == 'zero' else jax.tree.map(jnp.zeros_like, slow)
 
   write = partial(_write, cfg, eta=eta, alpha=alpha, beta=beta)
   stack, s_stack = write(anchors.stack, running.stack, momentum.stack, k=k, e=e)
@@ -150,7 +150,7 @@ def step(cfg: MemoryConfig, initial, state: MemoryState, token: Token):
   momentum = Weights(s_stack, s_outer) if cfg.momentum else None
 
   now = jax.tree.map(jnp.add, slow, running)
-  output = _read(cfg, "mem", now if cfg.read == "token" else at_boundary, q)
+  output = _read(cfg, 'mem', now if cfg.read == 'token' else at_boundary, q)
   position = state.position_B + 1
   boundary = commit(cfg, boundary, running, position)
   position = position % cfg.chunks[1]
@@ -160,7 +160,7 @@ def step(cfg: MemoryConfig, initial, state: MemoryState, token: Token):
 def commit(cfg: MemoryConfig, boundary: Weights, running: Weights, position):
   """Moves the boundary to the running weights where a chunk ends here."""
   ends = {
-    box: position % (cfg.chunk_mem if box == "mem" else cfg.chunk_rest) == 0
+    box: position % (cfg.chunk_mem if box == 'mem' else cfg.chunk_rest) == 0
     for box in (*cfg.boxes, *cfg.gates)
   }
   K = running.stack.shape[-1]

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-GATES = ("eta", "alpha")
-READS = ("token", "boundary")
-ANCHORS = ("initial", "zero")
-OBJECTIVES = ("l2", "dot")
+GATES = ('eta', 'alpha')
+READS = ('token', 'boundary')
+ANCHORS = ('initial', 'zero')
+OBJECTIVES = ('l2', 'dot')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +56,11 @@ class MemoryConfig:
   momentum: bool = True
   delta: bool = True
   retention: bool = True
-  read: str = "token"
-  anchor: str = "initial"
-  objective: str = "l2"
-  adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha")
-  identity: tuple[str, ...] = ("q", "k", "v")
+  read: str = 'token'
+  anchor: str = 'initial'
+  objective: str = 'l2'
+  adaptive: tuple[str, ...] = ('k', 'v', 'eta', 'alpha')
+  identity: tuple[str, ...] = ('q', 'k', 'v')
   generated: bool = True
   value_norm: bool = True
   eta_max: float = 0.5
@@ -70,40 +70,40 @@ class MemoryConfig:
     small, big = sorted((self.chunk_mem, self.chunk_rest))
     if small < 1 or big % small:
       raise ValueError(
-        f"chunk_mem={self.chunk_mem} and chunk_rest={self.chunk_rest}: the "
-        "larger must be a multiple of the smaller, both at least 1"
+        f'chunk_mem={self.chunk_mem} and chunk_rest={self.chunk_rest}: the '
+        'larger must be a multiple of the smaller, both at least 1'
       )
-    for name in ("depth_mem", "depth_rest"):
+    for name in ('depth_mem', 'depth_rest'):
       if getattr(self, name) not in (1, 2):
-        raise ValueError(f"{name}={getattr(self, name)!r}: 1 or 2")
+        raise ValueError(f'{name}={getattr(self, name)!r}: 1 or 2')
     for name, known in (
-      ("read", READS),
-      ("anchor", ANCHORS),
-      ("objective", OBJECTIVES),
+      ('read', READS),
+      ('anchor', ANCHORS),
+      ('objective', OBJECTIVES),
     ):
       if getattr(self, name) not in known:
-        raise ValueError(f"{name}={getattr(self, name)!r}: one of {known}")
+        raise ValueError(f'{name}={getattr(self, name)!r}: one of {known}')
     for name, known in (
-      ("adaptive", ("q", "k", "v", *GATES)),
-      ("identity", ("q", "k", "v", "mem")),
+      ('adaptive', ('q', 'k', 'v', *GATES)),
+      ('identity', ('q', 'k', 'v', 'mem')),
     ):
       wrong = set(getattr(self, name)) - set(known)
       if wrong:
-        raise ValueError(f"{name}: {sorted(wrong)} not among {known}")
+        raise ValueError(f'{name}: {sorted(wrong)} not among {known}')
     if not self.generated and set(GATES) & set(self.adaptive):
       raise ValueError(
-        "generated=False: a gate is a scalar and has no value but its own; "
-        f"take {GATES} out of adaptive={self.adaptive}"
+        'generated=False: a gate is a scalar and has no value but its own; '
+        f'take {GATES} out of adaptive={self.adaptive}'
       )
     if self.expansion < 1:
-      raise ValueError(f"expansion={self.expansion}: at least 1")
+      raise ValueError(f'expansion={self.expansion}: at least 1')
     if not 0 < self.eta_max <= 1:
-      raise ValueError(f"eta_max={self.eta_max}: above 0 and at most 1")
+      raise ValueError(f'eta_max={self.eta_max}: above 0 and at most 1')
 
   @property
   def boxes(self) -> tuple[str, ...]:
     """The memories that are maps, in their order on the stack."""
-    return tuple(b for b in ("q", "k", "v") if b in self.adaptive) + ("mem",)
+    return tuple(b for b in ('q', 'k', 'v') if b in self.adaptive) + ('mem',)
 
   @property
   def gates(self) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ class MemoryConfig:
     return tuple(g for g in GATES if g in self.adaptive)
 
   def depth(self, box: str) -> int:
-    return self.depth_mem if box == "mem" else self.depth_rest
+    return self.depth_mem if box == 'mem' else self.depth_rest
 
   @property
   def deep(self) -> tuple[str, ...]:
@@ -175,10 +175,10 @@ def stack_initial(cfg: MemoryConfig, initial) -> Weights:
       'bias'}; leaves `[..., K, K]`, `[..., F, K]`, `[..., K, F]`, `[..., K]`.
   """
   rows = [
-    initial[box]["inner" if box in cfg.deep else "kernel"] for box in cfg.boxes
+    initial[box]['inner' if box in cfg.deep else 'kernel'] for box in cfg.boxes
   ]
-  rows += [initial[gate]["kernel"][..., None, :] for gate in cfg.gates]
-  outer = {box: initial[box]["outer"] for box in cfg.deep}
+  rows += [initial[gate]['kernel'][..., None, :] for gate in cfg.gates]
+  outer = {box: initial[box]['outer'] for box in cfg.deep}
   return Weights(jnp.concatenate(rows, axis=-2), outer)
 
 
