@@ -1,0 +1,200 @@
+"""Delta and deep momentum against their equations and their limits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nestax.optim import coefficients, m3, matrices, momentum, newton_schulz
+
+Numbers = matrices.MuonDimensionNumbers
+
+
+def draws(steps, shape=(5, 3)):
+  rng = np.random.default_rng(0)
+  return [rng.normal(size=shape).astype(np.float32) for _ in range(steps)]
+
+
+def run(tx, grads):
+  state, out = tx.init({'w': jnp.zeros_like(grads[0])}), None
+  update = jax.jit(tx.update)
+  for g in grads:
+    out, state = update({'w': jnp.asarray(g)}, state)
+  return out['w'], state
+
+
+@pytest.mark.parametrize('normalize', [False, True])
+def test_delta_momentum_is_equation_49_in_its_own_layout(normalize):
+  alpha, eta = 0.9, 0.3
+  grads = [0.2 * g for g in draws(20)]
+  m = np.zeros((3, 5))  # NL's layout, [out, in]
+  for g in grads:
+    g = g.T.astype(np.float64)
+    key = g / np.linalg.norm(g) if normalize else g
+    m = m @ (alpha * np.eye(5) - key.T @ key) - eta * g
+  tx = momentum.scale_by_delta_momentum(alpha, eta, normalize=normalize)
+  got, _ = run(tx, grads)
+  np.testing.assert_allclose(got, -m.T, atol=1e-5)
+
+
+def test_dot_is_heavy_ball_momentum():
+  got, _ = run(momentum.scale_by_delta_momentum(objective='dot'), draws(10))
+  want, _ = run(optax.trace(0.9), draws(10))
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_dot_with_newton_schulz_is_muon():
+  output = functools.partial(newton_schulz.orthogonalize, dtype=jnp.float32)
+  tx = momentum.scale_by_delta_momentum(0.9, objective='dot', output=output)
+  muon = m3.scale_by_m3(
+    0.9, slow=(), coefficients=coefficients.MUON, dtype='float32'
+  )
+  got, _ = run(tx, draws(10))
+  want, _ = run(muon, draws(10))
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_features_act_on_what_is_written_and_precondition_before_them():
+  tx = momentum.scale_by_delta_momentum(
+    0.5,
+    objective='dot',
+    features=jnp.sign,
+    precondition=optax.scale(-1.0),
+  )
+  grads = draws(3)
+  want = sum(-(0.5 ** (2 - i)) * np.sign(g) for i, g in enumerate(grads))
+  got, _ = run(tx, grads)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_delta_momentum_keeps_orthogonal_directions_and_rewrites_its_own():
+  u, v = np.eye(4)[0], np.eye(4)[1]
+  a = np.outer(u, np.ones(3)).astype(np.float32)
+  b = np.outer(v, np.ones(3)).astype(np.float32)
+  tx = momentum.scale_by_delta_momentum(alpha=1.0)
+  after_a, _ = run(tx, [a])
+  after_b, _ = run(tx, [a, b, b, b])
+  np.testing.assert_allclose(after_b[0], after_a[0], atol=1e-6)
+  np.testing.assert_allclose(after_b[1], 1.0, atol=1e-6)  # not 3
+
+
+def test_delta_momentum_stays_bounded_on_large_gradients():
+  got, _ = run(
+    momentum.scale_by_delta_momentum(0.99), [100 * g for g in draws(500)]
+  )
+  assert jnp.all(jnp.isfinite(got)) and jnp.max(jnp.abs(got)) < 1e5
+
+
+def test_stacked_layers_are_layers_apart():
+  grads = draws(5, (2, 5, 3, 2))
+  make = momentum.scale_by_delta_momentum
+  whole, _ = run(make(dimension_numbers={'w': Numbers(1, (2, 3))}), grads)
+  one = {'w': Numbers(0, (1, 2))}
+  for i in range(2):
+    part, _ = run(make(dimension_numbers=one), [g[i] for g in grads])
+    np.testing.assert_allclose(whole[i], part, atol=1e-5)
+
+
+def test_a_layer_of_deep_momentum_does_not_see_the_others():
+  grads = draws(5, (2, 5, 3))
+  other = [g * np.array([1, 7])[:, None, None] + [[[0]], [[1]]] for g in grads]
+  tx = momentum.scale_by_deep_momentum(4)
+  got, _ = run(tx, [g.astype(np.float32) for g in other])
+  want, _ = run(tx, grads)
+  np.testing.assert_allclose(got[0], want[0], atol=1e-6)
+  assert np.abs(want[0]).max() > 1e-2
+  assert np.abs(got[1] - want[1]).max() > 1e-2
+
+
+def test_deep_momentum_takes_the_printed_step_on_its_objective():
+  g = draws(1)[0]
+  alpha, eta = 0.8, 0.5
+  tx = momentum.scale_by_deep_momentum(
+    4, alpha, eta, objective=lambda y, v: -jnp.sum(y), activation=jnp.tanh
+  )
+  got, state = run(tx, [g])
+  first = np.asarray(state.initial['w'][0])
+  norm = np.sqrt(np.mean(np.sum(g**2, -1)))
+  keys = g / norm
+  h = np.tanh(keys @ first)
+  second = eta * np.outer(h.mean(0), np.ones(3))  # of a memory born zero
+  np.testing.assert_allclose(state.second['w'][0], second, atol=1e-5)
+  np.testing.assert_allclose(got, norm * h @ second, atol=1e-5)
+
+
+def test_deep_momentum_recalls_what_came_often_and_less_what_is_new():
+  rng = np.random.default_rng(1)
+  base = rng.normal(size=(2, 16))
+  grads = [
+    (rng.normal(size=(8, 2)) @ base).astype(np.float32) for _ in range(200)
+  ]
+  new = rng.normal(size=(8, 16)).astype(np.float32)
+  new -= new @ np.linalg.pinv(base) @ base
+  tx = momentum.scale_by_deep_momentum(32, alpha=0.99, eta=0.5)
+
+  def recalled(last):
+    out, _ = run(tx, [*grads, last])
+    return float(jnp.vdot(out, last) / np.vdot(last, last))
+
+  assert recalled(grads[0]) > 0.7
+  assert recalled(new) < 0.5 * recalled(grads[0])
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda: momentum.scale_by_delta_momentum(0.9),
+    lambda: momentum.scale_by_deep_momentum(16),
+    lambda: momentum.scale_by_deep_momentum(
+      16, output=newton_schulz.orthogonalize
+    ),
+  ],
+  ids=['delta', 'deep', 'deep_muon'],
+)
+def test_they_train_a_linear_layer(make):
+  rng = np.random.default_rng(2)
+  x = jnp.asarray(rng.normal(size=(64, 8)), jnp.float32)
+  y = x @ jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+
+  def loss(params):
+    return jnp.mean((x @ params['w'] - y) ** 2)
+
+  tx = optax.chain(
+    make(), optax.scale_by_learning_rate(optax.linear_schedule(0.2, 0, 300))
+  )
+  params = {'w': jnp.zeros((8, 4))}
+
+  def step(carry, _):
+    params, state = carry
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grads, state)
+    return (optax.apply_updates(params, updates), state), value
+
+  _, losses = jax.lax.scan(step, (params, tx.init(params)), length=300)
+  assert losses[-1] < 0.05 * losses[0]
+
+
+def test_state_keeps_its_shapes_and_dtypes_for_bfloat16():
+  for tx in (
+    momentum.scale_by_delta_momentum(),
+    momentum.scale_by_deep_momentum(4),
+  ):
+    g = {'w': jnp.ones((3, 5), jnp.bfloat16)}
+    state = tx.init(g)
+    out, new = tx.update(g, state)
+    assert out['w'].dtype == jnp.bfloat16
+    jax.tree.map(
+      lambda a, b: np.testing.assert_equal(
+        (a.shape, a.dtype), (b.shape, b.dtype)
+      ),
+      state,
+      new,
+    )
+
+
+def test_an_unknown_objective_is_refused():
+  with pytest.raises(momentum.MomentumError, match="'l1'.*l2, dot"):
+    momentum.scale_by_delta_momentum(objective='l1')
