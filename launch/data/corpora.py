@@ -68,8 +68,9 @@ class TextFiles:
     cut = nominal + window.find(b'\n') + 1
     if nominal < cut < size:
       return cut
-    starts = (i for i, byte in enumerate(window[:4]) if byte & 0xC0 != 0x80)
-    return nominal + next(starts, 0)
+    head = window[:4]
+    starts = (i for i, byte in enumerate(head) if byte & 0xC0 != 0x80)
+    return nominal + next(starts, len(head))
 
 
 class JsonLines:
