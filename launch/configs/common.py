@@ -1,0 +1,125 @@
+"""Every key that a config has, its default, and the values it may take."""
+
+import dataclasses
+import json
+from typing import Any
+
+import ml_collections
+
+from nestax.launch import optimizer
+from nestax.models.config import ModelConfig
+
+# What a run may change and still be the same run: how long it goes on, what
+# it writes down, and how the same mathematics is laid on the machine.
+MAY_CHANGE = (
+  'train.steps',
+  'train.max_bad_steps',
+  'train.accumulate',
+  'model.remat',
+  'data.workers',
+  'data.prefetch',
+  'mesh',
+  'checkpoint',
+  'eval',
+  'log',
+)
+
+
+def defaults() -> ml_collections.ConfigDict:
+  """Gives all groups of a config: Hope on the standard library's text."""
+  config = ml_collections.ConfigDict()
+  config.name = 'default'  # of the run folder, ./runs/<name>
+  config.seed = 0
+  config.model = dataclasses.asdict(ModelConfig())
+  config.data = {
+    'source': 'stdlib',  # or text, jsonl, array_record
+    'path': '',  # a glob; for stdlib another folder than the interpreter's
+    'text_key': 'text',  # of a JSON line
+    'document_bytes': 1 << 18,  # longer text files are cut into documents
+    'tokenizer': 'bytes',  # or a path: tokenizer.json, SentencePiece .model
+    'boundary': 'reset',  # memory at a document's start: 'reset' or 'carry'
+    'length': 512,  # tokens a row
+    'valid_fraction': 0.05,
+    'valid_batches': 8,
+    'shuffle': True,
+    'workers': 0,
+    'prefetch': 2,
+  }
+  config.train = {
+    'steps': 1000,
+    'batch': 8,  # global rows an update
+    'accumulate': 1,  # microbatches that a batch is read in
+    'carry_state': False,  # row b of a batch goes on where the last one ended
+    'max_bad_steps': 20,  # in a row; then the run stops
+  }
+  config.optimizer = 'adamw'
+  config.opt = optimizer.default_opt()
+  # Devices along each axis; -1 for all that are left.
+  config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}
+  config.checkpoint = {'every': 200, 'keep': 3}  # every 0: only at the end
+  config.eval = {'every': 200}  # 0: only at the end
+  config.log = {
+    'every': 10,
+    'peak_flops': 0.0,  # of one device, for MFU; 0: from the table
+  }
+  return config.lock()
+
+
+LEAST = {
+  'train.steps': 1,
+  'train.batch': 1,
+  'train.accumulate': 1,
+  'train.max_bad_steps': 1,
+  'checkpoint.every': 0,
+  'checkpoint.keep': 1,
+  'eval.every': 0,
+  'log.every': 1,
+  'log.peak_flops': 0,
+}
+
+
+def check(config) -> None:
+  """Checks the numbers of the loop; models, data and optimisers check theirs.
+
+  Raises:
+    ValueError: naming key, value and what it may be.
+  """
+  for key, least in LEAST.items():
+    group, name = key.split('.')
+    if config[group][name] < least:
+      raise ValueError(
+        f'{key} is {config[group][name]}: it has to be at least {least}'
+      )
+  batch, parts = config.train.batch, config.train.accumulate
+  if batch % parts:
+    raise ValueError(
+      f'train.batch = {batch} rows cannot be read in train.accumulate = '
+      f'{parts} equal parts'
+    )
+
+
+def plain(config) -> dict[str, Any]:
+  """Turns a ConfigDict into what JSON would give back."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def differing(there: dict, here: dict) -> list[str]:
+  """Says in words which keys of two plain configs differ, but MAY_CHANGE."""
+  there, here = _flat(there), _flat(here)
+  return [
+    f'{key} is {there.get(key, "absent")!r} there and '
+    f'{here.get(key, "absent")!r} here'
+    for key in sorted(there.keys() | here.keys())
+    if there.get(key) != here.get(key)
+    and not any(f'{key}.'.startswith(f'{free}.') for free in MAY_CHANGE)
+  ]
+
+
+def _flat(config: dict, prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[f'{prefix}{key}'] = value
+  return flat
