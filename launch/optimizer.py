@@ -1,18 +1,43 @@
-"""The outer optimiser of a config: clipping, weight decay, one update rule."""
+"""The outer optimiser of a config: clipping, weight decay, one update rule.
+
+Matrices of the blocks take the rule that `config.optimizer` names; embeddings,
+norms, gates and convolutions always take AdamW.
+"""
 
 from typing import Any
 
+import flax.linen as nn
+import jax
 import ml_collections
 import optax
 
-from nestax.optim import labels, schedules
+from nestax.models import axes
+from nestax.optim import coefficients, labels, m3, matrices, schedules
+from nestax.optim.newton_schulz import Layout
 
-NAMES = ('adamw',)
-# Names, not ranks, decide: below `blocks` every array has an axis of layers.
+NAMES = ('adamw', 'muon', 'm3')
+NEWTON_SCHULZ = {
+  'quintic': coefficients.quintic,
+  'cubic': coefficients.cubic,
+  'polar_express': coefficients.polar_express,
+}
+# Which axes of a label's arrays are (in, out); all under `blocks` have an axis
+# of layers first, and every head's memory is a matrix of its own.
+MATRICES = {
+  'level': matrices.MuonDimensionNumbers(1, 2),
+  'to_heads': matrices.MuonDimensionNumbers(1, (2, 3)),
+  'from_heads': matrices.MuonDimensionNumbers((1, 2), 3),
+  'memory': matrices.MuonDimensionNumbers(3, 2),
+}
 RULES = (
-  (r'(.*/)?kernel', 'matrix'),
-  (r'(.*/)?embedding', 'embedding'),
-  (r'(.*/)?(?!(kernel|embedding)$)[^/]+', 'vector'),
+  (r'blocks/level_\d+/(gate|up|down)', 'level'),
+  (r'blocks/mixer/(query|key|value|gate)/kernel', 'to_heads'),
+  (r'blocks/mixer/out/kernel', 'from_heads'),
+  (r'blocks/mixer/initial/(q|k|v|mem)(_inner|_outer)?', 'memory'),
+  (r'blocks/mixer/(query|key|value)_conv/kernel', 'convolution'),
+  (r'blocks/mixer/(beta|initial/(eta|alpha))(_bias)?', 'gate'),
+  (r'(blocks/.*|final_)norm/scale', 'norm'),
+  (r'embed/embedding|head', 'embedding'),
 )
 
 
@@ -26,58 +51,136 @@ def default_opt() -> dict[str, Any]:
     'lr': 3e-3,
     'warmup': 100,
     'final_lr_fraction': 0.1,
+    'weight_decay': 0.1,  # of matrices, times the learning rate
+    'clip': 1.0,  # of the global norm of the gradient; 0 for none
+    # AdamW
     'b1': 0.9,
     'b2': 0.95,
     'eps': 1e-8,
-    'weight_decay': 0.1,
-    'clip': 1.0,  # of the global norm of the gradient; 0 for none
+    # Muon and M3, see optim/m3.py
+    'momentum': 0.95,
+    'nesterov': True,
+    'ns': 'quintic',
+    'ns_steps': 5,
+    'consistent_rms': 0.2,  # AdamW's learning rates fit; 0 to scale by nothing
+    # M3 alone
+    'b3': 0.9,
+    'every': 10,
+    'alpha': 0.5,
+    'second_moment': 0.0,  # factor of V; 0 to leave it out
+    'accumulate': 'ema',
+    'slow_dtype': 'float32',
   }
 
 
 def build(
-  config: ml_collections.ConfigDict, params: Any
+  config: ml_collections.ConfigDict,
+  params: Any,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Makes the transformation and the learning rate that a config names.
 
   Args:
     config: reads `optimizer`, the group `opt` and `train.steps`.
-    params: parameters or their shapes, boxed with logical axes or not.
+    params: parameters or their shapes, boxed with logical axes or not; the
+      transformation is for the unboxed ones.
+    mesh: the devices over which matrices are laid to be orthogonalised; None
+      leaves that to the partitioner.
 
   Returns:
     The transformation, with clipping and weight decay inside, and the
     learning rate as a function of the step.
 
   Raises:
-    OptimizerError, labels.LabelError, schedules.ScheduleError: in words.
+    OptimizerError, labels.LabelError, schedules.ScheduleError, m3.M3Error:
+      in words, if the numbers or the parameters do not fit.
   """
   opt = config.opt
   _check(config)
   schedule = schedules.warmup_cosine(
     opt.lr, opt.warmup, config.train.steps, opt.final_lr_fraction
   )
+  names = labels.label(nn.unbox(params), RULES)
   clip = optax.clip_by_global_norm(opt.clip) if opt.clip else optax.identity()
-  return optax.chain(clip, _adamw(opt, schedule, params)), schedule
+  if config.optimizer == 'adamw':
+    return optax.chain(clip, _adamw(opt, schedule, names)), schedule
+  rules = {
+    'matrix': _m3(config, schedule, names, mesh),
+    'rest': _adamw(opt, schedule, names),
+  }
+  groups = jax.tree.map(lambda n: 'matrix' if n in MATRICES else 'rest', names)
+  return optax.chain(clip, optax.multi_transform(rules, groups)), schedule
+
+
+def _adamw(opt, schedule, names) -> optax.GradientTransformation:
+  decayed = jax.tree.map(lambda name: name in MATRICES, names)
+  return optax.chain(
+    optax.scale_by_adam(opt.b1, opt.b2, opt.eps),
+    _decay(opt, decayed),
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
+def _decay(opt, decayed) -> optax.GradientTransformation:
+  # A function, since inside multi_transform some leaves are masked away.
+  known = dict(zip(labels.paths(decayed), jax.tree.leaves(decayed)))
+
+  def mask(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda keys, _: known[labels.path_of(keys)], params
+    )
+
+  return optax.add_decayed_weights(opt.weight_decay, mask)
+
+
+def _m3(config, schedule, names, mesh) -> optax.GradientTransformation:
+  opt = config.opt
+  slow, second = (), None
+  if config.optimizer == 'm3':
+    slow = (m3.TimeScale(opt.b3, opt.every, opt.alpha),)
+    second = opt.second_moment or None
+  layout = None
+  if mesh is not None:
+    layout = Layout(mesh, axes.RULES['embed'], axes.RULES['mlp'])
+  return m3.m3(
+    schedule,
+    opt.momentum,
+    second,
+    slow,
+    opt.weight_decay,
+    accumulate=opt.accumulate if config.optimizer == 'm3' else 'ema',
+    nesterov=opt.nesterov,
+    coefficients=NEWTON_SCHULZ[opt.ns](opt.ns_steps),
+    dimension_numbers=jax.tree.map(MATRICES.get, names),
+    consistent_rms=opt.consistent_rms or None,
+    eps=opt.eps,
+    slow_dtype=opt.slow_dtype,
+    layout=layout,
+  )
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
-  if config.optimizer not in NAMES:
-    raise OptimizerError(
-      f'optimizer is {config.optimizer!r}: it has to be one of '
-      + ', '.join(NAMES)
-    )
-  for name in ('weight_decay', 'clip'):
-    if config.opt[name] < 0:
+  opt = config.opt
+  for name, value, known in (
+    ('optimizer', config.optimizer, NAMES),
+    ('opt.ns', opt.ns, tuple(NEWTON_SCHULZ)),
+    ('opt.slow_dtype', opt.slow_dtype, ('float32', 'bfloat16')),
+  ):
+    if value not in known:
       raise OptimizerError(
-        f'opt.{name} is {config.opt[name]}: it has to be 0 or above'
+        f'{name} is {value!r}: it has to be one of ' + ', '.join(known)
       )
-
-
-def _adamw(opt, schedule, params) -> optax.GradientTransformation:
-  return optax.adamw(
-    schedule,
-    b1=opt.b1,
-    b2=opt.b2,
-    eps=opt.eps,
-    weight_decay=opt.weight_decay,
-    mask=labels.mask(params, RULES, 'matrix'),
-  )
+  for name in ('weight_decay', 'clip', 'alpha', 'consistent_rms'):
+    if opt[name] < 0:
+      raise OptimizerError(
+        f'opt.{name} is {opt[name]}: it has to be 0 or above'
+      )
+  # Algorithm 1 as printed adds factor * gradient: any positive factor will do.
+  decaying = ('b1', 'b2')
+  if opt.accumulate == 'ema':
+    decaying += ('momentum', 'b3', 'second_moment')
+  for name in decaying:
+    if not 0 <= opt[name] < 1:
+      raise OptimizerError(
+        f'opt.{name} is {opt[name]}: it has to be at least 0 and below 1'
+      )

@@ -1,5 +1,6 @@
-"""The optimiser that a config names: what it decays, clips and refuses."""
+"""The optimiser that a config names: whom it updates, decays, and refuses."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -7,14 +8,31 @@ import numpy as np
 import optax
 import pytest
 
+from nestax.launch import mesh as meshes
 from nestax.launch import optimizer
+from nestax.models import axes, language_model
+from nestax.models.config import FAMILIES, ModelConfig
+from nestax.models.memory.types import MemoryConfig
+from nestax.optim import coefficients, labels, m3, matrices
 
 PARAMS = {
   'blocks': {
-    'mixer': {'query': {'kernel': jnp.ones((2, 8, 2, 4))}},
-    'norm': {'scale': jnp.ones((2, 8))},
+    'mixer': {
+      'query': {'kernel': jnp.ones((2, 8, 2, 4))},
+      'query_conv': {'kernel': jnp.ones((2, 4, 2, 4))},
+      'out': {'kernel': jnp.ones((2, 2, 4, 8))},
+    },
+    'level_0': {
+      'up': jnp.ones((2, 8, 24)),
+      'norm': {'scale': jnp.ones((2, 8))},
+    },
   },
   'embed': {'embedding': jnp.ones((16, 8))},
+}
+MATRIX_PATHS = {
+  'blocks/mixer/query/kernel',
+  'blocks/mixer/out/kernel',
+  'blocks/level_0/up',
 }
 
 
@@ -28,15 +46,131 @@ def make_config(name, **opt):
   )
 
 
-def test_zero_gradient_decays_only_matrices():
-  tx, schedule = optimizer.build(make_config('adamw'), PARAMS)
-  updates, _ = tx.update(
-    jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS
+def draw(seed):
+  keys = jax.random.split(jax.random.key(seed), len(jax.tree.leaves(PARAMS)))
+  keys = jax.tree.structure(PARAMS).unflatten(keys)
+  return jax.tree.map(lambda k, x: jax.random.normal(k, x.shape), keys, PARAMS)
+
+
+def by_path(tree):
+  return dict(zip(labels.paths(tree), jax.tree.leaves(tree)))
+
+
+@pytest.mark.parametrize('name', optimizer.NAMES)
+def test_zero_gradient_decays_matrices_and_nothing_else(name):
+  tx, schedule = optimizer.build(make_config(name), PARAMS)
+  zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+  updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+  for path, update in by_path(updates).items():
+    want = -0.1 * schedule(0) if path in MATRIX_PATHS else 0.0
+    np.testing.assert_allclose(update, want, atol=1e-8, err_msg=path)
+
+
+@pytest.mark.parametrize('name', ['muon', 'm3'])
+def test_what_is_no_matrix_takes_adamw(name):
+  config = make_config(name, clip=0.0)
+  tx, _ = optimizer.build(config, PARAMS)
+  adamw, _ = optimizer.build(make_config('adamw', clip=0.0), PARAMS)
+  states = tx.init(PARAMS), adamw.init(PARAMS)
+  got, _ = tx.update(draw(0), states[0], PARAMS)
+  want, _ = adamw.update(draw(0), states[1], PARAMS)
+  for path, update in by_path(got).items():
+    same = np.allclose(update, by_path(want)[path], atol=1e-7)
+    assert same == (path not in MATRIX_PATHS), path
+
+
+def test_muon_is_optax_muon():
+  config = make_config('muon', clip=0.0, weight_decay=0.0)
+  tx, schedule = optimizer.build(config, PARAMS)
+  names = labels.label(PARAMS, optimizer.RULES)
+  muon = optax.contrib.muon(
+    schedule,
+    adam_b2=config.opt.b2,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=jax.tree.map(optimizer.MATRICES.get, names),
   )
-  kernel = updates['blocks']['mixer']['query']['kernel']
-  np.testing.assert_allclose(kernel, -0.1 * schedule(0), rtol=1e-6)
-  assert not jnp.any(updates['blocks']['norm']['scale'])
-  assert not jnp.any(updates['embed']['embedding'])
+  states = [t.init(PARAMS) for t in (tx, muon)]
+  for seed in range(3):
+    a, states[0] = tx.update(draw(seed), states[0], PARAMS)
+    b, states[1] = muon.update(draw(seed), states[1], PARAMS)
+  for path, want in by_path(b).items():
+    if path in MATRIX_PATHS:  # optax's Adam has Nesterov's momentum here
+      error = jnp.linalg.norm(by_path(a)[path] - want) / jnp.linalg.norm(want)
+      assert error < 5e-2, path
+
+
+def test_m3_reads_all_of_its_options():
+  options = {
+    'momentum': 0.8,
+    'nesterov': False,
+    'ns': 'polar_express',
+    'ns_steps': 6,
+    'consistent_rms': 0.3,
+    'b3': 0.7,
+    'every': 2,
+    'alpha': 0.9,
+    'second_moment': 0.9,
+    'slow_dtype': 'bfloat16',
+    'clip': 0.0,
+  }
+  tx, schedule = optimizer.build(make_config('m3', **options), PARAMS)
+  up = {'up': PARAMS['blocks']['level_0']['up']}
+  same = m3.m3(
+    schedule,
+    0.8,
+    0.9,
+    (m3.TimeScale(0.7, 2, 0.9),),
+    0.1,
+    coefficients=coefficients.polar_express(6),
+    consistent_rms=0.3,
+    slow_dtype='bfloat16',
+  )
+  state, same_state = tx.init(PARAMS), same.init(up)
+  for seed in range(4):
+    got, state = tx.update(draw(seed), state, PARAMS)
+    g = {'up': draw(seed)['blocks']['level_0']['up']}
+    want, same_state = same.update(g, same_state, up)
+  np.testing.assert_allclose(
+    got['blocks']['level_0']['up'], want['up'], rtol=2e-2, atol=1e-5
+  )
+
+
+def test_m3_on_a_mesh_is_m3_on_one_device():
+  boxed = abstract_params(family='hope')
+  mesh = meshes.make(
+    {'data': 2, 'fsdp': 2, 'tensor': 2, 'sequence': 1}, rows=4, length=8
+  )
+  config = make_config('m3', every=2, ns_steps=2)
+  shapes = nn.unbox(boxed)
+
+  def draw_like(seed):
+    keys = jax.random.split(jax.random.key(seed), len(jax.tree.leaves(shapes)))
+    keys = jax.tree.structure(shapes).unflatten(keys)
+    return jax.tree.map(
+      lambda k, x: jax.random.normal(k, x.shape), keys, shapes
+    )
+
+  def run(mesh, where, state_where):
+    tx, _ = optimizer.build(config, boxed, mesh)
+    params = jax.device_put(draw_like(0), where)
+    state = jax.jit(tx.init, out_shardings=state_where(tx))(params)
+    update = jax.jit(tx.update, out_shardings=(where, state_where(tx)))
+    for seed in range(1, 4):
+      updates, state = update(
+        jax.device_put(draw_like(seed), where), state, params
+      )
+    return updates
+
+  def like_params(tx):
+    state = jax.eval_shape(tx.init, shapes)
+    return meshes.like_params(mesh, boxed, state)
+
+  got = run(mesh, axes.shardings(mesh, boxed), like_params)
+  want = run(None, None, lambda tx: None)
+  for path, update in by_path(got).items():
+    # bfloat16 matmuls, summed in another order.
+    error = jnp.linalg.norm(np.asarray(update) - by_path(want)[path])
+    assert error < 3e-2 * jnp.linalg.norm(by_path(want)[path]) + 1e-8, path
 
 
 def test_large_gradients_are_clipped_to_the_norm():
@@ -48,12 +182,74 @@ def test_large_gradients_are_clipped_to_the_norm():
   np.testing.assert_allclose(optax.global_norm(mu), 0.5, rtol=1e-5)
 
 
-def test_unknown_optimizer_is_refused_with_the_names():
-  with pytest.raises(optimizer.OptimizerError, match="'sgd'.*adamw"):
-    optimizer.build(make_config('sgd'), PARAMS)
+def abstract_params(**fields):
+  cfg = ModelConfig(D=16, H=2, F=48, N=3, **fields)
+  model = language_model.LanguageModel(cfg)
+  tokens_BxL = jnp.zeros((1, 64), jnp.int32)
+  return jax.eval_shape(
+    lambda: model.init(jax.random.key(0), None, tokens_BxL)
+  )['params']
 
 
-@pytest.mark.parametrize('name', ['clip', 'weight_decay'])
-def test_negative_numbers_are_refused(name):
-  with pytest.raises(optimizer.OptimizerError, match=f'opt.{name} is -1.0'):
-    optimizer.build(make_config('adamw', **{name: -1.0}), PARAMS)
+MODELS = [
+  *({'family': name, 'tied': tied} for name in FAMILIES for tied in (0, 1)),
+  {'memory': MemoryConfig(depth_mem=2, depth_rest=2)},
+  {'memory': MemoryConfig(adaptive=('q', 'k', 'v', 'eta', 'alpha'))},
+]
+
+
+@pytest.mark.parametrize('name', optimizer.NAMES)
+@pytest.mark.parametrize('fields', MODELS, ids=str)
+def test_every_parameter_of_every_family_has_its_rule(fields, name):
+  fields = fields | ({'tied': bool(fields['tied'])} if 'tied' in fields else {})
+  boxed = abstract_params(**fields)
+  tx, _ = optimizer.build(make_config(name), boxed)
+  params = nn.unbox(boxed)
+  updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), params)
+  assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+
+
+@pytest.mark.parametrize('fields', MODELS, ids=str)
+def test_matrices_lie_as_the_logical_axes_say(fields):
+  fields = fields | ({'tied': bool(fields['tied'])} if 'tied' in fields else {})
+  boxed = abstract_params(**fields)
+  is_box = lambda x: isinstance(x, nn.Partitioned)  # noqa: E731
+  boxes = jax.tree.leaves(boxed, is_leaf=is_box)
+  names = jax.tree.leaves(labels.label(nn.unbox(boxed), optimizer.RULES))
+  width = 16
+  for box, name in zip(boxes, names):
+    if name in ('level', 'to_heads', 'from_heads'):
+      # The width of the model is one whole side of the matrix.
+      numbers = optimizer.MATRICES[name]
+      assert width in matrices.sizes(box.value.shape, numbers)
+      assert box.names[0] == 'layers'
+      side = 'reduction_axis' if name != 'from_heads' else 'output_axis'
+      if name != 'level':
+        assert box.names[getattr(numbers, side)] == 'embed'
+
+
+def test_a_parameter_without_a_rule_is_named():
+  params = PARAMS | {'blocks': PARAMS['blocks'] | {'new': jnp.ones((2, 3))}}
+  with pytest.raises(labels.LabelError, match='no rule matches: blocks/new'):
+    optimizer.build(make_config('adamw'), params)
+
+
+@pytest.mark.parametrize(
+  ('name', 'opt', 'words'),
+  [
+    ('sgd', {}, "optimizer is 'sgd'.*adamw, muon, m3"),
+    ('m3', {'ns': 'septic'}, "opt.ns is 'septic'.*quintic"),
+    ('m3', {'slow_dtype': 'int8'}, 'opt.slow_dtype'),
+    ('m3', {'every': 0}, 'every 0 steps'),
+    ('m3', {'accumulate': 'mean'}, "accumulate is 'mean'"),
+    ('m3', {'ns_steps': 0}, 'at least 1'),
+    ('m3', {'b3': 1.0}, 'opt.b3 is 1.0'),
+    ('adamw', {'b2': -0.1}, 'opt.b2 is -0.1'),
+    ('adamw', {'clip': -1.0}, 'opt.clip is -1.0'),
+    ('adamw', {'weight_decay': -1.0}, 'opt.weight_decay is -1.0'),
+    ('adamw', {'warmup': 20}, '20 steps of 20'),
+  ],
+)
+def test_configs_out_of_range_are_refused(name, opt, words):
+  with pytest.raises(ValueError, match=words):
+    optimizer.build(make_config(name, **opt), PARAMS)
