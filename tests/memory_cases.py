@@ -1,0 +1,97 @@
+"""Configurations and inputs shared by the tests of the memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nestax.models.memory.types import Inputs, MemoryConfig
+
+B, L, H, K = 2, 13, 2, 4
+
+# name -> (chunk_mem, chunk_rest, options); every option appears at least once
+CASES = {
+  'default': (4, 4, {}),
+  'no_momentum': (4, 4, {'momentum': False}),
+  'one_token_chunks': (1, 1, {}),
+  'one_chunk': (16, 16, {}),
+  'mem_slower': (8, 2, {}),
+  'rest_slower': (4, 8, {'momentum': False}),
+  'deep_mem': (4, 4, {'depth_mem': 2}),
+  'deep_rest': (4, 8, {'depth_rest': 2, 'momentum': False}),
+  'deep': (8, 4, {'depth_mem': 2, 'depth_rest': 2}),
+  'boundary_read': (4, 4, {'read': 'boundary'}),
+  'deep_boundary_read': (4, 4, {'read': 'boundary', 'depth_mem': 2}),
+  'anchor_zero': (4, 4, {'anchor': 'zero'}),
+  'deep_anchor_zero': (
+    4,
+    4,
+    {'anchor': 'zero', 'depth_mem': 2, 'momentum': False},
+  ),
+  'adaptive_q': (4, 4, {'adaptive': ('q', 'k', 'v', 'eta', 'alpha')}),
+  'slow_gates': (4, 4, {'adaptive': ('k', 'v')}),
+  'dot': (4, 4, {'objective': 'dot', 'identity': ('k', 'mem')}),
+  'mem_alone': (
+    4,
+    4,
+    {
+      'adaptive': (),
+      'identity': (),
+      'generated': False,
+      'objective': 'dot',
+      'momentum': False,
+    },
+  ),
+  'titans': (4, 4, {'adaptive': (), 'generated': False, 'delta': False}),
+  'no_retention': (4, 4, {'retention': False, 'value_norm': False}),
+  'remat': (4, 4, {'remat': True}),
+}
+
+
+def config(name: str) -> MemoryConfig:
+  chunk_mem, chunk_rest, options = CASES[name]
+  return MemoryConfig(
+    chunk_mem=chunk_mem, chunk_rest=chunk_rest, expansion=2, **options
+  )
+
+
+def initial_values(cfg: MemoryConfig, dtype, seed: int = 0):
+  """Large enough initial values and gates for every term to matter."""
+  keys = iter(jax.random.split(jax.random.key(seed), 32))
+  F = K * cfg.expansion
+
+  def normal(*shape):
+    x = jax.random.normal(next(keys), shape, dtype)
+    return 0.5 * x / np.sqrt(shape[-1])
+
+  initial = {}
+  for box in cfg.boxes:
+    deep = {'inner': normal(H, F, K), 'outer': normal(H, K, F)}
+    flat = {'kernel': normal(H, K, K)}
+    initial[box] = deep if box in cfg.deep else flat
+  for gate, bias in (('eta', 0.0), ('alpha', 2.0)):
+    initial[gate] = {'kernel': normal(H, K), 'bias': jnp.full((H,), bias)}
+  return initial
+
+
+def inputs(cfg: MemoryConfig, dtype, length: int = L, seed=1, resets=True):
+  keys = jax.random.split(jax.random.key(seed), 5)
+  q, k, v = (
+    jax.random.normal(key, (B, length, H, K), dtype) for key in keys[:3]
+  )
+  log_beta = None
+  if cfg.momentum:
+    logit = jax.random.normal(keys[3], (B, length, H), dtype)
+    log_beta = jax.nn.log_sigmoid(logit)
+  reset = jax.random.bernoulli(keys[4], 0.15, (B, length)) if resets else None
+  return Inputs(q, k, v, log_beta, reset)
+
+
+def assert_close(got, want, tolerance):
+  """Every leaf within `tolerance` of the wanted leaf's largest entry."""
+  got, want = jax.tree.leaves(got), jax.tree.leaves(want)
+  assert len(got) == len(want)
+  for g, w in zip(got, want):
+    g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+    assert np.all(np.isfinite(g))
+    scale = max(np.max(np.abs(w), initial=0.0), 1e-6)
+    np.testing.assert_allclose(g / scale, w / scale, atol=tolerance)

@@ -1,0 +1,183 @@
+"""The chunked memory against the token rule, and the invariants of streams."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import memory_cases as cases
+import numpy as np
+import pytest
+
+from nestax.models.memory import api
+from nestax.models.memory.types import init_state
+
+B, L, H, K = cases.B, cases.L, cases.H, cases.K
+
+
+def apart(cfg, initial, dtype):
+  """State of two sequences whose clocks differ: 0 and 3 tokens read."""
+  empty = init_state(cfg, B, H, K, dtype)
+  piece = cases.inputs(cfg, dtype, length=3, seed=7, resets=False)
+  read, _ = api.run(cfg, initial, empty, piece, implementation='token')
+  return jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), empty, read)
+
+
+def everything(cfg, implementation, dtype):
+  """Output, final state and gradients with respect to all that goes in."""
+
+  def loss(initial, state, inputs, weights):
+    end, out = api.run(
+      cfg, initial, state, inputs, dtype=dtype, implementation=implementation
+    )
+    floats = (out, end._replace(position_B=None))
+    total = sum(
+      jnp.sum(jnp.sin(leaf.astype(jnp.float32) * w))
+      for leaf, w in zip(jax.tree.leaves(floats), weights, strict=True)
+    )
+    return total, (end, out)
+
+  @jax.jit
+  def run(initial, state, inputs, weights):
+    def of_floats(initial, fast, streams):
+      full = state._replace(boundary=fast[0], running=fast[1], momentum=fast[2])
+      return loss(initial, full, inputs._replace(**streams), weights)
+
+    streams = inputs._asdict()
+    streams.pop('reset')
+    return jax.value_and_grad(of_floats, argnums=(0, 1, 2), has_aux=True)(
+      initial, tuple(state[:3]), streams
+    )
+
+  return run
+
+
+@pytest.mark.parametrize('name', list(cases.CASES))
+def test_scan_equals_token_in_value_and_gradient(name):
+  cfg = cases.config(name)
+  with jax.enable_x64(True):
+    dtype = jnp.float64
+    initial = cases.initial_values(cfg, dtype)
+    state = apart(cfg, initial, dtype)
+    inputs = cases.inputs(cfg, dtype)
+    count = len(jax.tree.leaves(state)) + 1
+    weights = [1.0 + 0.1 * i for i in range(count - 1)]
+    got = everything(cfg, 'scan', dtype)(initial, state, inputs, weights)
+    want = everything(cfg, 'token', dtype)(initial, state, inputs, weights)
+    cases.assert_close(got, want, 1e-6)
+
+
+@pytest.mark.parametrize('name', ['default', 'no_momentum', 'deep_mem'])
+@pytest.mark.parametrize(
+  'dtype,tolerance', [('float32', 2e-5), ('bfloat16', 6e-2)]
+)
+def test_fresh_scan_equals_token_at_working_precision(name, dtype, tolerance):
+  cfg = cases.config(name)
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32)
+
+  def loss(initial, implementation):
+    _, out = api.run(
+      cfg, initial, None, inputs, dtype=dtype, implementation=implementation
+    )
+    return jnp.sum(jnp.sin(out)), out
+
+  grad = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+  (_, got), got_grad = grad(initial, 'scan')
+  (_, want), want_grad = grad(initial, 'token')
+  cases.assert_close(got, want, tolerance)
+  cases.assert_close(got_grad, want_grad, 2 * tolerance)
+
+
+STREAM = cases.config('mem_slower')
+
+
+@jax.jit
+def read_stream(state, inputs):
+  initial = cases.initial_values(STREAM, jnp.float32)
+  return api.run(STREAM, initial, state, inputs, implementation='scan')
+
+
+@hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
+@hypothesis.given(st.sets(st.integers(1, L - 1), max_size=5))
+def test_a_stream_cut_anywhere_gives_the_same(cuts):
+  inputs = cases.inputs(STREAM, jnp.float32)
+  empty = init_state(STREAM, B, H, K)
+  want_state, want = read_stream(empty, inputs)
+  state, outs = empty, []
+  for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), L]):
+    piece = jax.tree.map(lambda x: x[:, start:stop], inputs)  # noqa: B023
+    state, out = read_stream(state, piece)
+    outs.append(out)
+  cases.assert_close(jnp.concatenate(outs, axis=1), want, 1e-5)
+  cases.assert_close(state, want_state, 1e-5)
+
+
+def test_one_sequence_cannot_change_a_bit_of_another():
+  inputs = cases.inputs(STREAM, jnp.float32)
+  empty = init_state(STREAM, B, H, K)
+  other = jax.tree.map(
+    lambda x: x.at[1].set(~x[1] if x.dtype == bool else 2 * x[1] - 1), inputs
+  )
+  a_state, a = read_stream(empty, inputs)
+  b_state, b = read_stream(empty, other)
+  np.testing.assert_array_equal(a[0], b[0])
+  assert not np.array_equal(a[1], b[1])
+  for x, y in zip(jax.tree.leaves(a_state), jax.tree.leaves(b_state)):
+    np.testing.assert_array_equal(x[0], y[0])
+
+
+@pytest.mark.parametrize('name', ['default', 'deep', 'adaptive_q'])
+def test_no_output_depends_on_a_later_token(name):
+  cfg = cases.config(name)
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, resets=False)
+  empty = init_state(cfg, B, H, K)
+
+  @jax.jit
+  def outputs(streams):
+    floats = inputs._replace(**streams)
+    out = api.run(cfg, initial, empty, floats, implementation='scan')[1]
+    return jnp.sum(out, axis=(0, 2, 3))  # per token
+
+  streams = inputs._asdict()
+  streams.pop('reset')
+  jacobian = jax.jit(jax.jacrev(outputs))(streams)
+  for leaf in jax.tree.leaves(jacobian):  # [L out, B, L in, ...]
+    size = np.abs(leaf).sum(axis=tuple({*range(leaf.ndim)} - {0, 2}))
+    assert np.all(size[np.triu_indices(L, 1)] == 0)
+    assert np.all(np.tril(size).sum(axis=0) > 0)
+
+
+@pytest.mark.parametrize('name', ['default', 'deep', 'no_momentum'])
+def test_every_initial_value_gets_an_outer_gradient(name):
+  cfg = cases.config(name)
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, resets=False)
+
+  @jax.jit
+  def loss(initial):
+    out = api.run(cfg, initial, None, inputs, implementation='scan')[1]
+    return jnp.sum(jnp.sin(out))
+
+  for path, leaf in jax.tree.leaves_with_path(jax.grad(loss)(initial)):
+    assert np.all(np.abs(leaf).reshape(H, -1).max(axis=1) > 1e-6), path
+
+
+def test_a_document_after_a_reset_at_a_boundary_reads_as_if_alone():
+  cfg = cases.config('mem_slower')
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, length=16, resets=False)
+  reset = jnp.zeros((B, 16), bool).at[:, 8].set(True)
+  alone = jax.tree.map(lambda x: x[:, 8:], inputs)
+  _, want = api.run(cfg, initial, None, alone, implementation='scan')
+  _, got = api.run(
+    cfg, initial, None, inputs._replace(reset=reset), implementation='scan'
+  )
+  cases.assert_close(got[:, 8:], want, 1e-5)
+
+
+def test_an_unknown_implementation_is_refused():
+  cfg = cases.config('default')
+  inputs = cases.inputs(cfg, jnp.float32)
+  with pytest.raises(ValueError, match="'cuda'.*token.*scan"):
+    api.run(cfg, {}, None, inputs, implementation='cuda')
