@@ -32,7 +32,7 @@ def array_record(path, records):
   text=st.text(st.sampled_from('ab\n\r\u00e9\u20ac\U0001f600'), max_size=200),
   size=st.integers(16, 40),
 )
-@hypothesis.example(text="a" * 14 + "\u20ac", size=16)
+@hypothesis.example(text='a' * 14 + '\u20ac', size=16)
 @hypothesis.settings(max_examples=200, deadline=None)
 def test_pieces_of_a_file_are_the_file(tmp_path_factory, text, size):
   root = tmp_path_factory.mktemp('pieces')

@@ -290,8 +290,11 @@ def test_bigram_entropy_is_that_of_the_scored_bytes(corpus, tmp_path, kind):
     config.data.tokenizer = train_bpe(tmp_path / 'bpe.json')
   tokenizer = tokenizers.load(config.data.tokenizer)
   pairs = collections.Counter()
+  fast = collections.Counter()
   scored = 0
   for batch in pipeline.valid_batches(config):
+    before, byte = pipeline._byte_pairs(batch, tokenizer)
+    fast.update(zip(before.tolist(), byte.tolist()))
     scored += int(batch['bytes'].sum())
     for row in range(4):
       for i in np.flatnonzero(batch['bytes'][row]):
@@ -299,6 +302,8 @@ def test_bigram_entropy_is_that_of_the_scored_bytes(corpus, tmp_path, kind):
         piece = tokenizer.pieces[batch['targets'][row, i]]
         piece = piece[len(piece) - batch['bytes'][row, i] :]
         pairs.update(zip([*(context[-1:] or [256]), *piece], piece))
+  assert fast == pairs
+  assert (256, ord('<')) in pairs
   assert sum(pairs.values()) == scored > 500
   before = collections.Counter()
   for (a, _), n in pairs.items():
@@ -355,6 +360,25 @@ def test_bad_settings_are_refused(corpus, overrides, words):
 def test_tokenizers_larger_than_the_vocabulary_are_refused(corpus):
   with pytest.raises(ValueError, match=r'259 ids.* only 256.* at least 259'):
     pipeline.check(settings(corpus), 256)
+
+
+@pytest.mark.parametrize('source', ['jsonl', 'array_record'])
+def test_records_make_batches_too(tmp_path, source):
+  records = [json.dumps({'text': f'record {i} ' * 5}) for i in range(40)]
+  if source == 'jsonl':
+    (tmp_path / 'a').write_text('\n'.join(records))
+  else:
+    module = pytest.importorskip('array_record.python.array_record_module')
+    writer = module.ArrayRecordWriter(str(tmp_path / 'a'), 'group_size:1')
+    for record in records:
+      writer.write(record.encode())
+    writer.close()
+  config = settings(tmp_path / 'a', source=source, shuffle=False)
+  pipeline.check(config, 259)
+  first = next(pipeline.train_iterator(config))['tokens'].ravel().tolist()
+  text = tokenizers.load('bytes').decode(first)
+  assert text.startswith('record') and text.count('record') > 3
+  assert pipeline.valid_batches(config)
 
 
 def test_missing_corpora_are_refused(tmp_path):

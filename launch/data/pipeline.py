@@ -40,11 +40,7 @@ def check(config, vocabulary, process_count=1):
   """
   data = config.data
   _check_values(config)
-  if config.train.batch % process_count:
-    raise ValueError(
-      f'train.batch={config.train.batch} is not a multiple of the '
-      f'{process_count} processes'
-    )
+  _rows_of_process(config, process_count)
   tokenizer = tokenizers.load(data.tokenizer)
   if tokenizer.vocab_size > vocabulary:
     raise ValueError(
@@ -72,7 +68,7 @@ def train_iterator(config, process_index=0, process_count=1):
 
   Raises what `check` raises about the corpus and the number of processes.
   """
-  data, rows = config.data, config.train.batch // process_count
+  data, rows = config.data, _rows_of_process(config, process_count)
   tokenizer = tokenizers.load(data.tokenizer)
   corpus = sources.open_corpus(data)
   train, _ = sources.split(corpus, data.valid_fraction)
@@ -121,7 +117,7 @@ def valid_batches(config, process_index=0, process_count=1):
   """
   batch, wanted = config.train.batch, config.data.valid_batches
   rows, pad = _valid_rows(config, wanted * batch)
-  part = batch // process_count
+  part = _rows_of_process(config, process_count)
   mine = slice(process_index * part, (process_index + 1) * part)
   batches = []
   for start in range(0, len(rows), batch):
@@ -161,7 +157,7 @@ def _plogp(counts):
 
 def _byte_pairs(batch, tokenizer):
   """(byte before or 256, byte) for each byte of the scored targets."""
-  table = np.frombuffer(b''.join(tokenizer.pieces), np.uint8)
+  table = np.frombuffer(b''.join(tokenizer.pieces), np.uint8).astype(np.int64)
   ends = np.cumsum(tokenizer.byte_lengths)
   scored = (batch['weights'] > 0) & (batch['bytes'] > 0)
   context, target = batch['tokens'][scored], batch['targets'][scored]
@@ -169,7 +165,7 @@ def _byte_pairs(batch, tokenizer):
   lengths = batch['bytes'][scored]
   firsts = np.cumsum(lengths) - lengths
   places = np.repeat(ends[target] - lengths - firsts, lengths)
-  byte = table[places + np.arange(lengths.sum())].astype(np.int64)
+  byte = table[places + np.arange(lengths.sum())]
   before = np.roll(byte, 1)
   known = tokenizer.byte_lengths[context] > 0
   before[firsts] = np.where(known, table[ends[context] - 1], 256)
@@ -200,6 +196,15 @@ def _valid_rows(config, wanted):
     )
   count = min(wanted, len(rows))
   return [rows[i * len(rows) // count] for i in range(count)], tokenizer.pad
+
+
+def _rows_of_process(config, process_count):
+  if config.train.batch % process_count:
+    raise ValueError(
+      f'train.batch={config.train.batch} is not a multiple of the '
+      f'{process_count} processes'
+    )
+  return config.train.batch // process_count
 
 
 def _first_row(rows):
