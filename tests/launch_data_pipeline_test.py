@@ -1,75 +1,24 @@
 """Batches: the same again, none lost, none shared, and resumed exactly."""
 
-import collections
 import itertools
 import json
-import math
-import random
-import re
 
+import data_cases as cases
 import grain
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from ml_collections import ConfigDict
 
 from nestax.launch.data import pipeline, tokenizers
-
-TRAIN = {'batch': 4, 'carry_state': False}
-DATA = {
-  'source': 'text',
-  'text_key': 'text',
-  'tokenizer': 'bytes',
-  'boundary': 'reset',
-  'length': 16,
-  'valid_fraction': 0.2,
-  'valid_batches': 3,
-  'shuffle': True,
-  'workers': 0,
-  'prefetch': 0,
-}
-ALL = 10_000  # validation batches: more than there are
-
-
-def settings(path, seed=3, **overrides):
-  train = {key: overrides.pop(key, value) for key, value in TRAIN.items()}
-  data = DATA | {'path': str(path)} | overrides
-  return ConfigDict({'seed': seed, 'data': data, 'train': train})
 
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
-  """60 documents `<12>words...`, each told by its number."""
-  root = tmp_path_factory.mktemp('corpus')
-  rng = random.Random(0)
-  for i in range(60):
-    words = ['alpha', 'beta', 'caf\u00e9', '\n']
-    text = ' '.join(rng.choices(words, k=rng.randint(3, 40)))
-    (root / f'{i:02d}.txt').write_text(f'<{i:02d}>{text}')
-  return root / '*.txt'
-
-
-def take(iterator, count):
-  return list(itertools.islice(iterator, count))
-
-
-def assert_same(left, right):
-  assert len(left) == len(right)
-  for a, b in zip(left, right):
-    assert a.keys() == b.keys()
-    for key in a:
-      np.testing.assert_array_equal(a[key], b[key])
+  return cases.write_corpus(tmp_path_factory.mktemp('corpus'))
 
 
 def differs(left, right):
   return any((a['tokens'] != b['tokens']).any() for a, b in zip(left, right))
-
-
-def numbers(batches):
-  """How often each document of the corpus starts in the batches."""
-  tokens = np.concatenate([b['tokens'].ravel() for b in batches])
-  text = tokenizers.load('bytes').decode(tokens.tolist())
-  return collections.Counter(int(i) for i in re.findall(r'<(\d\d)>', text))
 
 
 VARIANTS = {
@@ -83,7 +32,7 @@ VARIANTS = {
 
 @pytest.fixture(params=list(VARIANTS))
 def config(request, corpus):
-  return settings(corpus, **VARIANTS[request.param])
+  return cases.settings(corpus, **VARIANTS[request.param])
 
 
 def test_batches_are_as_the_model_wants_them(config):
@@ -96,42 +45,42 @@ def test_batches_are_as_the_model_wants_them(config):
 
 
 def test_seed_decides_the_batches(config):
-  first = take(pipeline.train_iterator(config), 20)
-  assert_same(take(pipeline.train_iterator(config), 20), first)
+  first = cases.take(pipeline.train_iterator(config), 20)
+  cases.assert_same(cases.take(pipeline.train_iterator(config), 20), first)
   config.seed += 1
-  other = take(pipeline.train_iterator(config), 20)
+  other = cases.take(pipeline.train_iterator(config), 20)
   assert differs(first, other) == config.data.shuffle
 
 
 def test_saved_place_is_exact_to_the_batch(config):
   iterator = pipeline.train_iterator(config)
-  take(iterator, 5)
+  cases.take(iterator, 5)
   state = json.loads(json.dumps(iterator.get_state()))
-  want = take(iterator, 3)
+  want = cases.take(iterator, 3)
   iterator.set_state(state)
-  assert_same(take(iterator, 3), want)
+  cases.assert_same(cases.take(iterator, 3), want)
   fresh = pipeline.train_iterator(config)
   fresh.set_state(state)
-  assert_same(take(fresh, 3), want)
+  cases.assert_same(cases.take(fresh, 3), want)
 
 
 def test_saved_place_goes_through_orbax(config, tmp_path):
   iterator = pipeline.train_iterator(config)
-  take(iterator, 5)
+  cases.take(iterator, 5)
   with ocp.CheckpointManager(tmp_path) as manager:
     save = grain.checkpoint.CheckpointSave(iterator)
     manager.save(5, args=ocp.args.Composite(data=save))
-    want = take(iterator, 3)
+    want = cases.take(iterator, 3)
     manager.wait_until_finished()
     fresh = pipeline.train_iterator(config)
     restore = grain.checkpoint.CheckpointRestore(fresh)
     manager.restore(5, args=ocp.args.Composite(data=restore))
-  assert_same(take(fresh, 3), want)
+  cases.assert_same(cases.take(fresh, 3), want)
 
 
 def test_saved_place_of_another_corpus_is_refused(config, corpus):
   iterator = pipeline.train_iterator(config)
-  take(iterator, 2)
+  cases.take(iterator, 2)
   state = iterator.get_state()
   config.data.path = str(corpus).replace('*', '[0-4]*')
   with pytest.raises(ValueError, match='the corpus or its settings are not'):
@@ -140,21 +89,21 @@ def test_saved_place_of_another_corpus_is_refused(config, corpus):
 
 @pytest.mark.parametrize('carry', [False, True], ids=['rows', 'carried'])
 def test_workers_change_neither_batches_nor_places(corpus, carry):
-  plain = pipeline.train_iterator(settings(corpus, carry_state=carry))
-  config = settings(corpus, carry_state=carry, workers=2, prefetch=1)
+  plain = pipeline.train_iterator(cases.settings(corpus, carry_state=carry))
+  config = cases.settings(corpus, carry_state=carry, workers=2, prefetch=1)
   working = pipeline.train_iterator(config)
-  assert_same(take(working, 7), take(plain, 7))
+  cases.assert_same(cases.take(working, 7), cases.take(plain, 7))
   assert working.get_state() == plain.get_state()
   state = working.get_state()
   working.close()
-  again = pipeline.train_iterator(settings(corpus, carry_state=carry))
+  again = pipeline.train_iterator(cases.settings(corpus, carry_state=carry))
   again.set_state(state)
-  assert_same(take(again, 3), take(plain, 3))
+  cases.assert_same(cases.take(again, 3), cases.take(plain, 3))
 
 
 def test_rows_carry_on_from_batch_to_batch(corpus):
-  config = settings(corpus, carry_state=True)
-  batches = take(pipeline.train_iterator(config), 40)
+  config = cases.settings(corpus, carry_state=True)
+  batches = cases.take(pipeline.train_iterator(config), 40)
   assert batches[0]['reset'][:, 0].all()
   for before, after in itertools.pairwise(batches):
     scored = before['weights'][:, -1] > 0
@@ -165,25 +114,29 @@ def test_rows_carry_on_from_batch_to_batch(corpus):
 
 
 def test_boundary_decides_about_resets_only(corpus):
-  marked = take(pipeline.train_iterator(settings(corpus)), 5)
-  bare = take(pipeline.train_iterator(settings(corpus, boundary='carry')), 5)
+  marked = cases.take(pipeline.train_iterator(cases.settings(corpus)), 5)
+  bare = cases.take(
+    pipeline.train_iterator(cases.settings(corpus, boundary='carry')), 5
+  )
   assert sum(batch.pop('reset').sum() for batch in marked)
   assert not any(batch.pop('reset').any() for batch in bare)
-  assert_same(marked, bare)
+  cases.assert_same(marked, bare)
 
 
 @pytest.mark.parametrize('count', [1, 2, 4])
 def test_processes_share_an_epoch_out(corpus, count):
   """In order, so that an epoch's end can be seen: each document just once."""
-  config = settings(corpus, shuffle=False, length=8, batch=4)
-  valid = pipeline.valid_batches(settings(corpus, valid_batches=ALL))
-  held_out = set(numbers(valid))
+  config = cases.settings(corpus, shuffle=False, length=8, batch=4)
+  valid = pipeline.valid_batches(
+    cases.settings(corpus, valid_batches=cases.ALL)
+  )
+  held_out = set(cases.numbers(valid))
   seen = []
   for process in range(count):
     iterator = pipeline.train_iterator(config, process, count)
     assert next(iterator)['tokens'].shape == (4 // count, 8)
-    batches = take(pipeline.train_iterator(config, process, count), 400)
-    times = numbers(batches)
+    batches = cases.take(pipeline.train_iterator(config, process, count), 400)
+    times = cases.numbers(batches)
     assert max(times.values()) - min(times.values()) <= 1
     seen.append(set(times))
   assert sorted(itertools.chain(*seen)) == sorted(set(range(60)) - held_out)
@@ -191,8 +144,8 @@ def test_processes_share_an_epoch_out(corpus, count):
 
 def test_shuffled_rows_lose_and_repeat_nothing(corpus, monkeypatch):
   def rows(count):
-    iterator = pipeline.train_iterator(settings(corpus, batch=1))
-    return [row['tokens'].tobytes() for row in take(iterator, count)]
+    iterator = pipeline.train_iterator(cases.settings(corpus, batch=1))
+    return [row['tokens'].tobytes() for row in cases.take(iterator, count)]
 
   sizes = []
   shuffled = rows(1000)
@@ -209,8 +162,8 @@ def test_shuffled_rows_lose_and_repeat_nothing(corpus, monkeypatch):
 
 
 def test_epochs_differ_in_order(corpus):
-  config = settings(corpus, carry_state=True, batch=1, length=8)
-  documents = starts(take(pipeline.train_iterator(config), 2000))
+  config = cases.settings(corpus, carry_state=True, batch=1, length=8)
+  documents = starts(cases.take(pipeline.train_iterator(config), 2000))
   count = len(set(documents))
   first, second = documents[:count], documents[count : 2 * count]
   assert sorted(first) == sorted(second) == sorted(set(documents))
@@ -223,106 +176,15 @@ def starts(batches):
   return [part[:2] for part in text.split('<')[1:-1]]
 
 
-def test_validation_is_held_out_and_always_the_same(config):
-  valid = pipeline.valid_batches(config)
-  assert_same(pipeline.valid_batches(config), valid)
-  assert len(valid) == 3
-  config.seed += 1
-  assert_same(pipeline.valid_batches(config), valid)
-  train = numbers(take(pipeline.train_iterator(config), 300))
-  config.data.valid_batches = ALL
-  every = numbers(pipeline.valid_batches(config))
-  assert len(train) + len(every) >= 55
-  assert not set(train) & set(every)
-
-
-def test_validation_rows_are_spread_over_the_documents(corpus):
-  few = pipeline.valid_batches(settings(corpus, valid_batches=1))
-  every = pipeline.valid_batches(settings(corpus, valid_batches=ALL))
-  rows = np.concatenate([batch['tokens'] for batch in every])
-  places = [np.flatnonzero((rows == row).all(1))[0] for row in few[0]['tokens']]
-  assert places == sorted(set(places))
-  assert places[-1] > 0.5 * min(len(rows), 8 * 4)
-
-
-def test_validation_ends_in_padding(corpus):
-  config = settings(corpus, batch=1, valid_batches=ALL)
-  rows = len(pipeline.valid_batches(config))
-  config.train.batch = rows - 1
-  every = pipeline.valid_batches(config)
-  assert [batch['tokens'].shape for batch in every] == [(rows - 1, 16)] * 2
-  padding = (every[-1]['tokens'] == 258).all(1)
-  assert padding.any() and not padding.all()
-  assert not every[-1]['weights'][padding].any()
-  assert not any((batch['tokens'] == 258).any() for batch in every[:-1])
-
-
-def test_processes_share_validation_rows_out(corpus):
-  config = settings(corpus, batch=6, valid_batches=ALL)
-  parts = [pipeline.valid_batches(config, p, 3) for p in range(3)]
-  joined = [
-    {key: np.concatenate([part[key] for part in batch]) for key in batch[0]}
-    for batch in zip(*parts)
-  ]
-  assert_same(joined, pipeline.valid_batches(config))
-
-
-def train_bpe(path):
-  import tokenizers as hf
-
-  model = hf.Tokenizer(hf.models.BPE())
-  model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=True)
-  model.decoder = hf.decoders.ByteLevel()
-  trainer = hf.trainers.BpeTrainer(
-    vocab_size=280,
-    show_progress=False,
-    initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
-  )
-  model.train_from_iterator(['alpha beta caf\u00e9 <0 <1 ' * 20], trainer)
-  model.save(str(path))
-  return str(path)
-
-
-@pytest.mark.parametrize('kind', ['bytes', 'bpe'])
-def test_bigram_entropy_is_that_of_the_scored_bytes(corpus, tmp_path, kind):
-  config = settings(corpus, valid_batches=20)
-  if kind == 'bpe':
-    config.data.tokenizer = train_bpe(tmp_path / 'bpe.json')
-  tokenizer = tokenizers.load(config.data.tokenizer)
-  pairs = collections.Counter()
-  fast = collections.Counter()
-  scored = 0
-  for batch in pipeline.valid_batches(config):
-    before, byte = pipeline._byte_pairs(batch, tokenizer)
-    fast.update(zip(before.tolist(), byte.tolist()))
-    scored += int(batch['bytes'].sum())
-    for row in range(4):
-      for i in np.flatnonzero(batch['bytes'][row]):
-        context = tokenizer.pieces[batch['tokens'][row, i]]
-        piece = tokenizer.pieces[batch['targets'][row, i]]
-        piece = piece[len(piece) - batch['bytes'][row, i] :]
-        pairs.update(zip([*(context[-1:] or [256]), *piece], piece))
-  assert fast == pairs
-  assert (256, ord('<')) in pairs
-  assert sum(pairs.values()) == scored > 500
-  before = collections.Counter()
-  for (a, _), n in pairs.items():
-    before[a] += n
-  bits = -sum(n * math.log2(n / before[a]) for (a, _), n in pairs.items())
-  got = pipeline.bigram_bits_per_byte(config)
-  assert got == pytest.approx(bits / scored, rel=1e-9)
-  assert 0.2 < got < 3
-
-
 @pytest.mark.parametrize('kind', ['bytes', 'bpe'])
 def test_bytes_of_a_document_add_up_to_its_file(corpus, tmp_path, kind):
-  config = settings(corpus, shuffle=False, batch=1, length=8)
-  held_out = numbers(
-    pipeline.valid_batches(settings(corpus, valid_batches=ALL))
+  config = cases.settings(corpus, shuffle=False, batch=1, length=8)
+  held_out = cases.numbers(
+    pipeline.valid_batches(cases.settings(corpus, valid_batches=cases.ALL))
   )
   first = min(set(range(60)) - set(held_out))
   if kind == 'bpe':
-    config.data.tokenizer = train_bpe(tmp_path / 'bpe.json')
+    config.data.tokenizer = cases.train_bpe(tmp_path / 'bpe.json')
   count = 0
   for batch in pipeline.train_iterator(config):
     ends = np.flatnonzero(batch['weights'][0] == 0)
@@ -352,14 +214,14 @@ def test_bytes_of_a_document_add_up_to_its_file(corpus, tmp_path, kind):
   ids=lambda x: '-'.join(map(str, *x.items())) if isinstance(x, dict) else '',
 )
 def test_bad_settings_are_refused(corpus, overrides, words):
-  pipeline.check(settings(corpus), 259, 2)
+  pipeline.check(cases.settings(corpus), 259, 2)
   with pytest.raises(ValueError, match=words):
-    pipeline.check(settings(corpus, **overrides), 259, 2)
+    pipeline.check(cases.settings(corpus, **overrides), 259, 2)
 
 
 def test_tokenizers_larger_than_the_vocabulary_are_refused(corpus):
   with pytest.raises(ValueError, match=r'259 ids.* only 256.* at least 259'):
-    pipeline.check(settings(corpus), 256)
+    pipeline.check(cases.settings(corpus), 256)
 
 
 @pytest.mark.parametrize('source', ['jsonl', 'array_record'])
@@ -373,7 +235,7 @@ def test_records_make_batches_too(tmp_path, source):
     for record in records:
       writer.write(record.encode())
     writer.close()
-  config = settings(tmp_path / 'a', source=source, shuffle=False)
+  config = cases.settings(tmp_path / 'a', source=source, shuffle=False)
   pipeline.check(config, 259)
   first = next(pipeline.train_iterator(config))['tokens'].ravel().tolist()
   text = tokenizers.load('bytes').decode(first)
@@ -383,39 +245,33 @@ def test_records_make_batches_too(tmp_path, source):
 
 def test_missing_corpora_are_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match='no file matches'):
-    pipeline.check(settings(tmp_path / '*.txt'), 259)
+    pipeline.check(cases.settings(tmp_path / '*.txt'), 259)
 
 
 def test_processes_without_documents_are_refused(corpus):
   path = str(corpus).replace('*', '0[0-3]')
-  config = settings(path, batch=8, length=4)
+  config = cases.settings(path, batch=8, length=4)
   with pytest.raises(ValueError, match='3 training documents for 8 processes'):
     pipeline.check(config, 259, 8)
   with pytest.raises(ValueError, match='3 training documents for 8 processes'):
     pipeline.train_iterator(config, 0, 8)
 
 
-def test_validation_shorter_than_a_row_is_refused(corpus):
-  path = str(corpus).replace('*', '0[0-3]')
-  with pytest.raises(ValueError, match='1 validation documents are shorter'):
-    pipeline.valid_batches(settings(path, length=400))
-
-
 def test_files_that_are_not_utf8_are_named(tmp_path):
   for i in range(6):
     (tmp_path / f'{i}.txt').write_bytes(b'text \xff' * 9)
-  config = settings(tmp_path / '*.txt', prefetch=2)
+  config = cases.settings(tmp_path / '*.txt', prefetch=2)
   with pytest.raises(ValueError, match=r'\d\.txt is not UTF-8: byte 0xff at'):
     next(pipeline.train_iterator(config))
 
 
 def test_standard_library_needs_nothing_but_python():
-  config = settings('', source='stdlib', length=256, valid_batches=50)
+  config = cases.settings('', source='stdlib', length=256, valid_batches=50)
   pipeline.check(config, 259)
   batch = next(pipeline.train_iterator(config))
   assert 'def ' in ''.join(
     tokenizers.load('bytes').decode(row.tolist())
-    for batch in take(pipeline.train_iterator(config), 20)
+    for batch in cases.take(pipeline.train_iterator(config), 20)
     for row in batch['tokens']
   )
   assert batch['tokens'].max() <= 257
