@@ -126,7 +126,7 @@ class Checkpoints:
     self._saving = None
 
   def close(self) -> None:
-    self._manager.close()
+    self._guard(self._manager.close)
 
   def _guard(self, act: Callable[[], Any]) -> None:
     try:

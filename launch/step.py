@@ -25,22 +25,22 @@ class TrainState(NamedTuple):
   bad: jax.Array  # int32, bad steps in a row, up to now
 
 
-def abstract_params(model, length: int):
+def abstract_params(model):
   """Shapes of the parameters, boxed with their logical axes; no arrays."""
-  tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.eval_shape(
     lambda key, tokens: model.init(key, None, tokens)['params'], key, tokens
   )
 
 
-def abstract_state(model, tx, mesh, length: int, memory=None) -> TrainState:
+def abstract_state(model, tx, mesh, memory=None) -> TrainState:
   """Shapes and shardings of the state that `init_state` makes, same arguments.
 
   A checkpoint is restored into this, on whatever mesh there is by then.
   """
-  boxed = abstract_params(model, length)
-  state = jax.eval_shape(_fresh(model, tx, length, memory), _key(0))
+  boxed = abstract_params(model)
+  state = jax.eval_shape(_fresh(model, tx, memory), _key(0))
   whole = meshes.replicated(mesh)
   layout = TrainState(
     step=whole,
@@ -59,7 +59,7 @@ def abstract_state(model, tx, mesh, length: int, memory=None) -> TrainState:
 
 
 def init_state(
-  model, tx, mesh, length: int, seed: int, memory: Callable | None = None
+  model, tx, mesh, seed: int, memory: Callable | None = None
 ) -> TrainState:
   """Makes the state at step 0, every array born in the shards it will have.
 
@@ -67,13 +67,12 @@ def init_state(
     model: with `init(key, state, tokens)`.
     tx: the outer optimiser.
     mesh: the devices.
-    length: tokens a row.
     seed: of the parameters and of everything random later.
     memory: without arguments gives the state of all rows of the global batch,
       for runs that carry it from batch to batch; None for those that do not.
   """
-  abstract = abstract_state(model, tx, mesh, length, memory)
-  fresh = _fresh(model, tx, length, memory)
+  abstract = abstract_state(model, tx, mesh, memory)
+  fresh = _fresh(model, tx, memory)
   return jax.jit(fresh, out_shardings=shardings(abstract))(_key(seed))
 
 
@@ -86,10 +85,10 @@ def _key(seed: int) -> jax.Array:
   return jax.random.key(seed)
 
 
-def _fresh(model, tx, length, memory):
+def _fresh(model, tx, memory):
   def fresh(key) -> TrainState:
     key, init_key = jax.random.split(key)
-    tokens_BxL = jnp.zeros((1, length), jnp.int32)
+    tokens_BxL = jnp.zeros((1, 1), jnp.int32)
     params = nn.unbox(model.init(init_key, None, tokens_BxL)['params'])
     zero = jnp.zeros((), jnp.int32)
     state = None if memory is None else memory()

@@ -70,7 +70,7 @@ def make(carry=True, parts=1, rate=0.1, **sizes):
   mesh = meshes.make(sizes, B // parts, L)
   tx, schedule = optax.adam(rate), optax.constant_schedule(rate)
   model = Reader()
-  state = steps.init_state(model, tx, mesh, L, 0, memory if carry else None)
+  state = steps.init_state(model, tx, mesh, 0, memory if carry else None)
   layout = steps.shardings(state)
   rows_axes = steps.batch_axes(memory) if carry else None
   run = steps.train_step(model, tx, schedule, layout, parts, rows_axes)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import pathlib
 from typing import Any
 
 import ml_collections
+from absl import flags, logging
 
 from nestax.launch import optimizer
 from nestax.models.config import ModelConfig
@@ -78,6 +80,24 @@ LEAST = {
 }
 
 
+def path(name: str) -> str:
+  """Finds a config file: a path, or the bare name of one in this folder.
+
+  Raises:
+    FileNotFoundError: listing the names there are.
+  """
+  here = pathlib.Path(__file__).parent
+  known = sorted({p.stem for p in here.glob('*.py')} - {'__init__', 'common'})
+  if name in known:
+    return str(here / f'{name}.py')
+  if not pathlib.Path(name).is_file():
+    raise FileNotFoundError(
+      f'no config file {name!r}; the configs that come along are '
+      f'{", ".join(known)}'
+    )
+  return name
+
+
 def check(config) -> None:
   """Checks the numbers of the loop; models, data and optimisers check theirs.
 
@@ -123,3 +143,51 @@ def _flat(config: dict, prefix: str = '') -> dict[str, Any]:
     else:
       flat[f'{prefix}{key}'] = value
   return flat
+
+
+class FlagsError(ValueError):
+  """The command line names a key, a value or a file that cannot be."""
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses a command line whose `--config` may be the bare name of a config.
+
+  Returns:
+    What is left after the flags, as absl's `flags.FLAGS` does.
+
+  Raises:
+    FlagsError: in words, for an unknown flag or key, a value of another type
+      or a config file that is not there.
+  """
+  try:
+    rest = flags.FLAGS(_expand(argv))
+    # absl's programs talk at level INFO, and JAX then lists what it lacks.
+    if flags.FLAGS['verbosity'].using_default_value:
+      logging.set_verbosity(logging.WARNING)
+    return rest
+  # How a ConfigDict says that it has no such key, sometimes wrapped twice.
+  except (AttributeError, KeyError) as error:
+    inner = error.args[0] if isinstance(error.args[0], KeyError) else error
+    hint = '. '.join(str(inner.args[0]).split('\n'))
+    raise FlagsError(f'unknown key of the config: {hint}') from error
+  except (flags.Error, OSError, TypeError, ValueError) as error:
+    raise FlagsError(str(error)) from error
+
+
+def _expand(argv: list[str]) -> list[str]:
+  """Replaces a config's bare name on a command line by its path.
+
+  Without a name it is the quickstart's: a default given to ml_collections
+  would read the overrides before the command line is ours to parse.
+  """
+  words = argv[:1]
+  if not any(word.split('=')[0] == '--config' for word in argv):
+    words.append(f'--config={path("quickstart")}')
+  for word in argv[1:]:
+    flag, equals, name = word.partition('=')
+    if words[-1] == '--config':
+      word = path(word)
+    elif flag == '--config' and equals:
+      word = f'{flag}={path(name)}'
+    words.append(word)
+  return words

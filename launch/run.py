@@ -1,0 +1,308 @@
+"""The training loop, from a config to a trained model, top to bottom."""
+
+import dataclasses
+import functools
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from nestax.launch import checkpoint, loss, metrics, optimizer, plots, progress
+from nestax.launch import mesh as meshes
+from nestax.launch import step as steps
+from nestax.launch.configs import common
+from nestax.launch.data import pipeline
+from nestax.models import language_model
+from nestax.models.config import ModelConfig
+
+
+class BadSteps(RuntimeError):
+  """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+class Interrupted(Exception):
+  """SIGTERM or SIGINT came; the run has been saved.
+
+  Attributes:
+    exit_code: 128 + the signal, what a shell reports for a process it ended:
+      schedulers start such a job again.
+  """
+
+  def __init__(self, words: str, number: int):
+    super().__init__(words)
+    self.exit_code = 128 + number
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A checked config and what it builds; no array is made yet.
+
+  Attributes:
+    memory: rows -> state of that many fresh sequences; None where no memory
+      is carried from batch to batch.
+  """
+
+  config: Any
+  workdir: pathlib.Path
+  model: language_model.LanguageModel
+  mesh: Mesh
+  tx: optax.GradientTransformation
+  schedule: optax.Schedule
+  memory: Callable[[int], Any] | None
+
+
+def prepare(config, workdir) -> Plan:
+  """Checks everything that can be wrong with a config before it is used.
+
+  Args:
+    config: ConfigDict with the groups of `configs.common.defaults`.
+    workdir: where the run lies; made if it is not there.
+
+  Raises:
+    ValueError, OSError: in words, with the offending value.
+  """
+  common.check(config)
+  cfg = ModelConfig.from_dict(config.model)
+  rows, length = config.train.batch, config.data.length
+  mesh = meshes.make(config.mesh, rows // config.train.accumulate, length)
+  model = language_model.LanguageModel(cfg)
+  params = nn.unbox(steps.abstract_params(model))
+  tx, schedule = optimizer.build(config, params)
+  pipeline.check(config, cfg.V, jax.process_count())
+  checkpoint.check_writable(workdir)
+  memory = None
+  if config.train.carry_state:
+    memory = functools.partial(language_model.init_state, cfg, length=length)
+  workdir = pathlib.Path(workdir)
+  return Plan(config, workdir, model, mesh, tx, schedule, memory)
+
+
+def train(plan: Plan) -> dict[str, float]:
+  """Trains to `config.train.steps`, from the newest checkpoint if there is one.
+
+  Leaves in the workdir: `checkpoints`, `metrics.jsonl`, `tensorboard`,
+  `loss.png`.
+
+  Returns:
+    The last validation's `loss` (nats a token) and `bits_per_byte`, and
+    `bigram`, the bits per byte of the same bytes under their own bigrams.
+
+  Raises:
+    Interrupted: after saving, when SIGTERM or SIGINT came.
+    BadSteps: after `train.max_bad_steps` of them in a row.
+    checkpoint.CheckpointError: if checkpoints cannot be written or read.
+  """
+  config, cfg = plan.config, plan.model.cfg
+  process, processes = jax.process_index(), jax.process_count()
+  say = print if process == 0 else lambda line: None
+  began = time.perf_counter()
+
+  # ---- data
+  data = pipeline.train_iterator(config, process, processes)
+  valid = pipeline.valid_batches(config, process, processes)
+  bigram = pipeline.bigram_bits_per_byte(config)
+
+  with jax.set_mesh(plan.mesh), Signals() as signals:
+    # ---- state: from the newest readable checkpoint, or fresh
+    memory, rows_axes = None, None
+    if plan.memory is not None:
+      memory = functools.partial(plan.memory, config.train.batch)
+      rows_axes = steps.batch_axes(plan.memory)
+    abstract = steps.abstract_state(plan.model, plan.tx, plan.mesh, memory)
+    checkpoints = checkpoint.Checkpoints(plan.workdir, config, say)
+    state = checkpoints.restore(abstract, data)
+    if state is None:
+      state = steps.init_state(
+        plan.model, plan.tx, plan.mesh, config.seed, memory
+      )
+    done = int(state.step)
+    last = max(config.train.steps, done)
+
+    # ---- compiled functions
+    train_step = steps.train_step(
+      plan.model,
+      plan.tx,
+      plan.schedule,
+      steps.shardings(abstract),
+      config.train.accumulate,
+      rows_axes,
+    )
+    evaluate = functools.partial(
+      _evaluate, steps.eval_step(plan.model), plan.mesh, valid
+    )
+
+    # ---- what is written and shown
+    log = metrics.Log(plan.workdir, done, write=process == 0)
+    speed = _speed(config, cfg)
+    show = progress.show(done, last, config.log.every)
+    report = functools.partial(_report, config, log, speed, show, done, last)
+    parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
+    show.say(
+      f'{config.name}: {parameters:,} parameters on {plan.mesh.size} '
+      f'{jax.devices()[0].device_kind}, step {done} of {last}'
+    )
+
+    # ---- steps
+    late = None  # metrics are read when the step after is under way
+    try:
+      for number in range(done + 1, last + 1):
+        batch = meshes.put(plan.mesh, next(data))
+        with jax.transfer_guard('disallow'):
+          state, fresh = train_step(state, batch)
+        if late:
+          report(*late)
+        late = number, fresh
+        stop = _agreed(signals.received, number, config.log.every)
+        evaluating = _due(number, config.eval.every, last)
+        saving = _due(number, config.checkpoint.every, last)
+        if not (stop or evaluating or saving):
+          continue
+
+        numbers = report(*late)
+        late = None
+        if evaluating:
+          log.write(number, 'valid', evaluate(state.params))
+        # A state in the middle of bad steps must not push out better ones.
+        if stop or (saving and not numbers['bad']):
+          log.sync()
+          checkpoints.save(number, state, data)
+        else:
+          checkpoints.check()
+        if stop:
+          checkpoints.wait()
+          raise Interrupted(
+            f'{signal.Signals(stop).name}: saved checkpoint {number} in '
+            f'{plan.workdir}; the same command goes on from there',
+            stop,
+          )
+        speed.start(number)
+      checkpoints.wait()
+    finally:
+      show.close()
+      log.close()
+      checkpoints.close()
+
+    # ---- end
+    final = log.last('valid', last) or evaluate(state.params)
+
+  if process == 0:
+    title = f'{config.name}: bits per byte'
+    plots.loss_curve(log.rows, plan.workdir / 'loss.png', bigram, title)
+  seconds = time.perf_counter() - began
+  rows = _summary(log, last, final, bigram, speed, seconds, plan.workdir)
+  progress.summarise(rows, f'{config.name}: done')
+  names = ('loss', 'bits_per_byte')
+  return {name: final[name] for name in names} | {'bigram': bigram}
+
+
+def _due(number: int, every: int, last: int) -> bool:
+  return number == last or (every > 0 and number % every == 0)
+
+
+def _speed(config, cfg: ModelConfig) -> metrics.Speed:
+  tokens = config.train.batch * config.data.length
+  # One forward and two backward products a matmul; recomputation not counted.
+  flops = 3 * language_model.flops_per_token(cfg, config.data.length)
+  device = jax.devices()[0].device_kind
+  peak = config.log.peak_flops or metrics.peak_flops(device)
+  return metrics.Speed(tokens, flops, peak and peak * jax.device_count())
+
+
+def _report(config, log, speed, show, done, last, number, fresh):
+  """Reads a step's metrics, writes and shows them, and stops at bad ones."""
+  numbers = {k: float(v) for k, v in jax.device_get(fresh).items()}
+  if number == done + 1:
+    speed.start(number)  # the first step is mostly compilation
+  if _due(number, config.log.every, last):
+    numbers |= speed.read(number)
+    log.write(number, 'train', numbers)
+  show.update(number, numbers)
+  if numbers['bad'] >= config.train.max_bad_steps:
+    raise BadSteps(
+      f'{numbers["bad"]:.0f} steps in a row up to step {number} had a loss or '
+      'gradient that is not finite: stopped. The last good checkpoint is '
+      'kept; a lower opt.lr, a longer opt.warmup or a lower opt.clip may help'
+    )
+  return numbers
+
+
+def _evaluate(
+  step, mesh: Mesh, batches: Iterable[dict], params
+) -> dict[str, float]:
+  """Means over all validation batches, summed in float64."""
+  total = loss.Sums(*np.zeros(len(loss.Sums._fields)))
+  for batch in batches:
+    sums = jax.device_get(step(params, meshes.put(mesh, batch)))
+    total = jax.tree.map(lambda a, b: a + np.float64(b), total, sums)
+  return {name: float(value) for name, value in loss.means(total).items()}
+
+
+def _summary(
+  log, last, final, bigram, speed, seconds, workdir
+) -> list[tuple[str, str]]:
+  train = log.last('train', last) or {}
+  rate = speed.total()
+  rows = [
+    ('steps', f'{last:,} ({train.get("skipped") or 0:.0f} skipped)'),
+    ('train loss', f'{train.get("loss") or float("nan"):.4f} nats/token'),
+    ('validation loss', f'{final["loss"]:.4f} nats/token'),
+    ('validation', f'{final["bits_per_byte"]:.4f} bits/byte'),
+    ('bigram entropy of the same bytes', f'{bigram:.4f} bits/byte'),
+  ]
+  if rate:
+    rows.append(('speed', f'{rate["tokens_per_second"]:,.0f} tokens/s'))
+  if 'mfu' in rate:
+    rows.append(('MFU', f'{rate["mfu"]:.1%}'))
+  rows.append(('time', progress.clock(seconds)))
+  rows.append(('loss curve', str(workdir / 'loss.png')))
+  rows.append(('metrics', str(workdir / 'metrics.jsonl')))
+  rows.append(('checkpoints', str(workdir / 'checkpoints')))
+  return rows
+
+
+class Signals:
+  """Notes SIGTERM or SIGINT instead of dying of it; a second one kills.
+
+  Attributes:
+    received: the signal's number, 0 for none.
+  """
+
+  def __init__(self):
+    self.received = 0
+    self._before = {}
+
+  def __enter__(self) -> 'Signals':
+    # Only the main thread may set handlers; elsewhere (a notebook's helper
+    # thread) signals keep their meaning.
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._before[number] = signal.signal(number, self._note)
+    return self
+
+  def __exit__(self, *error) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    self._before = {}
+
+  def _note(self, number, frame) -> None:
+    self.received = number
+    self.__exit__()
+
+
+def _agreed(received: int, number: int, every: int) -> int:
+  """The signal that any process has noted; all must stop at the same step."""
+  if jax.process_count() == 1:
+    return received
+  if number % every:
+    return 0
+  noted = multihost_utils.process_allgather(np.int32(received))
+  return int(np.max(noted))

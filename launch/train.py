@@ -1,0 +1,59 @@
+"""Trains a model: `nestax-train --config=tiny --workdir=runs/mine`.
+
+Without arguments: the quickstart into ./runs/quickstart. Any key can be set,
+as in `--config.opt.lr=1e-3`. The same command on the same workdir goes on.
+"""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from nestax.launch import checkpoint, run
+from nestax.launch.configs import common
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Config file, or the bare name of one that comes along.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; ./runs/<config.name> if not given.'
+)
+
+
+def main(argv: list[str]) -> int:
+  """Trains; returns 0, or 1 for a run that failed, 2 for a refused config."""
+  if len(argv) > 1:
+    return _say(f'unexpected argument {argv[1]!r}', 2)
+  config = _CONFIG.value
+  workdir = _WORKDIR.value or f'runs/{config.name}'
+  try:
+    plan = run.prepare(config, workdir)
+  except (ValueError, OSError) as error:
+    return _say(error, 2)
+  try:
+    run.train(plan)
+  except run.Interrupted as stop:
+    return _say(stop, stop.exit_code)
+  except (run.BadSteps, checkpoint.CheckpointError, OSError) as error:
+    return _say(error, 1)
+  return 0
+
+
+def _say(words: object, code: int) -> int:
+  print(f'nestax-train: {words}', file=sys.stderr, flush=True)
+  return code
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return common.parse_flags(argv)
+  except common.FlagsError as error:
+    sys.exit(_say(error, 2))
+
+
+def cli() -> None:
+  app.run(main, flags_parser=_parse)
+
+
+if __name__ == '__main__':
+  cli()
