@@ -1,0 +1,28 @@
+"""Transformer++ of 1.3 billion parameters, 99.6 billion tokens of 4096 a row.
+
+`nestax-train --config=transformer_1_3b --config.data.source=jsonl
+--config.data.path='corpus/*.jsonl' --config.data.tokenizer=tokenizer.json`
+"""
+
+from nestax.launch.configs import common
+
+
+def get_config():
+  config = common.defaults()
+  config.name = 'transformer_1_3b'
+  config.model.family = 'transformer'
+  config.model.V = 32_000
+  config.model.D = 2048
+  config.model.N = 24
+  config.model.H = 16
+  config.model.F = 5632
+  config.model.remat = 'full'
+  config.data.length = 4096
+  config.data.workers = 4
+  config.train.steps = 190_000
+  config.train.batch = 128
+  config.opt.lr = 4e-4
+  config.opt.warmup = 2_000
+  config.checkpoint.every = 1000
+  config.eval.every = 1000
+  return config

@@ -1,0 +1,76 @@
+"""Samples text: `nestax-generate --workdir=runs/quickstart --prompt='def '`.
+
+Reads the newest checkpoint of the run and writes text as it is drawn.
+"""
+
+import pathlib
+import sys
+
+import flax.linen as nn
+import jax
+from absl import app, flags
+
+from nestax.launch import checkpoint, sampling
+from nestax.launch import mesh as meshes
+from nestax.launch.data import tokenizers
+from nestax.models import axes, language_model
+from nestax.models.config import ModelConfig
+
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/quickstart', 'Run folder.')
+_PROMPT = flags.DEFINE_string('prompt', '', 'Text to go on from.')
+_FILE = flags.DEFINE_string('prompt_file', None, 'UTF-8 file to go on from.')
+_TOKENS = flags.DEFINE_integer('tokens', 400, 'Most tokens to draw.')
+_TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0: the likeliest.')
+_TOP_K = flags.DEFINE_integer('top_k', 0, 'Only the k likeliest; 0: all.')
+_TOP_P = flags.DEFINE_float('top_p', 1.0, 'Only the likeliest that hold p.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
+
+
+def load(workdir, say=lambda line: print(line, file=sys.stderr)):
+  """Loads (model, params, tokenizer) from the newest checkpoint of a run."""
+  mesh = meshes.make(dict.fromkeys(axes.MESH_AXES, 1), 1, 1)
+
+  def abstract(config):
+    cfg = ModelConfig.from_dict(config['model'])
+    params = nn.unbox(language_model.abstract_params(cfg))
+    whole = meshes.replicated(mesh)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params
+    )
+
+  _, config, params = checkpoint.load_params(workdir, abstract, say)
+  model = language_model.LanguageModel(ModelConfig.from_dict(config['model']))
+  return model, params, tokenizers.load(config['data']['tokenizer'])
+
+
+def main(argv: list[str]) -> int:
+  """Samples; returns 0, or 2 if something asked for is not there."""
+  try:
+    if len(argv) > 1:
+      raise ValueError(f'unexpected argument {argv[1]!r}')
+    how = sampling.Sampling(
+      _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value
+    )
+    prompt = _PROMPT.value
+    if _FILE.value:
+      prompt = pathlib.Path(_FILE.value).read_text(encoding='utf-8')
+    model, params, tokenizer = load(_WORKDIR.value)
+  except (ValueError, OSError, checkpoint.CheckpointError) as error:
+    print(f'nestax-generate: {error}', file=sys.stderr)
+    return 2
+  sys.stdout.write(prompt)
+  for piece in sampling.text(
+    model, params, tokenizer, prompt, _TOKENS.value, how
+  ):
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+  sys.stdout.write('\n')
+  return 0
+
+
+def cli() -> None:
+  app.run(lambda argv: sys.exit(main(argv)))
+
+
+if __name__ == '__main__':
+  cli()

@@ -1,0 +1,149 @@
+"""Sampling from a model one token at a time, in constant memory for a Hope."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nestax.launch.data.tokenizers import StreamDecoder, Tokenizer
+from nestax.models import language_model
+
+PIECE = 64  # tokens of a prefix that are read at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the next token is drawn.
+
+  Attributes:
+    temperature: 0 takes the likeliest token; 1 the model's own distribution.
+    top_k: only the k likeliest tokens; 0 for all.
+    top_p: only the likeliest tokens that together hold this probability.
+    seed: of the draws.
+  """
+
+  temperature: float = 0.8
+  top_k: int = 0
+  top_p: float = 1.0
+  seed: int = 0
+
+  def __post_init__(self):
+    if not self.temperature >= 0:
+      raise ValueError(f'temperature={self.temperature}: 0 or more')
+    if self.top_k < 0:
+      raise ValueError(f'top_k={self.top_k}: 0 (all tokens) or more')
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f'top_p={self.top_p}: above 0 and at most 1')
+
+
+def restrict(logits_V, how: Sampling):
+  """Scales by the temperature and rules out what top-k and top-p leave out."""
+  logits_V = logits_V / how.temperature
+  order = jnp.argsort(-logits_V)  # stable: of equal logits the first stays
+  rank_V = jnp.argsort(order)
+  keep_V = jnp.ones(logits_V.shape, bool)
+  if how.top_k:
+    keep_V = rank_V < how.top_k
+  if how.top_p < 1:
+    chance = jax.nn.softmax(logits_V)[order]
+    before = jnp.cumsum(chance) - chance
+    # the likeliest token always stays, however small top_p
+    keep_V = keep_V & (before < how.top_p)[rank_V]
+  return jnp.where(keep_V, logits_V, -jnp.inf)
+
+
+def draw(key, logits_V, how: Sampling):
+  """The next token's id; `key` is not read at temperature 0."""
+  if how.temperature == 0:
+    return jnp.argmax(logits_V).astype(jnp.int32)
+  chosen = jax.random.categorical(key, restrict(logits_V, how))
+  return chosen.astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _read(model, params, state, tokens_1xL):
+  state, logits_1xLxV = model.apply({'params': params}, state, tokens_1xL)
+  return state, logits_1xLxV[0, -1]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _step(model, how, params, state, logits_V, allowed_V, key):
+  """Draws a token and reads it: one program for every position."""
+  key, own = jax.random.split(key)
+  token = draw(own, jnp.where(allowed_V, logits_V, -jnp.inf), how)
+  state, logits_1x1xV = model.apply(
+    {'params': params}, state, token.reshape(1, 1)
+  )
+  return state, logits_1x1xV[0, 0], token, key
+
+
+def stream(
+  model: language_model.LanguageModel,
+  params,
+  prefix: Sequence[int],
+  tokens: int,
+  how: Sampling,
+  allowed_V,
+) -> Iterator[int]:
+  """Yields sampled ids one at a time, without end of text handling.
+
+  Args:
+    model: the model.
+    params: its parameters.
+    prefix: ids to read first, at least one.
+    tokens: how many ids to draw.
+    how: how to draw them.
+    allowed_V: bool, ids that may be drawn.
+
+  Raises:
+    ValueError: for an empty prefix.
+  """
+  prefix = np.asarray(prefix, np.int32)
+  if not prefix.size:
+    raise ValueError('nothing to start from: give at least one token')
+  state = language_model.init_state(model.cfg, 1, length=len(prefix) + tokens)
+  # whole pieces, then single tokens: two programs, whatever the length
+  whole = len(prefix) // PIECE * PIECE
+  pieces = [prefix[i : i + PIECE] for i in range(0, whole, PIECE)]
+  pieces += [prefix[i : i + 1] for i in range(whole, len(prefix))]
+  for piece in pieces:
+    state, logits_V = _read(model, params, state, jnp.asarray(piece[None]))
+  key = jax.random.key(how.seed)
+  allowed_V = jnp.asarray(allowed_V)
+  for _ in range(tokens):
+    state, logits_V, token, key = _step(
+      model, how, params, state, logits_V, allowed_V, key
+    )
+    yield int(token)
+
+
+def text(
+  model: language_model.LanguageModel,
+  params,
+  tokenizer: Tokenizer,
+  prompt: str,
+  tokens: int,
+  how: Sampling,
+) -> Iterator[str]:
+  """Yields pieces of sampled text, until the document's end or `tokens`.
+
+  Pieces never break a UTF-8 character. The prompt is not repeated.
+  """
+  # ids the tokenizer lacks, and specials other than the end, are no text
+  allowed = np.zeros(model.cfg.V, bool)
+  allowed[: tokenizer.vocab_size] = tokenizer.byte_lengths > 0
+  allowed[tokenizer.eos] = True
+  prefix = [tokenizer.bos, *(tokenizer.encode(prompt) if prompt else [])]
+  decoder = StreamDecoder(tokenizer)
+  for token in stream(model, params, prefix, tokens, how, allowed):
+    if token == tokenizer.eos:
+      break
+    piece = decoder.push(token)
+    if piece:
+      yield piece
+  rest = decoder.flush()
+  if rest:
+    yield rest
