@@ -16,11 +16,19 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from nestax.launch import checkpoint, loss, metrics, optimizer, plots, progress
+from nestax.launch import (
+  checkpoint,
+  loss,
+  metrics,
+  optimizer,
+  plots,
+  progress,
+  sampling,
+)
 from nestax.launch import mesh as meshes
 from nestax.launch import step as steps
 from nestax.launch.configs import common
-from nestax.launch.data import pipeline
+from nestax.launch.data import pipeline, tokenizers
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -90,7 +98,7 @@ def train(plan: Plan) -> dict[str, float]:
   """Trains to `config.train.steps`, from the newest checkpoint if there is one.
 
   Leaves in the workdir: `checkpoints`, `metrics.jsonl`, `tensorboard`,
-  `loss.png`.
+  `loss.png`, `sample.txt`.
 
   Returns:
     The last validation's `loss` (nats a token) and `bits_per_byte`, and
@@ -194,6 +202,10 @@ def train(plan: Plan) -> dict[str, float]:
     # ---- end
     final = log.last('valid', last) or evaluate(state.params)
 
+    # One process only: others could not read parameters that are spread out.
+    if config.log.sample_tokens and processes == 1:
+      _write_sample(plan, state.params)
+
   if process == 0:
     title = f'{config.name}: bits per byte'
     plots.loss_curve(log.rows, plan.workdir / 'loss.png', bigram, title)
@@ -246,6 +258,20 @@ def _evaluate(
   return {name: float(value) for name, value in loss.means(total).items()}
 
 
+def _write_sample(plan: Plan, params) -> None:
+  config = plan.config
+  pieces = sampling.text(
+    plan.model,
+    params,
+    tokenizers.load(config.data.tokenizer),
+    config.log.prompt,
+    config.log.sample_tokens,
+    sampling.Sampling(seed=config.seed),
+  )
+  text = config.log.prompt + ''.join(pieces) + '\n'
+  (plan.workdir / 'sample.txt').write_text(text, encoding='utf-8')
+
+
 def _summary(
   log, last, final, bigram, speed, seconds, workdir
 ) -> list[tuple[str, str]]:
@@ -264,6 +290,7 @@ def _summary(
     rows.append(('MFU', f'{rate["mfu"]:.1%}'))
   rows.append(('time', progress.clock(seconds)))
   rows.append(('loss curve', str(workdir / 'loss.png')))
+  rows.append(('sample', str(workdir / 'sample.txt')))
   rows.append(('metrics', str(workdir / 'metrics.jsonl')))
   rows.append(('checkpoints', str(workdir / 'checkpoints')))
   return rows

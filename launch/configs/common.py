@@ -63,6 +63,8 @@ def defaults() -> ml_collections.ConfigDict:
   config.log = {
     'every': 10,
     'peak_flops': 0.0,  # of one device, for MFU; 0: from the table
+    'prompt': '',  # what the sample at the end goes on from
+    'sample_tokens': 400,  # 0: no sample
   }
   return config.lock()
 
@@ -77,6 +79,7 @@ LEAST = {
   'eval.every': 0,
   'log.every': 1,
   'log.peak_flops': 0,
+  'log.sample_tokens': 0,
 }
 
 
