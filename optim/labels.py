@@ -59,11 +59,6 @@ def label(params: Any, rules: Sequence[Rule]) -> Any:
   )
 
 
-def mask(params: Any, rules: Sequence[Rule], wanted: str) -> Any:
-  """Marks with True the parameters that `label` calls `wanted`."""
-  return jax.tree.map(lambda name: name == wanted, label(params, rules))
-
-
 def describe(params: Any, rules: Sequence[Rule]) -> str:
   """Writes one line per label: how many arrays and numbers it covers."""
   arrays, numbers = collections.Counter(), collections.Counter()

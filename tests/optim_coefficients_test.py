@@ -29,6 +29,13 @@ def test_one_more_step_is_never_worse():
   assert np.all(np.diff(errors) < 1e-6)
 
 
+@pytest.mark.parametrize('steps', [2, 3, 4])
+def test_both_ends_of_the_interval_are_equally_far_from_one(steps):
+  triples = coefficients.polar_express(steps, 1e-3)
+  values = apply(triples, np.geomspace(1e-3, 1, 10_001))
+  np.testing.assert_allclose(1 - values.min(), values.max() - 1, rtol=5e-2)
+
+
 def test_a_single_step_has_the_least_largest_error_of_all_quintics():
   triple = np.array(coefficients.polar_express(1, 0.1)[0])
   values = np.linspace(0.1, 1, 2001)

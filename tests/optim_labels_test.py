@@ -28,11 +28,6 @@ def test_each_parameter_gets_the_label_of_its_rule():
   }
 
 
-def test_mask_marks_one_label():
-  marks = labels.mask(PARAMS, RULES, 'matrix')
-  assert jax.tree.leaves(marks) == [False, True, False]
-
-
 def test_left_out_parameters_are_all_listed():
   with pytest.raises(labels.LabelError) as error:
     labels.label(PARAMS, RULES[:1])

@@ -98,15 +98,23 @@ def test_stacked_layers_are_layers_apart():
     np.testing.assert_allclose(whole[i], part, atol=1e-5)
 
 
-def test_a_layer_of_deep_momentum_does_not_see_the_others():
+def test_a_stack_of_deep_memories_is_its_memories_one_by_one():
   grads = draws(5, (2, 5, 3))
-  other = [g * np.array([1, 7])[:, None, None] + [[[0]], [[1]]] for g in grads]
   tx = momentum.scale_by_deep_momentum(4)
-  got, _ = run(tx, [g.astype(np.float32) for g in other])
-  want, _ = run(tx, grads)
-  np.testing.assert_allclose(got[0], want[0], atol=1e-6)
-  assert np.abs(want[0]).max() > 1e-2
-  assert np.abs(got[1] - want[1]).max() > 1e-2
+  update = jax.jit(tx.update)
+  whole = tx.init({'w': grads[0]})
+  parts = [
+    tx.init({'w': grads[0][i]})._replace(
+      initial={'w': whole.initial['w'][i : i + 1]}
+    )
+    for i in range(2)
+  ]
+  for g in grads:
+    got, whole = update({'w': g}, whole)
+    for i in range(2):
+      want, parts[i] = update({'w': g[i]}, parts[i])
+      np.testing.assert_allclose(got['w'][i], want['w'], atol=1e-5)
+  assert jnp.max(jnp.abs(got['w'])) > 1e-2
 
 
 def test_deep_momentum_takes_the_printed_step_on_its_objective():
