@@ -1,0 +1,190 @@
+"""Every family as a language model: streams, causality, first loss, limits."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nestax.models import axes, language_model
+from nestax.models.config import ModelConfig
+
+B, L = 2, 24
+FAMILIES = {
+  'transformer': {'family': 'transformer'},
+  'windowed': {'family': 'transformer', 'window': 5, 'G': 1},
+  'hope': {'family': 'hope'},
+  'hope_attention': {'family': 'hope_attention', 'tied': False},
+}
+
+
+@functools.cache
+def build(name, **options):
+  values = {'V': 64, 'D': 16, 'N': 2, 'H': 2, 'F': 24, 'dtype': 'float32'}
+  values |= {'memory': {'chunk_mem': 8, 'chunk_rest': 4}}
+  options = {k: dict(v) if k == 'cms' else v for k, v in options.items()}
+  cfg = ModelConfig.from_dict(values | FAMILIES[name] | options)
+  model = language_model.LanguageModel(cfg)
+  boxed = jax.jit(model.init)(jax.random.key(0), None, tokens()[:, :1])
+  return model, boxed['params'], jax.jit(model.apply)
+
+
+def tokens(seed=0):
+  return jax.random.randint(jax.random.key(seed), (B, L), 0, 64, jnp.int32)
+
+
+def resets():
+  return jnp.zeros((B, L), bool).at[0, 7].set(True).at[1, 16].set(True)
+
+
+def apply(name, state, *inputs):
+  _, boxed, run = build(name)
+  return run({'params': nn.unbox(boxed)}, state, *inputs)
+
+
+def fresh(name):
+  return language_model.init_state(build(name)[0].cfg, B, length=L)
+
+
+def close(a, b, atol=1e-5):
+  np.testing.assert_allclose(a, b, atol=atol)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('reset', [None, resets()], ids=['', 'resets'])
+def test_a_stream_in_pieces_gives_the_logits_of_one_read(name, reset):
+  _, want = apply(name, None, tokens(), reset)
+  want_state, again = apply(name, fresh(name), tokens(), reset)
+  close(again, want)
+  state, at, out = fresh(name), 0, []
+  for size in [8, 1, 1, 6, 8]:
+    piece = slice(at, at + size)
+    reset_piece = None if reset is None else reset[:, piece]
+    state, logits = apply(name, state, tokens()[:, piece], reset_piece)
+    out.append(logits)
+    at += size
+  close(jnp.concatenate(out, axis=1), want)
+  jax.tree.map(close, state, want_state)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_a_reset_forgets(name):
+  # at a boundary of both chunks, where a document begins as if alone
+  reset = jnp.zeros((B, L), bool).at[:, 8].set(True)
+  _, got = apply(name, None, tokens(), reset)
+  _, want = apply(name, None, tokens()[:, 8:])
+  close(got[:, 8:], want)
+  _, carried = apply(name, None, tokens())
+  assert np.abs(carried[:, 8:] - want).max() > 1e-3
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_sequences_are_independent_to_the_bit(name):
+  changed = tokens().at[1].set(tokens(seed=1)[1])
+  state_a, a = apply(name, fresh(name), tokens())
+  state_b, b = apply(name, fresh(name), changed)
+  np.testing.assert_array_equal(a[0], b[0])
+  assert np.abs(a[1] - b[1]).max() > 0
+  for x, y in zip(jax.tree.leaves(state_a), jax.tree.leaves(state_b)):
+    np.testing.assert_array_equal(x[:, 0], y[:, 0])
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_no_token_reads_a_later_one(name):
+  _, want = apply(name, None, tokens())
+  for at in (5, 8, 17):
+    _, got = apply(name, None, tokens().at[:, at].set(1 + at))
+    np.testing.assert_array_equal(got[:, :at], want[:, :at])
+    assert np.abs(got[:, at:] - want[:, at:]).max() > 0
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_first_loss_is_that_of_guessing(name):
+  _, logits = apply(name, None, tokens())
+  log_p = jax.nn.log_softmax(logits[:, :-1])
+  loss = -jnp.mean(jnp.take_along_axis(log_p, tokens()[:, 1:, None], axis=-1))
+  np.testing.assert_allclose(loss, np.log(64), rtol=0.05)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_every_parameter_gets_a_gradient(name):
+  model, boxed, _ = build(name)
+
+  @jax.jit
+  def loss(params):
+    _, logits = model.apply({'params': params}, None, tokens())
+    log_p = jax.nn.log_softmax(logits[:, :-1])
+    return -jnp.mean(jnp.take_along_axis(log_p, tokens()[:, 1:, None], axis=-1))
+
+  grads = jax.grad(loss)(nn.unbox(boxed))
+  for path, leaf in jax.tree.leaves_with_path(grads):
+    assert np.all(np.isfinite(leaf)), path
+    per_layer = leaf if path[0].key == 'blocks' else leaf[None]
+    per_layer = np.abs(per_layer).reshape(len(per_layer), -1).max(axis=1)
+    assert np.all(per_layer > 1e-9), (jax.tree_util.keystr(path), per_layer)
+
+
+@pytest.mark.parametrize('policy', ['dots', 'full'])
+def test_remat_changes_no_value(policy):
+  def grads(remat):
+    model, boxed, _ = build('transformer', remat=remat)
+
+    @jax.jit
+    def loss(params):
+      return jnp.sum(
+        jnp.sin(model.apply({'params': params}, None, tokens())[1])
+      )
+
+    return jax.grad(loss)(nn.unbox(boxed)), str(
+      jax.make_jaxpr(jax.grad(loss))(nn.unbox(boxed))
+    )
+
+  (want, plain), (got, wrapped) = grads('none'), grads(policy)
+  assert 'remat' in wrapped and 'remat' not in plain
+  jax.tree.map(lambda a, b: close(a, b, 1e-4), got, want)
+
+
+def test_one_level_that_never_learns_is_the_transformers_mlp():
+  hope, boxed, _ = build(
+    'hope_attention', cms=(('periods', (128,)),), tied=True
+  )
+  plain, want_boxed, _ = build('transformer')
+  params = nn.unbox(boxed)
+  assert jax.tree.structure(params) == jax.tree.structure(nn.unbox(want_boxed))
+  _, got = hope.apply({'params': params}, None, tokens())
+  _, want = plain.apply({'params': params}, None, tokens())
+  np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_every_parameter_names_the_axis_of_each_dimension(name):
+  _, boxed, _ = build(name)
+  is_box = lambda x: isinstance(x, nn.Partitioned)  # noqa: E731
+  for path, leaf in jax.tree.leaves_with_path(boxed, is_leaf=is_box):
+    assert is_box(leaf), path
+    assert len(leaf.names) == leaf.value.ndim, path
+    assert all(axis in axes.RULES for axis in leaf.names), (path, leaf.names)
+
+
+def test_states_of_a_mesh_lie_over_sequences_and_heads():
+  mesh = jax.make_mesh(
+    (2, 2, 2), ('data', 'fsdp', 'tensor'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )  # fmt: skip
+  cfg = build('hope')[0].cfg
+  state = language_model.init_state(cfg, 4, length=8)
+  for leaf, sharding in zip(
+    jax.tree.leaves(state), jax.tree.leaves(axes.state_shardings(mesh, state))
+  ):
+    assert sharding.spec[1] == ('data', 'fsdp'), leaf.shape
+
+
+def test_flops_grow_with_length_only_for_attention():
+  hope, plain = build('hope')[0].cfg, build('transformer')[0].cfg
+  count = language_model.flops_per_token
+  assert count(hope, 4096) == count(hope, 65_536)
+  assert count(plain, 65_536) > 2 * count(plain, 4096)
+  matmuls = 2 * language_model.parameter_count(plain)
+  assert 1 < count(plain, 4) / matmuls < 1.2
