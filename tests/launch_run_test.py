@@ -1,0 +1,284 @@
+"""The loop: learns, resumes to the bit, stops in words, leaves what it says."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import launch_cases as cases
+import numpy as np
+import pytest
+
+from nestax.launch import checkpoint, metrics, run
+from nestax.launch import step as steps
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compile_once(tmp_path_factory):
+  """Later runs of the same program read it back, as a resumed run would."""
+  names = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_min_entry_size_bytes': 0,
+  }
+  before = {name: getattr(jax.config, name) for name in names}
+  for name, value in names.items():
+    jax.config.update(name, value)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  return cases.write_corpus(tmp_path_factory.mktemp('corpus'))
+
+
+def train(workdir, config):
+  """Runs to the end; gives the rows of the metrics."""
+  run.train(run.prepare(config, workdir))
+  return metrics.read(workdir / 'metrics.jsonl')
+
+
+@pytest.fixture(scope='module')
+def whole(corpus, tmp_path_factory):
+  """An uninterrupted run of four steps: its workdir and rows."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, train(workdir, cases.make_config(corpus))
+
+
+def state_of(workdir, config):
+  """The arrays of the newest checkpoint, on the host."""
+  plan = run.prepare(config, workdir)
+  memory = plan.memory and (lambda: plan.memory(config.train.batch))
+  abstract = steps.abstract_state(plan.model, plan.tx, plan.mesh, memory)
+  checkpoints = checkpoint.Checkpoints(workdir, config, lambda line: None)
+  data = run.pipeline.train_iterator(config)
+  state = checkpoints.restore(abstract, data)
+  checkpoints.close()
+  state = state._replace(key=jax.random.key_data(state.key))
+  return jax.device_get(state), data.get_state()
+
+
+def assert_same(got, want):
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_a_run_leaves_what_it_says(whole):
+  workdir, rows = whole
+  assert [row['step'] for row in rows] == [1, 2, 2, 3, 4, 4]
+  assert {p.name for p in workdir.iterdir()} == {
+    'checkpoints',
+    'loss.png',
+    'metrics.jsonl',
+    'tensorboard',
+  }
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['2', '4']
+
+
+def test_the_first_loss_is_that_of_a_guess(whole):
+  _, rows = whole
+  assert rows[0]['loss'] == pytest.approx(np.log(272), rel=0.05)
+
+
+def cut(workdir, at):
+  """A copy of a finished run as it would be, had it been killed after step 3.
+
+  Its newest checkpoint is that of step 2, its metrics go one step further.
+  """
+  shutil.copytree(workdir, at, ignore=shutil.ignore_patterns('4', '*.png'))
+  rows = (workdir / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  (at / 'metrics.jsonl').write_text(''.join(rows[:4]))
+  return at
+
+
+def assert_resumed(resumed, whole, config):
+  for split in ('train', 'valid'):
+    got, want = (
+      cases.curve(metrics.read(at / 'metrics.jsonl'), split)
+      for at in (resumed, whole)
+    )
+    assert got == want
+  got, want = (state_of(at, config) for at in (resumed, whole))
+  assert_same(got[0], want[0])
+  assert got[1] == want[1]
+
+
+def test_two_steps_and_two_more_equal_four(whole, corpus, tmp_path):
+  config = cases.make_config(corpus)
+  resumed = cut(whole[0], tmp_path / 'cut')
+  train(resumed, config)
+  assert_resumed(resumed, whole[0], config)
+
+
+def test_carried_memory_goes_on_where_it_was(corpus, tmp_path):
+  config = cases.make_config(corpus)
+  config.train.carry_state = True
+  train(tmp_path / 'whole', config)
+  resumed = cut(tmp_path / 'whole', tmp_path / 'cut')
+  train(resumed, config)
+  assert_resumed(resumed, tmp_path / 'whole', config)
+  assert jax.tree.leaves(state_of(resumed, config)[0].memory)
+
+
+def test_a_finished_run_is_left_as_it_is(whole, corpus, capsys):
+  workdir, rows = whole
+  assert train(workdir, cases.make_config(corpus)) == rows
+  said = capsys.readouterr().out
+  assert 'step 4 of 4' in said and 'bigram entropy' in said
+
+
+def test_another_mesh_and_microbatches_go_on_with_the_run(
+  whole, corpus, tmp_path
+):
+  config = cases.make_config(corpus)
+  config.mesh.update({'data': 2, 'tensor': 2})
+  config.train.accumulate = 2
+  rows = train(cut(whole[0], tmp_path / 'cut'), config)
+  got, want = (cases.curve(r)[-1] for r in (rows, whole[1]))
+  np.testing.assert_allclose(got, want, 1e-5)
+
+
+@pytest.fixture
+def spoiled(monkeypatch):
+  """Makes the weights of the given batches NaN, counted from 1."""
+
+  def spoil(*numbers):
+    made = run.pipeline.train_iterator
+
+    def train_iterator(*args):
+      data = made(*args)
+      inner, count = type(data).__next__, [0]
+
+      class Spoiled(type(data)):
+        def __next__(self):
+          count[0] += 1
+          batch = dict(inner(self))
+          if count[0] in numbers:
+            batch['weights'] = batch['weights'] * np.nan
+          return batch
+
+      data.__class__ = Spoiled
+      return data
+
+    monkeypatch.setattr(run.pipeline, 'train_iterator', train_iterator)
+
+  return spoil
+
+
+def test_a_bad_step_is_counted_and_gone_over(corpus, tmp_path, spoiled):
+  spoiled(2)
+  rows = train(tmp_path, cases.make_config(corpus))
+  rows = [row for row in rows if row['split'] == 'train']
+  assert [row['skipped'] for row in rows] == [0, 1, 1, 1]
+  assert rows[1]['loss'] is None and rows[2]['loss'] is not None
+  # not at step 2, the bad one
+  assert os.listdir(tmp_path / 'checkpoints') == ['4']
+
+
+def test_bad_steps_in_a_row_stop_the_run_with_the_last_good_checkpoint(
+  corpus, tmp_path, spoiled
+):
+  spoiled(3, 4)
+  config = cases.make_config(corpus)
+  with pytest.raises(run.BadSteps, match='2 steps in a row up to step 4'):
+    train(tmp_path, config)
+  assert os.listdir(tmp_path / 'checkpoints') == ['2']
+  state, _ = state_of(tmp_path, config)
+  assert state.step == 2 and state.bad == 0
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_from_there(
+  whole, corpus, tmp_path, monkeypatch, number
+):
+  config = cases.make_config(corpus)
+  put, count = run.meshes.put, [0]
+
+  def put_and_kill(mesh, batch):
+    count[0] += 1
+    if count[0] == 3:
+      os.kill(os.getpid(), number)
+    return put(mesh, batch)
+
+  monkeypatch.setattr(run.meshes, 'put', put_and_kill)
+  config.eval.every = 0
+  config.checkpoint.every = 0
+  before = signal.getsignal(number)
+  with pytest.raises(run.Interrupted, match='saved checkpoint 3') as stop:
+    train(tmp_path, config)
+  assert stop.value.exit_code == 128 + number
+  assert signal.getsignal(number) is before
+  monkeypatch.setattr(run.meshes, 'put', put)
+  rows = train(tmp_path, config)
+  assert cases.curve(rows) == cases.curve(whole[1])
+
+
+def test_a_save_that_fails_ends_the_run_in_words(corpus, tmp_path, monkeypatch):
+  def full(*args, **kwargs):
+    raise OSError(28, os.strerror(28))
+
+  manager = checkpoint.ocp.CheckpointManager
+  monkeypatch.setattr(manager, 'save', full)
+  words = 'checkpoint 2 could not be written .*No space left on device'
+  with pytest.raises(checkpoint.CheckpointError, match=words):
+    train(tmp_path, cases.make_config(corpus))
+
+
+def test_the_checkpoint_of_another_config_is_refused(whole, corpus):
+  config = cases.make_config(corpus)
+  config.model.D = 16
+  words = 'model.D is 8 there and 16 here'
+  with pytest.raises(checkpoint.OtherConfigError, match=words):
+    run.train(run.prepare(config, whole[0]))
+
+
+def test_the_data_of_another_corpus_is_refused(tmp_path):
+  folder = tmp_path / 'corpus'
+  config = cases.make_config(cases.write_corpus(folder))
+  train(tmp_path / 'run', config)
+  (folder / '07.txt').write_text('something else ' * 9)
+  with pytest.raises(checkpoint.OtherConfigError, match='corpus'):
+    train(tmp_path / 'run', config)
+  assert not (tmp_path / 'run' / 'damaged').exists()
+
+
+def test_a_sample_is_written_at_the_end(whole, corpus):
+  config = cases.make_config(corpus)
+  config.log.update({'sample_tokens': 3, 'prompt': 'memory'})
+  train(whole[0], config)
+  assert (whole[0] / 'sample.txt').read_text().startswith('memory')
+
+
+@pytest.mark.parametrize(
+  'key, value, words',
+  [
+    ('train.steps', 0, 'train.steps is 0'),
+    ('train.accumulate', 3, 'train.batch = 4 rows'),
+    ('model.H', 3, 'D=8 is not a multiple of H=3'),
+    ('model.V', 100, "model's vocabulary only 100"),
+    ('model.cms.periods', (8, 12), 'level periods'),
+    ('mesh.data', 8, '8 devices along data'),
+    ('optimizer', 'adam', "optimizer is 'adam'"),
+    ('data.path', '/nowhere/*.txt', '/nowhere'),
+    ('checkpoint.keep', 0, 'checkpoint.keep is 0'),
+  ],
+)
+def test_a_bad_value_is_refused_before_anything_is_made(
+  corpus, tmp_path, key, value, words
+):
+  config = cases.make_config(corpus, 'hope')
+  *groups, name = key.split('.')
+  group = config
+  for part in groups:
+    group = group[part]
+  group[name] = value
+  with pytest.raises((ValueError, OSError), match=words):
+    run.prepare(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_rows_are_json(whole):
+  for line in (whole[0] / 'metrics.jsonl').read_text().splitlines():
+    assert json.loads(line, parse_constant=pytest.fail)['step']
