@@ -1,0 +1,100 @@
+"""kill -9 at a random moment, the same command: the same curve to the bit."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import launch_cases as cases
+import pytest
+
+from nestax.launch import metrics
+
+STEPS = 40
+
+
+@pytest.fixture(scope='module')
+def command(tmp_path_factory):
+  """Starts a Hope that carries its memories; compiled once for all."""
+  folder = tmp_path_factory.mktemp('command')
+  corpus = cases.write_corpus(folder / 'corpus')
+  config = folder / 'small.py'
+  config.write_text(
+    'import launch_cases\n\n\n'
+    'def get_config():\n'
+    f'  config = launch_cases.make_config({corpus!r}, "hope")\n'
+    '  config.train.carry_state = True\n'
+    f'  config.train.steps = {STEPS}\n'
+    '  config.checkpoint.every = 3\n'
+    '  config.eval.every = 7\n'
+    '  return config\n'
+  )
+  environment = {
+    'PYTHONPATH': str(pathlib.Path(__file__).parent),
+    'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+  }
+
+  def start(workdir):
+    return subprocess.Popen(
+      [
+        *(sys.executable, '-m', 'nestax.launch.train'),
+        *(f'--config={config}', f'--workdir={workdir}'),
+      ],
+      env=os.environ | environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  return start
+
+
+@pytest.fixture(scope='module')
+def whole(command, tmp_path_factory):
+  """The rows of a run that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp('whole')
+  process = command(workdir)
+  out, _ = process.communicate(timeout=500)
+  assert process.returncode == 0, out
+  return metrics.read(workdir / 'metrics.jsonl')
+
+
+def count(path):
+  return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def kill(process, workdir, number, rows):
+  """Sends the signal once so many rows are written and a moment has gone."""
+  while count(workdir / 'metrics.jsonl') < rows and process.poll() is None:
+    time.sleep(0.002)
+  time.sleep(random.uniform(0, 0.1))
+  process.send_signal(number)
+  return process.communicate(timeout=500)[0]
+
+
+def test_a_killed_run_goes_on_to_the_same_curve(command, whole, tmp_path):
+  process = command(tmp_path)
+  at = random.randrange(1, STEPS // 2)
+  kill(process, tmp_path, signal.SIGKILL, at)
+  assert process.returncode == -signal.SIGKILL, f'killed too late, at {at}'
+  process = command(tmp_path)
+  out, _ = process.communicate(timeout=500)
+  assert process.returncode == 0, out
+  rows = metrics.read(tmp_path / 'metrics.jsonl')
+  for split in ('train', 'valid'):
+    assert cases.curve(rows, split) == cases.curve(whole, split), (at, out)
+
+
+def test_a_terminated_run_says_where_it_saved(command, whole, tmp_path):
+  process = command(tmp_path)
+  out = kill(process, tmp_path, signal.SIGTERM, STEPS // 3)
+  assert process.returncode == 128 + signal.SIGTERM, out
+  last = out.splitlines()[-1]
+  step = metrics.read(tmp_path / 'metrics.jsonl')[-1]['step']
+  assert f'SIGTERM: saved checkpoint {step} in {tmp_path}' in last
+  assert (tmp_path / 'checkpoints' / str(step)).is_dir()

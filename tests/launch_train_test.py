@@ -1,0 +1,93 @@
+"""The command line: what runs, what is refused, in words and exit codes."""
+
+import importlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import launch_cases as cases
+import pytest
+
+from nestax.launch import run
+
+COMMAND = [sys.executable, '-m', 'nestax.launch.train']
+# What is refused, and the words it is refused with.
+REFUSED = {
+  '--config.train.stepz=3': 'unknown key .*Did you mean "steps"',
+  '--config.nothing.at=3': "unknown key of the config: 'nothing'",
+  '--config.train.steps=many': 'config.train.steps=many: invalid literal',
+  '--config.train.steps=0': 'train.steps is 0: it has to be at least 1',
+  '--config=nonsense': 'no config file .nonsense.* quickstart, tiny',
+  '--bogus': "Unknown command line flag 'bogus'",
+  'bogus': "unexpected argument 'bogus'",
+  '--workdir=/proc/run': 'cannot write in the workdir /proc/run',
+}
+
+
+def start(*arguments, cwd, **environment):
+  return subprocess.Popen(
+    [*COMMAND, *arguments],
+    cwd=cwd,
+    env=os.environ | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.fixture(scope='module')
+def refusals(tmp_path_factory):
+  """All of them at once: most of their time is importing JAX."""
+  cwd = tmp_path_factory.mktemp('refused')
+  running = {word: start(word, cwd=cwd) for word in REFUSED}
+  return {
+    word: (*process.communicate(timeout=300), process.returncode)
+    for word, process in running.items()
+  }
+
+
+@pytest.mark.parametrize('word', REFUSED)
+def test_what_is_wrong_is_refused_in_one_line(refusals, word):
+  out, err, code = refusals[word]
+  assert code == 2 and not out
+  assert re.fullmatch(f'nestax-train: .*{REFUSED[word]}.*\n', err), err
+
+
+def test_a_config_file_trains_and_its_keys_can_be_set(tmp_path):
+  corpus = cases.write_corpus(tmp_path / 'corpus')
+  config = tmp_path / 'mine.py'
+  config.write_text(
+    'import launch_cases\n\n\n'
+    'def get_config():\n'
+    f'  return launch_cases.make_config({corpus!r})\n'
+  )
+  process = start(
+    f'--config={config}',
+    '--config.train.steps=2',
+    '--config.log.sample_tokens=2',
+    cwd=tmp_path,
+    PYTHONPATH=str(pathlib.Path(__file__).parent),
+  )
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  assert not err
+  assert 'step 2/2  loss ' in out and 'bits/byte' in out
+  assert 'bigram entropy of the same bytes' in out
+  assert {p.name for p in (tmp_path / 'runs' / 'small').iterdir()} == {
+    'checkpoints',
+    'loss.png',
+    'metrics.jsonl',
+    'sample.txt',
+    'tensorboard',
+  }
+
+
+@pytest.mark.parametrize('name', ['quickstart', 'tiny'])
+def test_the_configs_that_come_along_pass_their_own_checks(name, tmp_path):
+  module = importlib.import_module(f'nestax.launch.configs.{name}')
+  config = module.get_config()
+  config.mesh.data = 1
+  plan = run.prepare(config, tmp_path / name)
+  assert config.name == name and plan.model.cfg.family == 'hope'
