@@ -13,6 +13,9 @@ from nestax.models.memory import api
 from nestax.models.memory.types import GATES, Inputs, MemoryState
 from nestax.models.memory.types import init_state as init_memory
 
+# First standard deviations, in units of fan_in ** -0.5: maps with a residual
+# start small, so that k and v begin near their slow projections.
+GAIN = {'q': 0.1, 'k': 0.1, 'v': 0.1, 'mem': 1.0}
 # First values of the gates' biases: eta = eta_max * sigmoid(-2), about a
 # tenth of its bound; alpha = sigmoid(5) = 0.993; beta = sigmoid(0) = 0.5.
 BIAS = {'eta': -2.0, 'alpha': 5.0, 'beta': 0.0}
@@ -56,8 +59,7 @@ class InitialValues(nn.Module):
 
     initial = {}
     for box in rule.boxes:
-      # small beside the residual, so that k and v start near x_k and x_v
-      gain = 1.0 if box == 'mem' else 0.1
+      gain = GAIN[box]
       if box in rule.deep:
         initial[box] = {
           'inner': param(f'{box}_inner', (H, F, K), K),

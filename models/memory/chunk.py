@@ -19,7 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory.solve import dot, solve_unit_lower
-from nestax.models.memory.types import MemoryConfig, Weights, unit, wide
+from nestax.models.memory.types import (
+  MemoryConfig,
+  Weights,
+  inner_gain,
+  outer_gain,
+  unit,
+  wide,
+)
 
 
 class Chunk(NamedTuple):
@@ -256,8 +263,8 @@ def errors(cfg, slow, boundary, alive_C, k, v, dtype):
     W, D = slow.outer[box], boundary.outer[box]
     e = e + _read(W, D, alive_C, point, dtype)
     (below,) = back(_read(W.T, D.T, alive_C, e, dtype))
-    parts.append(below)
-    outer[box] = (unit(h), e)
+    parts.append(below / inner_gain(e, below))
+    outer[box] = (unit(h), e / outer_gain(h))
   return jnp.concatenate(parts, axis=-1), outer
 
 

@@ -20,6 +20,8 @@ from nestax.models.memory.types import (
   MemoryConfig,
   MemoryState,
   Weights,
+  inner_gain,
+  outer_gain,
   stack_initial,
   unit,
 )
@@ -94,7 +96,8 @@ def _errors(cfg, boundary, k, v):
     else:
       h, back = jax.vjp(jax.nn.gelu, inner @ k)
       (below,) = back(outer.T @ e)
-      errors[box] = (below, unit(h), e)
+      below = below / inner_gain(e, below)
+      errors[box] = (below, unit(h), e / outer_gain(h))
   return errors
 
 

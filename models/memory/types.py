@@ -206,3 +206,22 @@ def unit(x, eps: float = 1e-6):
   """`x / ||x||` along the last axis, at least float32."""
   x = wide(x)
   return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)
+
+
+def outer_gain(h):
+  """`max(1, ||h||)`, by which the second layer's step must shrink.
+
+  The layer is written with the unit key `h / ||h||` and read at `h`: beyond
+  `||h|| = 2` an undivided step overshoots by more than it corrects.
+  """
+  return jnp.sqrt(jnp.maximum(1.0, jnp.sum(h * h, axis=-1, keepdims=True)))
+
+
+def inner_gain(e, below):
+  """`max(1, ||g||^2 / ||e||^2)`, the same for the first layer.
+
+  A step of rate eta along its gradient `g = gelu' * (W1^T e)` moves the output
+  by `- eta ||g||^2 / ||e||^2` along `e`.
+  """
+  size = jnp.sum(e * e, axis=-1, keepdims=True) + 1e-6
+  return jnp.maximum(1.0, jnp.sum(below * below, -1, keepdims=True) / size)
