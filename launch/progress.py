@@ -24,7 +24,7 @@ def show(done: int, steps: int, every: int):
     return Silence()
   if sys.stdout.isatty():
     return Bar(done, steps)
-  return Lines(done, steps, every)
+  return Lines(steps, every)
 
 
 class Silence:
@@ -43,19 +43,23 @@ class Silence:
 class Lines:
   """A line every so many steps, for logs."""
 
-  def __init__(self, done: int, steps: int, every: int):
-    self._done, self._steps, self._every = done, steps, every
-    self._start = time.perf_counter()
+  def __init__(self, steps: int, every: int):
+    self._steps, self._every = steps, every
+    self._first: tuple[int, float] | None = None
 
   def update(self, step: int, numbers: dict[str, float]) -> None:
     """Prints the step's numbers if it is its turn."""
+    now = time.perf_counter()
+    if self._first is None:
+      self._first = step, now  # the first step is mostly compilation
     if step % self._every and step != self._steps:
       return
-    elapsed = time.perf_counter() - self._start
-    left = elapsed / (step - self._done) * (self._steps - step)
-    self.say(
-      f'step {step}/{self._steps}  {_words(numbers)}  {clock(left)} left'
-    )
+    line = f'step {step}/{self._steps}  {_words(numbers)}'
+    first, then = self._first
+    if step > first:
+      left = (now - then) / (step - first) * (self._steps - step)
+      line += f'  {clock(left)} left'
+    self.say(line)
 
   def say(self, line: str) -> None:
     print(line, flush=True)

@@ -197,6 +197,7 @@ def train(plan: Plan) -> dict[str, float]:
     finally:
       show.close()
       log.close()
+      data.close()
       checkpoints.close()
 
     # ---- end
@@ -241,7 +242,7 @@ def _report(config, log, speed, show, done, last, number, fresh):
   if numbers['bad'] >= config.train.max_bad_steps:
     raise BadSteps(
       f'{numbers["bad"]:.0f} steps in a row up to step {number} had a loss or '
-      'gradient that is not finite: stopped. The last good checkpoint is '
+      'gradient that is not finite: stopped. Checkpoints from before are '
       'kept; a lower opt.lr, a longer opt.warmup or a lower opt.clip may help'
     )
   return numbers
@@ -289,11 +290,9 @@ def _summary(
   if 'mfu' in rate:
     rows.append(('MFU', f'{rate["mfu"]:.1%}'))
   rows.append(('time', progress.clock(seconds)))
-  rows.append(('loss curve', str(workdir / 'loss.png')))
-  rows.append(('sample', str(workdir / 'sample.txt')))
-  rows.append(('metrics', str(workdir / 'metrics.jsonl')))
-  rows.append(('checkpoints', str(workdir / 'checkpoints')))
-  return rows
+  files = ('loss.png', 'sample.txt', 'metrics.jsonl', 'checkpoints')
+  there = [workdir / name for name in files if (workdir / name).exists()]
+  return rows + [(path.name, str(path)) for path in there]
 
 
 class Signals:

@@ -152,16 +152,15 @@ def _gradients(apply, params, memory, batch, parts: int, rows_axes):
 
 
 def _all_finite(tree) -> jax.Array:
-  leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
-  return jnp.stack(leaves).all() if leaves else jnp.array(True)
+  return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
 def train_step(model, tx, schedule, layout, parts: int = 1, rows_axes=None):
   """Makes the step `(state, batch) -> (state, metrics)`, jitted, state donated.
 
-  If the loss, the norm of its gradient or the carried memory is not finite,
-  the whole step is skipped: parameters, optimiser and memory keep every bit,
-  and the step is counted in `skipped` and `bad`.
+  If the loss, the norm of its gradient, the new parameters or the carried
+  memory are not finite, the whole step is skipped: parameters, optimiser and
+  memory keep every bit, and the step is counted in `skipped` and `bad`.
 
   Args:
     model: with `apply(variables, state, tokens, reset)`.
@@ -181,9 +180,11 @@ def train_step(model, tx, schedule, layout, parts: int = 1, rows_axes=None):
       model.apply, state.params, state.memory, batch, parts, rows_axes
     )
     norm = optax.global_norm(grads)
-    good = jnp.isfinite(total.nats) & jnp.isfinite(norm) & _all_finite(memory)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    good = jnp.isfinite(total.nats) & jnp.isfinite(norm)
+    # A finite gradient can still lead out of the numbers there are.
+    good &= _all_finite((params, memory))
     rate = schedule(state.step - state.skipped)
 
     def keep(new, old):

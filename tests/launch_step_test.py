@@ -160,6 +160,13 @@ def test_a_bad_step_changes_no_bit_but_the_counters(parts):
   assert_same(after._replace(**counters), want._replace(**counters))
 
 
+def test_an_update_out_of_the_numbers_is_a_bad_step():
+  fresh, _, _ = make()
+  state, rows = train(BATCHES[:2], rate=np.inf)
+  assert_same(state.params, jax.device_get(fresh().params))
+  assert state.bad == 2 and all(np.isfinite(r['grad_norm']) for r in rows)
+
+
 def test_two_batches_that_carry_equal_one_long_batch():
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, V, (B, 2 * L)).astype(np.int32)
