@@ -6,14 +6,12 @@ s <- a s + b s^3 + c s^5; coefficients are a tuple of such triples, one a
 step.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nestax.optim import matrices
@@ -65,8 +63,8 @@ def orthogonalize_tree(
 
   With a layout the batch of each shape is laid over all devices, so that each
   one gathers and orthogonalises its own share of whole matrices: one
-  all-to-all there and one back, no matmul across devices. The results are
-  sharded like the leaves they came from.
+  all-to-all there and one back, no matmul across devices. How the results
+  lie is the partitioner's choice, unless `out_shardings` pin it.
 
   Args:
     tree: leaves of rank 2 or more; masked leaves are passed by.
@@ -109,22 +107,21 @@ def _prepare(x, dtype, eps):
 def _restore(y_BxMxN, leaf, numbers):
   rows, columns = matrices.sizes(leaf.shape, numbers)
   y = y_BxMxN if rows <= columns else y_BxMxN.mT
-  y = matrices.from_stack(y, leaf.shape, numbers).astype(leaf.dtype)
-  return shard_alike(leaf, y)[1]
+  return matrices.from_stack(y, leaf.shape, numbers).astype(leaf.dtype)
 
 
 def _iterate(x, coefficients):
-  matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-  eye = jnp.eye(x.shape[-2], dtype=jnp.float32)
+  # Matmuls sum in float32 and round once, on the way out: asking for float32
+  # results doubles their traffic (59.7 against 51.1 ms a step of 679M on an
+  # H100) and the next matmul would round them all the same.
+  eye = jnp.expand_dims(jnp.eye(x.shape[-2]), range(x.ndim - 2))
   for a, b, c in coefficients:
-    gram = matmul(x, x.mT)
-    factor = b * gram
+    gram = x @ x.mT
+    factor = b * gram.astype(jnp.float32)
     if c:
-      gram = gram.astype(x.dtype)
-      factor = factor + c * matmul(gram, gram)
+      factor = factor + c * (gram @ gram).astype(jnp.float32)
     # `a` joins the factor, so that x is read once, by the matmul alone.
-    factor = factor + a * jnp.expand_dims(eye, range(x.ndim - 2))
-    x = matmul(factor.astype(x.dtype), x).astype(x.dtype)
+    x = (factor + a * eye).astype(x.dtype) @ x
   return x
 
 

@@ -163,9 +163,8 @@ def test_a_mesh_gives_the_values_of_one_device(shape, specs):
   run = jax.jit(run, static_argnums=1)
   got = run(tree, newton_schulz.Layout(mesh, ('data',), ('model',)))
   want = run(TREE, None)
-  for name, x in tree.items():
+  for name in tree:
     np.testing.assert_allclose(got[name], want[name], atol=1e-5)
-    assert got[name].sharding.is_equivalent_to(x.sharding, x.ndim)
 
 
 def test_a_mesh_moves_each_matrix_once_there_and_once_back():
