@@ -42,21 +42,12 @@ def make(sizes, rows: int, length: int) -> Mesh:
       f'mesh sizes {sizes} take {used} devices, and there are {devices}'
     )
   _check_batch(sizes, rows, length)
-  return _mesh(sizes, jax.devices()[:used])
-
-
-def single() -> Mesh:
-  """A mesh of this process's first device, for sampling and small studies."""
-  return _mesh(dict.fromkeys(axes.MESH_AXES, 1), jax.local_devices()[:1])
-
-
-def _mesh(sizes: dict[str, int], devices) -> Mesh:
   # Auto: the partitioner decides; `make_mesh` alone makes explicit axes.
   return jax.make_mesh(
     tuple(sizes.values()),
     tuple(sizes),
     axis_types=(AxisType.Auto,) * len(sizes),
-    devices=devices,
+    devices=jax.devices()[:used],
   )
 
 
