@@ -13,9 +13,9 @@ from nestax.models.memory import api
 from nestax.models.memory.types import GATES, Inputs, MemoryState
 from nestax.models.memory.types import init_state as init_memory
 
-# First standard deviations, in units of fan_in ** -0.5: maps with a residual
-# start small, so that k and v begin near their slow projections.
-GAIN = {'q': 0.1, 'k': 0.1, 'v': 0.1, 'mem': 1.0}
+# First standard deviation of the maps, in units of fan_in ** -0.5: small, so
+# that k and v begin near their slow projections and `mem` with what it writes.
+GAIN = 0.1
 # First values of the gates' biases: eta = eta_max * sigmoid(-2), about a
 # tenth of its bound; alpha = sigmoid(5) = 0.993; beta = sigmoid(0) = 0.5.
 BIAS = {'eta': -2.0, 'alpha': 5.0, 'beta': 0.0}
@@ -59,20 +59,19 @@ class InitialValues(nn.Module):
 
     initial = {}
     for box in rule.boxes:
-      gain = GAIN[box]
       if box in rule.deep:
         initial[box] = {
           'inner': param(f'{box}_inner', (H, F, K), K),
-          'outer': param(f'{box}_outer', (H, K, F), F, gain),
+          'outer': param(f'{box}_outer', (H, K, F), F, GAIN),
         }
       else:
-        initial[box] = {'kernel': param(box, (H, K, K), K, gain)}
+        initial[box] = {'kernel': param(box, (H, K, K), K, GAIN)}
     for gate in GATES:
       bias = nn.with_logical_partitioning(
         nn.initializers.constant(BIAS[gate]), ('heads',)
       )
       initial[gate] = {
-        'kernel': param(gate, (H, K), K, 0.1),
+        'kernel': param(gate, (H, K), K, GAIN),
         'bias': self.param(f'{gate}_bias', bias, (H,), jnp.float32),
       }
     return initial
@@ -139,7 +138,7 @@ class SelfModifyingTitan(nn.Module):
     kernel = self.param(
       'beta',
       nn.with_logical_partitioning(
-        nn.initializers.normal(0.1 * K**-0.5), ('heads', 'memory')
+        nn.initializers.normal(GAIN * K**-0.5), ('heads', 'memory')
       ),
       (H, K),
       jnp.float32,

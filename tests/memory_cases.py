@@ -43,12 +43,13 @@ CASES = {
   ),
   'titans': (4, 4, {'adaptive': (), 'generated': False, 'delta': False}),
   'no_retention': (4, 4, {'retention': False, 'value_norm': False}),
-  'remat': (4, 4, {'remat': True}),
+  'no_remat': (4, 4, {'remat': False}),
 }
 
 
 def config(name: str) -> MemoryConfig:
   chunk_mem, chunk_rest, options = CASES[name]
+  options = {'momentum': True} | options
   return MemoryConfig(
     chunk_mem=chunk_mem, chunk_rest=chunk_rest, expansion=2, **options
   )

@@ -44,7 +44,8 @@ class MemoryConfig:
     generated: each memory generates its own value `vhat = v + M(v)`; False
       makes v itself the value of all (Titans).
     value_norm: v has unit norm.
-    eta_max: upper bound of the inner learning rate.
+    eta_max: upper bound of the inner learning rate. Steps of unit keys are
+      stable up to 1 without momentum; with it the gain is eta / (1 - beta).
     remat: recompute a chunk's inner values in the backward pass.
   """
 
@@ -53,7 +54,7 @@ class MemoryConfig:
   depth_mem: int = 1
   depth_rest: int = 1
   expansion: int = 4
-  momentum: bool = True
+  momentum: bool = False
   delta: bool = True
   retention: bool = True
   read: str = 'token'
@@ -64,7 +65,7 @@ class MemoryConfig:
   generated: bool = True
   value_norm: bool = True
   eta_max: float = 0.5
-  remat: bool = False
+  remat: bool = True
 
   def __post_init__(self):
     small, big = sorted((self.chunk_mem, self.chunk_rest))
