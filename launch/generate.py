@@ -3,44 +3,20 @@
 Reads the newest checkpoint of the run and writes text as it is drawn.
 """
 
-import pathlib
 import sys
 
-import flax.linen as nn
-import jax
 from absl import app, flags
 
-from nestax.launch import checkpoint, sampling
-from nestax.launch import mesh as meshes
-from nestax.launch.data import tokenizers
-from nestax.models import axes, language_model
-from nestax.models.config import ModelConfig
+from nestax.launch import checkpoint, sampling, trained
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/quickstart', 'Run folder.')
 _PROMPT = flags.DEFINE_string('prompt', '', 'Text to go on from.')
 _FILE = flags.DEFINE_string('prompt_file', None, 'UTF-8 file to go on from.')
-_TOKENS = flags.DEFINE_integer('tokens', 400, 'Most tokens to draw.')
+_TOKENS = flags.DEFINE_integer('tokens', 400, 'Most to draw.', lower_bound=0)
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0: the likeliest.')
 _TOP_K = flags.DEFINE_integer('top_k', 0, 'Only the k likeliest; 0: all.')
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Only the likeliest that hold p.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
-
-
-def load(workdir, say=lambda line: print(line, file=sys.stderr)):
-  """Loads (model, params, tokenizer) from the newest checkpoint of a run."""
-  mesh = meshes.make(dict.fromkeys(axes.MESH_AXES, 1), 1, 1)
-
-  def abstract(config):
-    cfg = ModelConfig.from_dict(config['model'])
-    params = nn.unbox(language_model.abstract_params(cfg))
-    whole = meshes.replicated(mesh)
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params
-    )
-
-  _, config, params = checkpoint.load_params(workdir, abstract, say)
-  model = language_model.LanguageModel(ModelConfig.from_dict(config['model']))
-  return model, params, tokenizers.load(config['data']['tokenizer'])
 
 
 def main(argv: list[str]) -> int:
@@ -51,14 +27,14 @@ def main(argv: list[str]) -> int:
     how = sampling.Sampling(
       _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value
     )
-    prompt = _PROMPT.value
-    if _FILE.value:
-      prompt = pathlib.Path(_FILE.value).read_text(encoding='utf-8')
-    model, params, tokenizer = load(_WORKDIR.value)
+    file = _FILE.value
+    prompt = sampling.read_prompt(file) if file else _PROMPT.value
+    model, params, tokenizer, _ = trained.load(_WORKDIR.value)
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     print(f'nestax-generate: {error}', file=sys.stderr)
     return 2
   sys.stdout.write(prompt)
+  sys.stdout.flush()
   for piece in sampling.text(
     model, params, tokenizer, prompt, _TOKENS.value, how
   ):

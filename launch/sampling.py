@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -120,6 +121,16 @@ def stream(
     yield int(token)
 
 
+def read_prompt(path: str) -> str:
+  """Reads a prompt from a UTF-8 file; ValueError naming the byte if not."""
+  try:
+    return pathlib.Path(path).read_text(encoding='utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{path} is not UTF-8 text: byte {error.start} cannot be decoded'
+    ) from error
+
+
 def text(
   model: language_model.LanguageModel,
   params,
@@ -138,6 +149,8 @@ def text(
   allowed[tokenizer.eos] = True
   prefix = [tokenizer.bos, *(tokenizer.encode(prompt) if prompt else [])]
   decoder = StreamDecoder(tokenizer)
+  for token in prefix:  # what comes next may depend on what came before
+    decoder.push(token)
   for token in stream(model, params, prefix, tokens, how, allowed):
     if token == tokenizer.eos:
       break

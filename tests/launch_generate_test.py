@@ -1,0 +1,58 @@
+"""nestax-generate: a run's model goes on from a prompt, or says why not."""
+
+import subprocess
+import sys
+
+import launch_cases as cases
+import pytest
+
+from nestax.launch import run, trained
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('generate')
+  config = cases.make_config(cases.write_corpus(folder / 'corpus'), 'hope')
+  config.train.steps = 2
+  run.train(run.prepare(config, folder / 'run'))
+  return folder / 'run'
+
+
+def generate(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'nestax.launch.generate', *arguments],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def test_a_prompt_from_a_file_is_continued_the_same_way(workdir, tmp_path):
+  prompt = tmp_path / 'prompt.txt'
+  prompt.write_text('chunk tok')
+  by_file = generate(
+    f'--workdir={workdir}', f'--prompt_file={prompt}', '--tokens=8'
+  )
+  by_word = generate(f'--workdir={workdir}', '--prompt=chunk tok', '--tokens=8')
+  assert by_file.returncode == 0, by_file.stderr
+  assert by_file.stdout.startswith('chunk tok')
+  assert by_file.stdout == by_word.stdout
+
+
+def test_the_newest_checkpoint_is_loaded(workdir):
+  assert trained.load(workdir).step == 2
+
+
+@pytest.mark.parametrize(
+  'arguments,words',
+  [
+    (['--workdir=/nowhere'], 'no checkpoint in /nowhere'),
+    (['--temperature=-1'], 'temperature=-1.0'),
+    (['--prompt_file=/nowhere.txt'], '/nowhere.txt'),
+    (['stray'], "unexpected argument 'stray'"),
+  ],
+)
+def test_what_is_not_there_is_said_in_one_line(arguments, words):
+  result = generate(*arguments)
+  assert result.returncode == 2 and not result.stdout
+  assert words in result.stderr and result.stderr.count('\n') == 1
