@@ -3,11 +3,13 @@
 Reads the newest checkpoint of the run and writes text as it is drawn.
 """
 
+import itertools
 import sys
 
 from absl import app, flags
 
 from nestax.launch import checkpoint, sampling, trained
+from nestax.launch.configs import common
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/quickstart', 'Run folder.')
 _PROMPT = flags.DEFINE_string('prompt', '', 'Text to go on from.')
@@ -31,21 +33,29 @@ def main(argv: list[str]) -> int:
     prompt = sampling.read_prompt(file) if file else _PROMPT.value
     model, params, tokenizer, _ = trained.load(_WORKDIR.value)
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
-    print(f'nestax-generate: {error}', file=sys.stderr)
-    return 2
-  sys.stdout.write(prompt)
-  sys.stdout.flush()
-  for piece in sampling.text(
-    model, params, tokenizer, prompt, _TOKENS.value, how
-  ):
-    sys.stdout.write(piece)
-    sys.stdout.flush()
-  sys.stdout.write('\n')
+    return _refuse(error)
+  drawn = sampling.text(model, params, tokenizer, prompt, _TOKENS.value, how)
+  for piece in itertools.chain([prompt], drawn, ['\n']):
+    print(piece, end='', flush=True)
   return 0
 
 
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    sys.exit(_refuse(error))
+  common.quiet()
+  return rest
+
+
+def _refuse(error: Exception) -> int:
+  print(f'nestax-generate: {error}', file=sys.stderr)
+  return 2
+
+
 def cli() -> None:
-  app.run(lambda argv: sys.exit(main(argv)))
+  app.run(main, flags_parser=_parse)
 
 
 if __name__ == '__main__':

@@ -84,7 +84,7 @@ def prepare(config, workdir) -> Plan:
   mesh = meshes.make(config.mesh, rows // config.train.accumulate, length)
   model = language_model.LanguageModel(cfg)
   params = nn.unbox(steps.abstract_params(model))
-  tx, schedule = optimizer.build(config, params)
+  tx, schedule = optimizer.build(config, params, mesh)
   pipeline.check(config, cfg.V, jax.process_count())
   checkpoint.check_writable(workdir)
   memory = None

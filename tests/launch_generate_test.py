@@ -49,6 +49,7 @@ def test_the_newest_checkpoint_is_loaded(workdir):
     (['--workdir=/nowhere'], 'no checkpoint in /nowhere'),
     (['--temperature=-1'], 'temperature=-1.0'),
     (['--prompt_file=/nowhere.txt'], '/nowhere.txt'),
+    (['--tokens=many'], 'many'),
     (['stray'], "unexpected argument 'stray'"),
   ],
 )

@@ -152,6 +152,15 @@ class FlagsError(ValueError):
   """The command line names a key, a value or a file that cannot be."""
 
 
+def quiet() -> None:
+  """Lowers the log to warnings, unless a flag has set it; flags are parsed.
+
+  absl's programs talk at level INFO, and JAX then lists what it lacks.
+  """
+  if flags.FLAGS['verbosity'].using_default_value:
+    logging.set_verbosity(logging.WARNING)
+
+
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses a command line whose `--config` may be the bare name of a config.
 
@@ -164,9 +173,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   """
   try:
     rest = flags.FLAGS(_expand(argv))
-    # absl's programs talk at level INFO, and JAX then lists what it lacks.
-    if flags.FLAGS['verbosity'].using_default_value:
-      logging.set_verbosity(logging.WARNING)
+    quiet()
     return rest
   # How a ConfigDict says that it has no such key, sometimes wrapped twice.
   except (AttributeError, KeyError) as error:
