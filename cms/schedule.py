@@ -54,9 +54,15 @@ def split_width(F: int, periods: tuple[int, ...], multiple: int) -> Schedule:
       takes what is left.
 
   Raises:
-    ValueError: if F cannot give every level one `multiple`.
+    ValueError: without periods, for a multiple below 1, or if F cannot give
+      every level one `multiple`.
   """
   n = len(periods)
+  if n < 1 or multiple < 1:
+    raise ValueError(
+      f'periods={periods}, multiple={multiple}: at least one level, and a '
+      'multiple of at least 1'
+    )
   each = F // n // multiple * multiple
   if each < 1:
     raise ValueError(

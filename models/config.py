@@ -82,6 +82,8 @@ class ModelConfig:
     for name in ('K', 'G', 'window'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name}={getattr(self, name)}: 0 or more')
+    if not self.rope_base > 0:
+      raise ValueError(f'rope_base={self.rope_base}: above 0')
     if not self.K and self.D % self.H:
       raise ValueError(
         f'width D={self.D} is not a multiple of H={self.H} heads; give a head '
@@ -130,6 +132,8 @@ class ModelConfig:
 
 def _build(cls, values, path: str):
   hints = typing.get_type_hints(cls)
+  if not hasattr(values, 'keys'):
+    raise ValueError(f'{path}={values!r}: a mapping of names to values wanted')
   unknown = sorted(set(values.keys()) - set(hints))
   if unknown:
     raise ValueError(
