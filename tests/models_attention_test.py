@@ -1,0 +1,127 @@
+"""Attention against a plain softmax over rotated queries and keys."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from nestax.models import attention
+from nestax.models.config import ModelConfig
+
+B, L, D = 2, 11, 16
+CASES = {
+  'all_heads': {},
+  'grouped': {'H': 4, 'G': 2},
+  'one_key_head': {'H': 4, 'G': 1},
+  'window': {'window': 4},
+  'window_of_one': {'window': 1},
+  'grouped_window': {'H': 4, 'G': 2, 'window': 3, 'K': 6, 'rope_base': 50.0},
+}
+
+
+@functools.cache
+def build(name):
+  options = {'D': D, 'H': 2, 'dtype': 'float32'} | CASES[name]
+  cfg = ModelConfig('transformer', **options)
+  module = attention.Attention(cfg)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), None, stream(1))
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda x: (rng.normal(size=x.shape) * D**-0.5).astype(np.float32),
+    nn.unbox(shapes),
+  )
+  return cfg, variables, jax.jit(module.apply)
+
+
+def stream(length=L):
+  rng = np.random.default_rng(1)
+  return 2 * rng.normal(size=(B, length, D)).astype(np.float32)
+
+
+def resets():
+  reset = np.zeros((B, L), bool)
+  reset[[0, 1, 1, 1], [4, 0, 7, 8]] = True
+  return reset
+
+
+def rotate(x_LxHxK, base):
+  """RoPE as a product of complex numbers, `(i, i + K/2)` one of them."""
+  half = x_LxHxK.shape[-1] // 2
+  angle = np.arange(len(x_LxHxK))[:, None] * base ** (-np.arange(half) / half)
+  z = x_LxHxK[..., :half] + 1j * x_LxHxK[..., half:]
+  z = z * np.exp(1j * angle)[:, None]
+  return np.concatenate([z.real, z.imag], axis=-1)
+
+
+def naive(cfg, params, x_BxLxD, reset_BxL):
+  """One query at a time, in float64."""
+  W = {
+    name: np.asarray(params[name]['kernel'], np.float64)
+    for name in ('query', 'key', 'value', 'out')
+  }
+  out = np.zeros(x_BxLxD.shape)
+  for b, x_LxD in enumerate(np.asarray(x_BxLxD, np.float64)):
+    q = rotate(np.einsum('ld,dhk->lhk', x_LxD, W['query']), cfg.rope_base)
+    k = rotate(np.einsum('ld,dhk->lhk', x_LxD, W['key']), cfg.rope_base)
+    v = np.einsum('ld,dhk->lhk', x_LxD, W['value'])
+    start = 0
+    for t in range(len(x_LxD)):
+      start = t if reset_BxL is not None and reset_BxL[b, t] else start
+      first = max(start, t + 1 - cfg.window) if cfg.window else start
+      for h in range(cfg.H):
+        shared = h // (cfg.H // cfg.kv_heads)
+        logit = k[first : t + 1, shared] @ q[t, h] / np.sqrt(cfg.head_width)
+        weight = np.exp(logit - logit.max())
+        read = weight / weight.sum() @ v[first : t + 1, shared]
+        out[b, t] += read @ W['out'][h]
+  return out
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('reset', [None, resets()], ids=['', 'resets'])
+def test_fresh_and_cached_attention_equal_a_plain_softmax(name, reset):
+  cfg, variables, run = build(name)
+  want = naive(cfg, variables['params'], stream(), reset)
+  state, fresh = run(variables, None, stream(), reset)
+  assert state is None
+  np.testing.assert_allclose(fresh, want, atol=2e-5)
+  empty = attention.init_state(cfg, B, L)
+  _, cached = run(variables, empty, stream(), reset)
+  np.testing.assert_allclose(cached, want, atol=2e-5)
+
+
+@pytest.mark.parametrize('name', ['window', 'grouped_window', 'window_of_one'])
+@pytest.mark.parametrize('piece', [1, 15])
+def test_a_ring_as_long_as_the_window_serves_a_stream_of_any_length(
+  name, piece
+):
+  cfg, variables, run = build(name)
+  long = stream(60)
+  _, want = run(variables, None, long)
+  state = attention.init_state(cfg, B, 10**9)
+  assert state.key_BxSxGxK.shape[1] == cfg.window
+  size = jax.tree.map(np.shape, state)
+  out = []
+  for at in range(0, 60, piece):
+    state, y = run(variables, state, long[:, at : at + piece])
+    out.append(y)
+  np.testing.assert_allclose(np.concatenate(out, axis=1), want, atol=2e-5)
+  assert jax.tree.map(np.shape, state) == size
+  assert np.all(state.clock_B == 60)
+  kept = np.sort(state.position_BxS[0])
+  np.testing.assert_array_equal(kept, np.arange(60 - cfg.window, 60))
+
+
+def test_a_document_in_a_ring_does_not_see_the_one_before():
+  cfg, variables, run = build('window')
+  state = attention.init_state(cfg, B, L)
+  state, _ = run(variables, state, stream(7))
+  begins = np.asarray([[True], [False]])
+  state, _ = run(variables, state, stream(1), begins)
+  _, got = run(variables, state, stream(2)[:, 1:])
+  _, alone = run(variables, None, stream(2))
+  # the first sequence began anew one token ago, the second goes on
+  np.testing.assert_allclose(got[0], alone[0, 1:], atol=2e-5)
+  assert np.abs(got[1] - alone[1, 1:]).max() > 1e-2
