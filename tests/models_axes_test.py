@@ -1,0 +1,154 @@
+"""Logical axes on a mesh: what is split, what stays whole, same numbers."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from nestax.models import axes, language_model
+from nestax.models.config import ModelConfig
+
+B, L = 8, 6
+SIZES = {'data': 2, 'fsdp': 2, 'tensor': 2}
+FAMILIES = ('hope', 'transformer')
+
+
+def spec(names, shape, sizes=None):
+  got = axes.partition_spec(names, shape, sizes or SIZES)
+  single = lambda x: isinstance(x, tuple) and len(x) == 1  # noqa: E731
+  return tuple(x[0] if single(x) else x for x in got)
+
+
+def test_an_axis_goes_where_its_rule_says():
+  assert spec(('embed', 'mlp'), (6, 8)) == ('fsdp', 'tensor')
+  assert spec(('batch', 'length'), (8, 6)) == (('data', 'fsdp'), None)
+  assert spec(('layers', None, 'memory'), (4, 4, 4)) == (None, None, None)
+
+
+def test_a_mesh_axis_that_is_missing_or_single_splits_nothing():
+  assert spec(('embed', 'mlp'), (8, 8), {'fsdp': 4}) == ('fsdp', None)
+  assert spec(('embed', 'mlp'), (8, 8), {'fsdp': 1, 'tensor': 4}) == (
+    None,
+    'tensor',
+  )
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+  assert spec(('embed', 'mlp'), (7, 8)) == (None, 'tensor')
+  assert spec(('embed', 'heads'), (8, 6), {'fsdp': 2, 'tensor': 4}) == (
+    'fsdp',
+    None,
+  )
+  # rows that only the first of two mesh axes divides lie over that one
+  assert spec(('batch',), (2,)) == ('data',)
+  assert spec(('batch',), (6,), {'data': 4, 'fsdp': 3}) == ('fsdp',)
+
+
+def test_no_mesh_axis_is_used_for_two_dimensions():
+  assert spec(('heads', 'mlp'), (4, 4)) == ('tensor', None)
+  assert spec(('batch', 'embed'), (4, 4)) == (('data', 'fsdp'), None)
+  # the second takes what the first could not
+  assert spec(('heads', 'mlp'), (3, 4)) == (None, 'tensor')
+
+
+def test_an_axis_without_a_rule_is_refused_by_name():
+  with pytest.raises(ValueError, match="'colour'.*models/axes.py"):
+    spec(('embed', 'colour'), (4, 4))
+
+
+def test_as_many_names_as_dimensions_are_wanted():
+  with pytest.raises(ValueError, match='zip'):
+    spec(('embed',), (4, 4))
+
+
+def mesh():
+  kinds = (AxisType.Auto,) * len(SIZES)
+  return jax.make_mesh(tuple(SIZES.values()), tuple(SIZES), axis_types=kinds)
+
+
+def test_rows_lie_over_data_and_fsdp_and_lengths_over_sequence():
+  rows = ('data', 'fsdp')
+  assert axes.batch_sharding(mesh()).spec == PartitionSpec(rows, None)
+  assert axes.batch_sharding(mesh(), 1).spec == PartitionSpec(rows)
+  long = jax.make_mesh(
+    (2, 4), ('data', 'sequence'), axis_types=(AxisType.Auto,) * 2
+  )
+  want = PartitionSpec('data', 'sequence')
+  assert axes.batch_sharding(long).spec == want
+
+
+def test_what_carries_no_names_is_whole_on_every_device():
+  (got,) = jax.tree.leaves(axes.shardings(mesh(), {'count': np.zeros(8)}))
+  assert got == NamedSharding(mesh(), PartitionSpec())
+
+
+def test_without_a_mesh_an_activation_is_left_alone():
+  x = np.ones((4, 4), np.float32)
+  assert axes.constrain(x, 'batch', 'embed') is x
+
+
+def test_under_a_mesh_an_activation_is_laid_on_it():
+  x = np.ones((4, 6), np.float32)
+  with jax.set_mesh(mesh()):
+    y = jax.jit(lambda x: axes.constrain(x, 'batch', 'mlp'))(x)
+  assert y.sharding.shard_shape(y.shape) == (1, 3)
+
+
+def model(family):
+  cfg = ModelConfig.from_dict(
+    {
+      'family': family,
+      'V': 32,
+      'D': 16,
+      'N': 2,
+      'H': 4,
+      'F': 24,
+      'dtype': 'float32',
+      'memory': {'chunk_mem': 4, 'chunk_rest': 4},
+    }
+  )
+  return language_model.LanguageModel(cfg), language_model.abstract_params(cfg)
+
+
+def random_like(boxed):
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32),
+    nn.unbox(boxed),
+  )
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_model_on_eight_devices_gives_the_logits_of_one(family):
+  lm, boxed = model(family)
+  params = random_like(boxed)
+  tokens = np.random.default_rng(1).integers(0, 32, (B, L), np.int32)
+  run = lambda p, t: lm.apply({'params': p}, None, t)[1]  # noqa: E731
+  want = jax.jit(run)(params, tokens)
+  assert len(want.sharding.device_set) == 1
+  eight = mesh()
+  layout = axes.shardings(eight, boxed)
+  assert jax.tree.structure(layout) == jax.tree.structure(params)
+  placed = jax.device_put(params, layout)
+  rows = jax.device_put(tokens, axes.batch_sharding(eight))
+  with jax.set_mesh(eight):
+    got = jax.jit(run)(placed, rows)
+  # 8 rows over data and fsdp, the vocabulary over tensor
+  assert got.sharding.shard_shape(got.shape) == (B // 4, L, 16)
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_no_large_parameter_is_whole_on_any_device(family):
+  _, boxed = model(family)
+  layout = axes.shardings(mesh(), boxed)
+  for (path, leaf), sharding in zip(
+    jax.tree.leaves_with_path(nn.unbox(boxed)), jax.tree.leaves(layout)
+  ):
+    part = np.prod(sharding.shard_shape(leaf.shape))
+    name = jax.tree_util.keystr(path)
+    # heads alone split what belongs to a head: initial values, convolutions
+    ways = 2 if 'initial' in name or 'conv' in name else 4
+    if leaf.size > 128:
+      assert part * ways == leaf.size, (name, leaf.shape, sharding.spec)
