@@ -113,4 +113,3 @@ def test_the_readme_begins_with_two_commands():
   train, test = blocks[:2]
   assert train.strip() == 'pip install -q -e . && nestax-train'
   assert test.strip() == "pip install -q -e '.[test]' && python -m pytest"
-  assert 'nestax-' not in text[: text.index('```bash')]
