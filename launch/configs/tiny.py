@@ -14,8 +14,9 @@ def get_config():
   config.model.F = 192
   config.data.length = 256
   config.data.valid_batches = 4
-  config.train.steps = 150
-  config.opt.warmup = 15
-  config.checkpoint.every = 50
-  config.eval.every = 50
+  config.train.steps = 300
+  config.opt.lr = 6e-3
+  config.opt.warmup = 30
+  config.checkpoint.every = 100
+  config.eval.every = 100
   return config
