@@ -22,7 +22,19 @@ class AttentionState(NamedTuple):
 
 
 def init_state(cfg: ModelConfig, B: int, length: int) -> AttentionState:
-  """Empty caches for `length` tokens, or for the window if that is less."""
+  """Empty caches for `length` tokens, or for the window if that is less.
+
+  A stream longer than its cache sees the last `length` tokens, as with a
+  window.
+
+  Raises:
+    ValueError: for a length below 1.
+  """
+  if length < 1:
+    raise ValueError(
+      f'length={length}: attention needs room for at least one token; give the '
+      'longest stream that must be remembered'
+    )
   S = min(length, cfg.window) if cfg.window else length
   shape = (B, S, cfg.kv_heads, cfg.head_width)
   return AttentionState(
@@ -119,12 +131,14 @@ class Attention(nn.Module):
     keys = jnp.concatenate([state.key_BxSxGxK, k], axis=1)
     values = jnp.concatenate([state.value_BxSxGxK, v], axis=1)
     positions = jnp.concatenate([state.position_BxS, position_BxL], axis=1)
-    # an empty slot's position, -1, lies before the start of any document
+    # An empty slot's position, -1, lies before the start of any document. What
+    # the ring can hold bounds what is seen, however the stream is cut.
+    capacity = state.position_BxS.shape[1]
     mask = _visible(
       position_BxL[..., None],
       positions[:, None],
       start_BxL[..., None],
-      cfg.window,
+      capacity,
     )
     o = jax.nn.dot_product_attention(q, keys, values, mask=mask)
     return self._remember(state, k, v, position_BxL, start_BxL), o

@@ -87,8 +87,3 @@ def remat(block, policy: str):
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   }[policy]
   return nn.remat(block, policy=keep, prevent_cse=False)
-
-
-def stack_states(states):
-  """Gives every leaf a leading axis of layers."""
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

@@ -151,5 +151,6 @@ class SelfModifyingTitan(nn.Module):
       (H,),
       jnp.float32,
     )
-    logit = jnp.einsum('blhk,hk->blh', key_BxLxHxK.astype(jnp.float32), kernel)
+    key_BxLxHxK = key_BxLxHxK.astype(jnp.float32)
+    logit = jnp.einsum('blhk,hk->blh', key_BxLxHxK, kernel, precision='highest')
     return jax.nn.log_sigmoid(logit + bias[None, None])

@@ -19,6 +19,7 @@ CASES = {
   'deep_mem': (4, 4, {'depth_mem': 2}),
   'deep_rest': (4, 8, {'depth_rest': 2, 'momentum': False}),
   'deep': (8, 4, {'depth_mem': 2, 'depth_rest': 2}),
+  'unbounded': (4, 4, {'depth_mem': 2, 'bounded': False}),
   'boundary_read': (4, 4, {'read': 'boundary'}),
   'deep_boundary_read': (4, 4, {'read': 'boundary', 'depth_mem': 2}),
   'anchor_zero': (4, 4, {'anchor': 'zero'}),

@@ -69,6 +69,22 @@ def test_a_stream_in_pieces_gives_the_logits_of_one_read(name, reset):
   jax.tree.map(close, state, want_state)
 
 
+def test_a_stream_longer_than_its_cache_does_not_depend_on_its_cuts():
+  cfg = build('transformer')[0].cfg
+
+  def read(*cuts):
+    state, out = language_model.init_state(cfg, B, length=10), []
+    for start, stop in zip((0, *cuts), (*cuts, L)):
+      state, logits = apply('transformer', state, tokens()[:, start:stop])
+      out.append(logits)
+    return jnp.concatenate(out, axis=1)
+
+  close(read(8, 16), read(16))
+  close(read(1, 9, 17), read(16))
+  with pytest.raises(ValueError, match='length=0'):
+    language_model.init_state(cfg, B, length=0)
+
+
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_reset_forgets(name):
   # at a boundary of both chunks, where a document begins as if alone

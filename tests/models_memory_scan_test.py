@@ -63,7 +63,7 @@ def test_scan_equals_token_in_value_and_gradient(name):
     weights = [1.0 + 0.1 * i for i in range(count - 1)]
     got = everything(cfg, 'scan', dtype)(initial, state, inputs, weights)
     want = everything(cfg, 'token', dtype)(initial, state, inputs, weights)
-    cases.assert_close(got, want, 1e-6)
+    cases.assert_close(got, want, 1e-10)
 
 
 @pytest.mark.parametrize('name', ['default', 'no_momentum', 'deep_mem'])

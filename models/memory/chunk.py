@@ -206,7 +206,8 @@ def project(cfg, initial, slow, boundary, alive_C, chunk: Chunk, dtype):
     if name in cfg.gates:
       start, stop = cfg.rows(row.shape[-1])[name]
       fast = boundary.stack[start:stop]
-    logit = _read(row, fast, alive_C, chunk.key_CxK, dtype)
+    # float32 whatever the matmuls' dtype: alpha's logarithm is summed
+    logit = _read(row, fast, alive_C, chunk.key_CxK, row.dtype)
     return logit[:, 0] + initial[name]['bias']
 
   q, k = (
@@ -263,8 +264,11 @@ def errors(cfg, slow, boundary, alive_C, k, v, dtype):
     W, D = slow.outer[box], boundary.outer[box]
     e = e + _read(W, D, alive_C, point, dtype)
     (below,) = back(_read(W.T, D.T, alive_C, e, dtype))
-    parts.append(below / inner_gain(e, below))
-    outer[box] = (unit(h), e / outer_gain(h))
+    above = e
+    if cfg.bounded:
+      above, below = e / outer_gain(h), below / inner_gain(e, below)
+    parts.append(below)
+    outer[box] = (unit(h), above)
   return jnp.concatenate(parts, axis=-1), outer
 
 

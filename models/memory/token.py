@@ -7,6 +7,11 @@ boundary weights `M'` (those at the start of the chunk),
   e = M'_box(k) - vhat_box
   S = beta S - eta e k^T            D = D (alpha I - eta k k^T) + S
 
+A two-layer memory `W1 gelu(W2 z)` follows the rule layer by layer: W2 with key
+k and error `g = gelu'(W2 k) * (W1^T e)`, W1 with key `h / ||h||`, `h = gelu(W2
+k)`, and error e. Unless `bounded=False` these errors are divided by `max(1,
+||g||^2 / ||e||^2)` and `max(1, ||h||)`, through which gradients flow too.
+
 Nothing here is fast; `chunk.py` is held to it by the tests.
 """
 
@@ -96,8 +101,10 @@ def _errors(cfg, boundary, k, v):
     else:
       h, back = jax.vjp(jax.nn.gelu, inner @ k)
       (below,) = back(outer.T @ e)
-      below = below / inner_gain(e, below)
-      errors[box] = (below, unit(h), e / outer_gain(h))
+      above = e
+      if cfg.bounded:
+        above, below = e / outer_gain(h), below / inner_gain(e, below)
+      errors[box] = (below, unit(h), above)
   return errors
 
 
@@ -186,6 +193,8 @@ def run(cfg: MemoryConfig, initial, state: MemoryState, tokens: Token):
   """Scans `step` over `[L, ...]` inputs of one head of one sequence."""
 
   def body(state, token):
-    return step(cfg, initial, state, token)
+    # accelerators would otherwise round the operands of float32 products
+    with jax.default_matmul_precision('highest'):
+      return step(cfg, initial, state, token)
 
   return jax.lax.scan(body, state, tokens)

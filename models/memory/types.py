@@ -46,6 +46,8 @@ class MemoryConfig:
     value_norm: v has unit norm.
     eta_max: upper bound of the inner learning rate. Steps of unit keys are
       stable up to 1 without momentum; with it the gain is eta / (1 - beta).
+    bounded: a two-layer memory's steps are divided by their gain where it
+      exceeds 1 (see `outer_gain`, `inner_gain`); False is the bare rule.
     remat: recompute a chunk's inner values in the backward pass.
   """
 
@@ -65,6 +67,7 @@ class MemoryConfig:
   generated: bool = True
   value_norm: bool = True
   eta_max: float = 0.5
+  bounded: bool = True
   remat: bool = True
 
   def __post_init__(self):
@@ -91,6 +94,8 @@ class MemoryConfig:
       wrong = set(getattr(self, name)) - set(known)
       if wrong:
         raise ValueError(f'{name}: {sorted(wrong)} not among {known}')
+      if len(set(getattr(self, name))) < len(getattr(self, name)):
+        raise ValueError(f'{name}={getattr(self, name)}: each name once')
     if not self.generated and set(GATES) & set(self.adaptive):
       raise ValueError(
         'generated=False: a gate is a scalar and has no value but its own; '
