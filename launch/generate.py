@@ -26,15 +26,14 @@ def main(argv: list[str]) -> int:
   try:
     if len(argv) > 1:
       raise ValueError(f'unexpected argument {argv[1]!r}')
-    how = sampling.Sampling(
-      _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _SEED.value
-    )
-    file = _FILE.value
-    prompt = sampling.read_prompt(file) if file else _PROMPT.value
+    limits = _TOP_K.value, _TOP_P.value
+    how = sampling.Sampling(_TEMPERATURE.value, *limits, _SEED.value)
+    prompt = sampling.read_prompt(_PROMPT.value, _FILE.value)
     model, params, tokenizer, _ = trained.load(_WORKDIR.value)
+    drawn = sampling.text(model, params, tokenizer, prompt, _TOKENS.value, how)
   except (ValueError, OSError, checkpoint.CheckpointError) as error:
     return _refuse(error)
-  drawn = sampling.text(model, params, tokenizer, prompt, _TOKENS.value, how)
+  sys.stdout.reconfigure(errors='replace')  # a terminal may know less UTF-8
   for piece in itertools.chain([prompt], drawn, ['\n']):
     print(piece, end='', flush=True)
   return 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +14,7 @@ from nestax.launch.data.tokenizers import StreamDecoder, Tokenizer
 from nestax.models import language_model
 
 PIECE = 64  # tokens of a prefix that are read at once
+LEAST_TEMPERATURE = 1e-6  # below it logits divided by it may overflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Sampling:
   """How the next token is drawn.
 
   Attributes:
-    temperature: 0 takes the likeliest token; 1 the model's own distribution.
+    temperature: 1 for the model's own distribution; 0 (or what is too small
+      to divide by) takes the likeliest token.
     top_k: only the k likeliest tokens; 0 for all.
     top_p: only the likeliest tokens that together hold this probability.
-    seed: of the draws.
+    seed: of the draws, 0 to 2**32 - 1.
   """
 
   temperature: float = 0.8
@@ -32,12 +35,14 @@ class Sampling:
   seed: int = 0
 
   def __post_init__(self):
-    if not self.temperature >= 0:
-      raise ValueError(f'temperature={self.temperature}: 0 or more')
+    if not 0 <= self.temperature < math.inf:
+      raise ValueError(f'temperature={self.temperature}: 0 or more, finite')
     if self.top_k < 0:
       raise ValueError(f'top_k={self.top_k}: 0 (all tokens) or more')
     if not 0 < self.top_p <= 1:
       raise ValueError(f'top_p={self.top_p}: above 0 and at most 1')
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f'seed={self.seed}: 0 to 2**32 - 1')
 
 
 def restrict(logits_V, how: Sampling):
@@ -58,7 +63,7 @@ def restrict(logits_V, how: Sampling):
 
 def draw(key, logits_V, how: Sampling):
   """The next token's id; `key` is not read at temperature 0."""
-  if how.temperature == 0:
+  if how.temperature < LEAST_TEMPERATURE:
     return jnp.argmax(logits_V).astype(jnp.int32)
   chosen = jax.random.categorical(key, restrict(logits_V, how))
   return chosen.astype(jnp.int32)
@@ -121,8 +126,17 @@ def stream(
     yield int(token)
 
 
-def read_prompt(path: str) -> str:
-  """Reads a prompt from a UTF-8 file; ValueError naming the byte if not."""
+def read_prompt(prompt: str, path: str | None) -> str:
+  """The prompt itself, or the text of a UTF-8 file.
+
+  Raises:
+    ValueError: if both are given, or naming the byte that is not UTF-8.
+    OSError: if there is no such file.
+  """
+  if not path:
+    return prompt
+  if prompt:
+    raise ValueError('give a prompt or a file that holds one, not both')
   try:
     return pathlib.Path(path).read_text(encoding='utf-8')
   except UnicodeDecodeError as error:
@@ -139,15 +153,27 @@ def text(
   tokens: int,
   how: Sampling,
 ) -> Iterator[str]:
-  """Yields pieces of sampled text, until the document's end or `tokens`.
+  """Gives pieces of sampled text, until the document's end or `tokens`.
 
   Pieces never break a UTF-8 character. The prompt is not repeated.
+
+  Raises:
+    ValueError: at once, for a prompt that no UTF-8 bytes spell.
   """
+  try:
+    prefix = [tokenizer.bos, *(tokenizer.encode(prompt) if prompt else [])]
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'the prompt is not UTF-8 text: character {error.start} cannot be encoded'
+    ) from error
+  return _pieces(model, params, tokenizer, prefix, tokens, how)
+
+
+def _pieces(model, params, tokenizer, prefix, tokens, how) -> Iterator[str]:
   # ids the tokenizer lacks, and specials other than the end, are no text
   allowed = np.zeros(model.cfg.V, bool)
   allowed[: tokenizer.vocab_size] = tokenizer.byte_lengths > 0
   allowed[tokenizer.eos] = True
-  prefix = [tokenizer.bos, *(tokenizer.encode(prompt) if prompt else [])]
   decoder = StreamDecoder(tokenizer)
   for token in prefix:  # what comes next may depend on what came before
     decoder.push(token)

@@ -50,6 +50,7 @@ def test_the_newest_checkpoint_is_loaded(workdir):
     (['--temperature=-1'], 'temperature=-1.0'),
     (['--prompt_file=/nowhere.txt'], '/nowhere.txt'),
     (['--tokens=many'], 'many'),
+    (['--prompt=a', '--prompt_file=/nowhere.txt'], 'not both'),
     (['stray'], "unexpected argument 'stray'"),
   ],
 )

@@ -89,11 +89,30 @@ def test_a_hope_needs_no_more_memory_for_a_longer_text(hope):
 
 
 @pytest.mark.parametrize(
-  'wrong', [{'temperature': -1.0}, {'top_k': -2}, {'top_p': 0.0}]
+  'wrong',
+  [
+    {'temperature': -1.0},
+    {'temperature': float('inf')},
+    {'top_k': -2},
+    {'top_p': 0.0},
+    {'seed': 2**32},
+  ],
 )
 def test_wrong_settings_are_refused_by_name(wrong):
   with pytest.raises(ValueError, match=next(iter(wrong))):
     Sampling(**wrong)
+
+
+def test_a_tiny_temperature_takes_the_likeliest():
+  logits = jnp.array([0.0, 3.0, 2.9])
+  how = Sampling(temperature=1e-40)
+  keys = jax.random.split(jax.random.key(0), 8)
+  assert all(sampling.draw(key, logits, how) == 1 for key in keys)
+
+
+def test_a_prompt_that_is_no_text_is_refused_before_anything_is_drawn(hope):
+  with pytest.raises(ValueError, match='character 1'):
+    sampling.text(*hope, tokenizers.load('bytes'), 'a\udcff', 3, Sampling())
 
 
 def test_an_empty_prefix_is_refused(hope):
