@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from nestax.launch import (
   checkpoint,
+  lock,
   loss,
   metrics,
   optimizer,
@@ -108,7 +109,13 @@ def train(plan: Plan) -> dict[str, float]:
     Interrupted: after saving, when SIGTERM or SIGINT came.
     BadSteps: after `train.max_bad_steps` of them in a row.
     checkpoint.CheckpointError: if checkpoints cannot be written or read.
+    lock.InUse: if another run is going on in the workdir.
   """
+  with lock.held(plan.workdir, take=jax.process_index() == 0):
+    return _train(plan)
+
+
+def _train(plan: Plan) -> dict[str, float]:
   config, cfg = plan.config, plan.model.cfg
   process, processes = jax.process_index(), jax.process_count()
   say = print if process == 0 else lambda line: None

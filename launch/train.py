@@ -9,7 +9,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from nestax.launch import checkpoint, run
+from nestax.launch import checkpoint, lock, run
 from nestax.launch.configs import common
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -21,7 +21,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> int:
-  """Trains; returns 0, or 1 for a run that failed, 2 for a refused config."""
+  """Trains; returns 0, or 1 for a run that failed, 2 for a refused one."""
   if len(argv) > 1:
     return _say(f'unexpected argument {argv[1]!r}', 2)
   config = _CONFIG.value
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
     run.train(plan)
   except run.Interrupted as stop:
     return _say(stop, stop.exit_code)
+  except lock.InUse as error:
+    return _say(error, 2)
   except (run.BadSteps, checkpoint.CheckpointError, OSError) as error:
     return _say(error, 1)
   return 0

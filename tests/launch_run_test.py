@@ -69,6 +69,7 @@ def test_a_run_leaves_what_it_says(whole):
   workdir, rows = whole
   assert [row['step'] for row in rows] == [1, 2, 2, 3, 4, 4]
   assert {p.name for p in workdir.iterdir()} == {
+    '.lock',
     'checkpoints',
     'loss.png',
     'metrics.jsonl',

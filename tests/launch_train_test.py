@@ -6,11 +6,12 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import launch_cases as cases
 import pytest
 
-from nestax.launch import run
+from nestax.launch import lock, run, train
 
 COMMAND = [sys.executable, '-m', 'nestax.launch.train']
 # What is refused, and the words it is refused with.
@@ -76,12 +77,52 @@ def test_a_config_file_trains_and_its_keys_can_be_set(tmp_path):
   assert 'step 2/2  loss ' in out and 'bits/byte' in out
   assert 'bigram entropy of the same bytes' in out
   assert {p.name for p in (tmp_path / 'runs' / 'small').iterdir()} == {
+    '.lock',
     'checkpoints',
     'loss.png',
     'metrics.jsonl',
     'sample.txt',
     'tensorboard',
   }
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+  """`nestax-train` in this process: from a config to its exit code."""
+
+  def run_command(config):
+    monkeypatch.setattr(train, '_CONFIG', types.SimpleNamespace(value=config))
+    where = types.SimpleNamespace(value=str(tmp_path / 'run'))
+    monkeypatch.setattr(train, '_WORKDIR', where)
+    return train.main(['nestax-train'])
+
+  return run_command
+
+
+def test_a_second_run_in_a_workdir_is_refused(command, tmp_path, capfd):
+  config = cases.make_config(cases.write_corpus(tmp_path / 'corpus'))
+  (tmp_path / 'run').mkdir()
+  with lock.held(tmp_path / 'run'):
+    assert command(config) == 2
+  words = f'another run is going on in the workdir {tmp_path / "run"}'
+  assert words in capfd.readouterr().err
+  assert [p.name for p in (tmp_path / 'run').iterdir()] == ['.lock']
+
+
+def test_a_killed_run_lets_go_of_its_workdir(tmp_path):
+  code = (
+    'import sys, time\nfrom nestax.launch import lock\n'
+    'with lock.held(sys.argv[1]):\n  print(1, flush=True)\n  time.sleep(99)'
+  )
+  with subprocess.Popen(
+    [sys.executable, '-c', code, tmp_path], stdout=subprocess.PIPE
+  ) as process:
+    process.stdout.readline()
+    with pytest.raises(lock.InUse), lock.held(tmp_path):
+      pass
+    process.kill()
+  with lock.held(tmp_path):
+    pass
 
 
 @pytest.mark.parametrize('name', ['quickstart', 'tiny'])
