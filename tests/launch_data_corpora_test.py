@@ -1,5 +1,6 @@
 """Corpora give every byte of their files back, and name the bad ones."""
 
+import io
 import json
 import pickle
 import sys
@@ -96,8 +97,39 @@ def test_bad_json_lines_are_named_with_file_and_line(tmp_path, line, words):
   (tmp_path / 'a.jsonl').write_bytes(b'{"text": "fine"}\n\n' + line + b'\n')
   corpus = corpora.JsonLines(str(tmp_path), ['a.jsonl'], 'text')
   assert corpus[0] == 'fine'
-  with pytest.raises(ValueError, match=r'a\.jsonl:3.*' + words):
+  with pytest.raises(corpora.DataError, match=r'a\.jsonl:3.*' + words) as bad:
     corpus[1]
+  assert 'text_key' not in str(bad.value)
+
+
+@pytest.mark.parametrize('block', [3, 7, 1 << 20])
+def test_lines_of_white_space_are_blank(tmp_path, monkeypatch, block):
+  text = ' \n{"text": "a"}\n\t \r\n  {"text": "b"}\r\n\n{"text": "c"}\n  '
+  (tmp_path / 'a').write_bytes(text.encode())
+  read = io.BufferedReader.read
+
+  class Small(io.BufferedReader):
+    def read(self, size=-1):
+      return read(self, min(size, block) if size > 0 else size)
+
+  monkeypatch.setattr(
+    corpora, 'open', lambda p, m: Small(io.FileIO(p)), raising=False
+  )
+  corpus = corpora.JsonLines(str(tmp_path), ['a'], 'text')
+  monkeypatch.undo()
+  assert texts(corpus) == ['a', 'b', 'c']
+  assert corpus.sizes.tolist() == [14, 17, 14]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+  (tmp_path / 'a').write_text('{"text": "one"}\n{"text": "two"}', 'utf-8-sig')
+  (tmp_path / 'b').write_text('one line\n' * 9, 'utf-8-sig')
+  (tmp_path / 'c').write_bytes(b'\xef\xbb\xbf')
+  corpus = corpora.JsonLines(str(tmp_path), ['a', 'c'], 'text')
+  assert texts(corpus) == ['one', 'two']
+  for size in (None, 32):
+    corpus = corpora.TextFiles(str(tmp_path), ['b'], size)
+    assert ''.join(texts(corpus)) == 'one line\n' * 9
 
 
 def test_array_records_of_json_and_of_text(tmp_path):

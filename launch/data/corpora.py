@@ -14,13 +14,21 @@ import os
 
 import numpy as np
 
+_BOM = b'\xef\xbb\xbf'
+_VISIBLE = np.ones(256, bool)
+_VISIBLE[list(b' \t\r\n')] = False
+
+
+class DataError(ValueError):
+  """What the corpus holds cannot be used; says where and why."""
+
 
 class TextFiles:
   """Local UTF-8 text files.
 
   A file is one document; with `document_bytes`, a longer one is several of
   about that size, cut at a line end (or, in a longer line, at a character).
-  Raises ValueError with file and byte offset where the text is not UTF-8.
+  Raises DataError with file and byte offset where the text is not UTF-8.
   """
 
   def __init__(self, root, names, document_bytes=None):
@@ -53,11 +61,12 @@ class TextFiles:
     size = int(self.file_sizes[file])
     with open(path, 'rb') as f:
       if not self.document_bytes:
-        return _text(f.read(), path, 0)
+        return _text(f.read(), path, 0).removeprefix('\ufeff')
       start = self._border(f, piece * self.document_bytes, size)
       end = self._border(f, (piece + 1) * self.document_bytes, size)
       f.seek(start)
-      return _text(f.read(end - start), path, start)
+      text = _text(f.read(end - start), path, start)
+      return text if start else text.removeprefix('\ufeff')
 
   def _border(self, f, nominal, size):
     """First line start after `nominal`, less than a document away."""
@@ -77,14 +86,15 @@ class JsonLines:
   """JSON-lines files: the string under `text_key` of each line not blank.
 
   Opening reads every file once for its line ends (16 bytes of memory a line).
-  Raises ValueError with file and line where a line is not what it should be.
+  Raises DataError with file and line where a line is not what it should be.
   """
 
   def __init__(self, root, names, text_key):
     self.root, self.names, self.text_key = root, names, text_key
-    self.starts = [_line_starts(os.path.join(root, name)) for name in names]
+    indices = [_index_lines(os.path.join(root, name)) for name in names]
+    self.starts = [starts for starts, _ in indices]
+    self.lines = [lines for _, lines in indices]
     lengths = [np.diff(starts) for starts in self.starts]
-    self.lines = [np.flatnonzero(length > 2) for length in lengths]
     counts = np.array([len(lines) for lines in self.lines], np.int64)
     self.ends = np.cumsum(counts)
     self.keys = _keys(names, counts)
@@ -113,7 +123,7 @@ class ArrayRecords:
   """ArrayRecord files; a record is a JSON object with a string under
   `text_key`, or with `text_key=''` the UTF-8 text itself.
 
-  Raises ValueError with file and record number where a record is neither.
+  Raises DataError with file and record number where a record is neither.
   """
 
   def __init__(self, root, names, text_key):
@@ -147,7 +157,8 @@ class ArrayRecords:
     where = f'{os.path.join(self.root, self.names[file])} record {record}'
     if not self.text_key:
       return _text(raw, where, 0)
-    return _json_text(raw, self.text_key, where)
+    hint = "; for files of plain text say data.text_key=''"
+    return _json_text(raw, self.text_key, where, hint)
 
 
 def _keys(names, counts):
@@ -184,41 +195,61 @@ def _text(raw, where, offset):
   try:
     return raw.decode('utf-8')
   except UnicodeDecodeError as e:
-    raise ValueError(
+    raise DataError(
       f'{where} is not UTF-8: byte 0x{raw[e.start]:02x} at offset '
       f'{offset + e.start} ({e.reason})'
     ) from None
 
 
-def _json_text(raw, key, where):
+def _json_text(raw, key, where, hint=''):
   try:
     record = json.loads(_text(raw, where, 0))
   except json.JSONDecodeError as e:
-    raise ValueError(
-      f'{where} is not JSON ({e.msg} at character {e.pos}); for ArrayRecord '
-      "files of plain text say data.text_key=''"
+    raise DataError(
+      f'{where} is not JSON ({e.msg} at character {e.pos}){hint}'
     ) from None
+  except RecursionError:
+    raise DataError(f'{where} is JSON nested too deeply') from None
   if not isinstance(record, dict) or not isinstance(record.get(key), str):
     found = sorted(record) if isinstance(record, dict) else type(record)
-    raise ValueError(f'{where} has no string under {key!r}; it has {found}')
+    raise DataError(f'{where} has no string under {key!r}; it has {found}')
   try:
     record[key].encode('utf-8')
   except UnicodeEncodeError as e:
-    raise ValueError(f'{where} is not valid Unicode: {e.reason}') from None
+    raise DataError(f'{where} is not valid Unicode: {e.reason}') from None
   return record[key]
 
 
-def _line_starts(path):
-  """Offset of each line's first byte, and of the file's end, int64."""
-  starts, base = [np.zeros(1, np.int64)], 0
+def _index_lines(path):
+  """Lines of a file: where each starts and the file ends; those not blank.
+
+  Both int64; the first line starts after a byte order mark.
+  """
+  starts, visible, base = [np.zeros(1, np.int64)], [], 0
   with open(path, 'rb') as f:
+    if f.read(len(_BOM)) == _BOM:
+      base = len(_BOM)
+      starts[0] += base
+    f.seek(base)
+    begun = False  # whether the line that the block cut has shown something
     while block := f.read(1 << 24):
-      ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord('\n'))
-      starts.append(ends + (base + 1))
+      block = np.frombuffer(block, np.uint8)
+      ends = np.flatnonzero(block == ord('\n')) + 1
+      # The last piece goes on in the next block; an empty one is no piece.
+      pieces = np.append(0, ends[: len(ends) - (ends[-1:] == len(block)).sum()])
+      seen = np.logical_or.reduceat(_VISIBLE[block], pieces)
+      seen[0] |= begun
+      visible.append(seen[: len(ends)])
+      begun = seen[-1] if len(seen) > len(ends) else False
+      starts.append(ends + base)
       base += len(block)
+  visible.append([begun])
   if starts[-1].size and starts[-1][-1] == base:
-    return np.concatenate(starts)
-  return np.concatenate([*starts, np.array([base], np.int64)])
+    visible.pop()
+  else:
+    starts.append(np.array([base], np.int64))
+  lines = np.flatnonzero(np.concatenate([np.zeros(0, bool), *visible]))
+  return np.concatenate(starts), lines
 
 
 def _array_record_reader(path):
@@ -232,4 +263,4 @@ def _array_record_reader(path):
   try:
     return array_record_data_source.ArrayRecordDataSource([path])
   except (RuntimeError, ValueError) as e:
-    raise ValueError(f'{path} is not an ArrayRecord file: {e}') from None
+    raise DataError(f'{path} is not an ArrayRecord file: {e}') from None

@@ -11,7 +11,7 @@ import itertools
 import grain
 import numpy as np
 
-from nestax.launch.data import packing, sources, tokenizers
+from nestax.launch.data import corpora, packing, sources, tokenizers
 
 BOUNDARIES = ('reset', 'carry')
 # Rows are shuffled in blocks of about this many tokens (some 20 MB).
@@ -113,7 +113,7 @@ def valid_batches(config, process_index=0, process_count=1):
   `data.valid_batches` batches, or fewer where the text ends; rows that the
   last one lacks are padding with weight 0.
 
-  Raises ValueError where the validation text does not fill one row.
+  Raises corpora.DataError where the validation text does not fill one row.
   """
   batch, wanted = config.train.batch, config.data.valid_batches
   rows, pad = _valid_rows(config, wanted * batch)
@@ -189,7 +189,7 @@ def _valid_rows(config, wanted):
   )
   rows = list(itertools.islice(packed, _SPREAD * wanted))
   if not rows:
-    raise ValueError(
+    raise corpora.DataError(
       f'the {len(valid)} validation documents are shorter than one row of '
       f'data.length={data.length} tokens: add text, raise '
       f'data.valid_fraction={data.valid_fraction} or lower data.length'
