@@ -1,7 +1,4 @@
-"""Samples text: `nestax-generate --workdir=runs/quickstart --prompt='def '`.
-
-Reads the newest checkpoint of the run and writes text as it is drawn.
-"""
+"""Samples text: `nestax-generate --workdir=runs/quickstart --prompt='def '`."""
 
 import itertools
 import sys

@@ -89,14 +89,14 @@ class Log:
 
 
 def read(path) -> list[dict]:
-  """Reads the rows of a `metrics.jsonl`, without a last one cut short."""
+  """Reads the rows of a `metrics.jsonl`, without one cut short."""
   path = pathlib.Path(path)
   rows = []
   for line in path.read_text().splitlines() if path.exists() else ():
     try:
       rows.append(json.loads(line))
     except json.JSONDecodeError:
-      break  # the process was killed while it wrote
+      continue  # the process was killed while it wrote
   return rows
 
 

@@ -4,6 +4,7 @@ Matrices of the blocks take the rule that `config.optimizer` names; embeddings,
 norms, gates and convolutions always take AdamW.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -171,10 +172,15 @@ def _check(config: ml_collections.ConfigDict) -> None:
         f'{name} is {value!r}: it has to be one of ' + ', '.join(known)
       )
   for name in ('weight_decay', 'clip', 'alpha', 'consistent_rms'):
-    if opt[name] < 0:
+    # written so that NaN is refused too
+    if not 0 <= opt[name] < math.inf:
       raise OptimizerError(
-        f'opt.{name} is {opt[name]}: it has to be 0 or above'
+        f'opt.{name} is {opt[name]}: it has to be 0 or above, and finite'
       )
+  if not 0 < opt.eps < math.inf:
+    raise OptimizerError(
+      f'opt.eps is {opt.eps}: it has to be above 0, and finite'
+    )
   # Algorithm 1 as printed adds factor * gradient: any positive factor will do.
   decaying = ('b1', 'b2')
   if opt.accumulate == 'ema':

@@ -29,13 +29,17 @@ from nestax.launch import (
 from nestax.launch import mesh as meshes
 from nestax.launch import step as steps
 from nestax.launch.configs import common
-from nestax.launch.data import pipeline, tokenizers
+from nestax.launch.data import corpora, pipeline, tokenizers
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
 
 class BadSteps(RuntimeError):
   """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+# What ends a run that was well begun, each in words.
+FAILURES = (BadSteps, checkpoint.CheckpointError, corpora.DataError)
 
 
 class Interrupted(Exception):
@@ -201,6 +205,12 @@ def _train(plan: Plan) -> dict[str, float]:
           )
         speed.start(number)
       checkpoints.wait()
+      if last > done and int(state.skipped) >= last:
+        raise BadSteps(
+          f'all {last} steps had a loss, gradient or parameters that are not '
+          'finite: nothing was learned. A lower opt.lr or a longer opt.warmup '
+          'may help'
+        )
     finally:
       show.close()
       log.close()

@@ -1,7 +1,6 @@
 """Trains a model: `nestax-train --config=tiny --workdir=runs/mine`.
 
-Without arguments: the quickstart into ./runs/quickstart. Any key can be set,
-as in `--config.opt.lr=1e-3`. The same command on the same workdir goes on.
+Any key can be set (`--config.opt.lr=1e-3`); the same command again goes on.
 """
 
 import sys
@@ -9,7 +8,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from nestax.launch import checkpoint, lock, run
+from nestax.launch import lock, run
 from nestax.launch.configs import common
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -24,10 +23,9 @@ def main(argv: list[str]) -> int:
   """Trains; returns 0, or 1 for a run that failed, 2 for a refused one."""
   if len(argv) > 1:
     return _say(f'unexpected argument {argv[1]!r}', 2)
-  config = _CONFIG.value
-  workdir = _WORKDIR.value or f'runs/{config.name}'
+  workdir = _WORKDIR.value or f'runs/{_CONFIG.value.name}'
   try:
-    plan = run.prepare(config, workdir)
+    plan = run.prepare(_CONFIG.value, workdir)
   except (ValueError, OSError) as error:
     return _say(error, 2)
   try:
@@ -36,7 +34,7 @@ def main(argv: list[str]) -> int:
     return _say(stop, stop.exit_code)
   except lock.InUse as error:
     return _say(error, 2)
-  except (run.BadSteps, checkpoint.CheckpointError, OSError) as error:
+  except (*run.FAILURES, OSError) as error:
     return _say(error, 1)
   return 0
 

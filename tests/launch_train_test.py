@@ -20,6 +20,8 @@ REFUSED = {
   '--config.nothing.at=3': "unknown key of the config: 'nothing'",
   '--config.train.steps=many': 'config.train.steps=many: invalid literal',
   '--config.train.steps=0': 'train.steps is 0: it has to be at least 1',
+  '--config.opt.clip=nan': 'opt.clip is nan: it has to be 0 or above',
+  '--config.seed=-1': 'seed is -1: it has to be 0',
   '--config=nonsense': 'no config file .nonsense.* quickstart, tiny',
   '--bogus': "Unknown command line flag 'bogus'",
   'bogus': "unexpected argument 'bogus'",
@@ -123,6 +125,26 @@ def test_a_killed_run_lets_go_of_its_workdir(tmp_path):
     process.kill()
   with lock.held(tmp_path):
     pass
+
+
+@pytest.mark.parametrize(
+  'name,content,words',
+  [
+    ('bad.txt', b'a' * 400 + b'\xe9' + b'b' * 400, 'bad.txt is not UTF-8'),
+    ('bad.jsonl', b'{"text": "aaaa"}\nnot json\n' * 9, 'is not JSON'),
+  ],
+)
+def test_bad_text_is_said_in_words(
+  command, tmp_path, capfd, name, content, words
+):
+  (tmp_path / 'corpus').mkdir()
+  for i in range(6):
+    (tmp_path / 'corpus' / f'{i}{name}').write_bytes(content)
+  config = cases.make_config(str(tmp_path / 'corpus' / f'*{name}'))
+  config.data.source = 'jsonl' if name.endswith('jsonl') else 'text'
+  assert command(config) in (1, 2)
+  err = capfd.readouterr().err
+  assert words in err and 'Traceback' not in err
 
 
 @pytest.mark.parametrize('name', ['quickstart', 'tiny'])

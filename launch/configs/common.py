@@ -14,7 +14,8 @@ from nestax.models.config import ModelConfig
 # What a run may change and still be the same run: how long it goes on, what
 # it writes down, and how the same mathematics is laid on the machine.
 MAY_CHANGE = (
-  'train.steps',
+  'name',
+  'train.steps',  # the learning-rate schedule then ends elsewhere
   'train.max_bad_steps',
   'train.accumulate',
   'model.remat',
@@ -109,10 +110,12 @@ def check(config) -> None:
   """
   for key, least in LEAST.items():
     group, name = key.split('.')
-    if config[group][name] < least:
+    if not config[group][name] >= least:  # so that NaN is refused too
       raise ValueError(
         f'{key} is {config[group][name]}: it has to be at least {least}'
       )
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f'seed is {config.seed}: it has to be 0 to 2**32 - 1')
   batch, parts = config.train.batch, config.train.accumulate
   if batch % parts:
     raise ValueError(
