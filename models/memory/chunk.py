@@ -68,10 +68,10 @@ class Written(NamedTuple):
   Z: jax.Array  # U + Z without momentum
 
 
-def _ratios(log_C, log_p_C, mask_CxC):
+def _ratios(log_C, mask_CxC):
   """exp(sum over (i, t]) of log gates, and the same up to the token before."""
   total_C = jnp.cumsum(log_C)
-  before_C = total_C - log_p_C
+  before_C = total_C - log_C
   upto = total_C[:, None] - total_C[None, :]
   upto_p = before_C[:, None] - total_C[None, :]
   strict = jnp.tril(mask_CxC, -1)
@@ -90,7 +90,7 @@ def decays(cfg: MemoryConfig, log_alpha_C, chunk: Chunk) -> Decay:
     document_C = jnp.cumsum(chunk.reset_C.astype(jnp.int32))
     mask = mask & (document_C[:, None] == document_C[None, :])
     alive_C = (document_C == 0).astype(log_alpha_C.dtype)
-  G, G_p, total, before = _ratios(log_alpha_C, log_alpha_C, mask)
+  G, G_p, total, before = _ratios(log_alpha_C, mask)
   g, g_p = jnp.exp(total) * alive_C, jnp.exp(before) * alive_C
   anchor = anchor_p = None
   if cfg.anchor == 'zero':
@@ -102,7 +102,7 @@ def decays(cfg: MemoryConfig, log_alpha_C, chunk: Chunk) -> Decay:
   if not cfg.momentum:
     none = (None,) * 6
     return Decay(G, G_p, g, g_p, anchor, anchor_p, *none)
-  B, _, total_b, _ = _ratios(chunk.log_beta_C, chunk.log_beta_C, mask)
+  B, _, total_b, _ = _ratios(chunk.log_beta_C, mask)
   b = jnp.exp(total_b) * alive_C
   # a token of padding lets the momentum pass by without adding it
   live = 1.0 if chunk.live_C is None else chunk.live_C[None, :]
