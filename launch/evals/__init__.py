@@ -1,0 +1,1 @@
+"""Evaluations: one module each, data made here or read from files."""
