@@ -50,7 +50,13 @@ class Level(nn.Module):
       kernel('up', (D, F), ('embed', 'mlp'), D**-0.5),
       kernel('down', (F, D), ('mlp', 'embed'), (2 * cfg.N * F) ** -0.5),
     )
-    norm = RMSNorm((D,), ('activation',), dtype=cfg.compute_dtype, name='norm')
+    norm = RMSNorm(
+      (D,),
+      ('activation',),
+      dtype=cfg.compute_dtype,
+      epsilon=cfg.epsilon,
+      name='norm',
+    )
     return x_BxLxD + levels.read(theta, norm(x_BxLxD), cfg.compute_dtype)
 
 
@@ -67,7 +73,11 @@ class Block(nn.Module):
       cfg, name='mixer'
     )
     norm = RMSNorm(
-      (cfg.D,), ('activation',), dtype=cfg.compute_dtype, name='mixer_norm'
+      (cfg.D,),
+      ('activation',),
+      dtype=cfg.compute_dtype,
+      epsilon=cfg.epsilon,
+      name='mixer_norm',
     )
     inner = None if state is None else state.mixer
     inner, y_BxLxD = mixer(inner, norm(x_BxLxD), reset_BxL)

@@ -43,6 +43,7 @@ class ModelConfig:
     window: attention sees the last `window` tokens; 0 means all.
     rope_base: of the rotary angles.
     taps: width of the causal convolutions of a memory.
+    epsilon: added to the mean square in every norm (Llama files give theirs).
     tied: the output head is the embedding.
     dtype: of activations and matmuls; states, norms and logits are float32.
     remat: what the backward pass recomputes per block: 'none', 'dots' (keeps
@@ -62,6 +63,7 @@ class ModelConfig:
   window: int = 0
   rope_base: float = 10_000.0
   taps: int = 4
+  epsilon: float = 1e-6
   tied: bool = True
   dtype: str = 'bfloat16'
   remat: str = 'none'
@@ -84,6 +86,8 @@ class ModelConfig:
         raise ValueError(f'{name}={getattr(self, name)}: 0 or more')
     if not self.rope_base > 0:
       raise ValueError(f'rope_base={self.rope_base}: above 0')
+    if not 0 < self.epsilon < 1:
+      raise ValueError(f'epsilon={self.epsilon}: above 0 and below 1')
     if not self.K and self.D % self.H:
       raise ValueError(
         f'width D={self.D} is not a multiple of H={self.H} heads; give a head '

@@ -117,7 +117,13 @@ class SelfModifyingTitan(nn.Module):
       implementation=self.implementation,
     )
     state = None if state is None else TitanState(memory, tuple(new_tails))
-    norm = RMSNorm((H, K), ('heads', 'head_dim'), dtype=dtype, name='norm')
+    norm = RMSNorm(
+      (H, K),
+      ('heads', 'head_dim'),
+      dtype=dtype,
+      epsilon=cfg.epsilon,
+      name='norm',
+    )
     y_BxLxHxK = norm(o_BxLxHxK) * jax.nn.silu(linear('gate'))
     out = Linear(
       'blhk,hkd->bld',

@@ -49,7 +49,12 @@ class LanguageModel(nn.Module):
     # would start with a logit of sqrt(D)
     initial = cfg.D**-0.5 if cfg.tied else 1.0
     norm = RMSNorm(
-      (cfg.D,), ('activation',), initial, cfg.compute_dtype, name='final_norm'
+      (cfg.D,),
+      ('activation',),
+      initial,
+      cfg.compute_dtype,
+      cfg.epsilon,
+      name='final_norm',
     )
     x_BxLxD = norm(x_BxLxD)
     if cfg.tied:

@@ -58,12 +58,14 @@ class RMSNorm(nn.Module):
     names: logical axes of the scale.
     initial: the scale's first value.
     dtype: of the result.
+    epsilon: added to the mean square.
   """
 
   shape: tuple[int, ...]
   names: tuple[str, ...]
   initial: float = 1.0
   dtype: jnp.dtype = jnp.float32
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x):
@@ -75,7 +77,8 @@ class RMSNorm(nn.Module):
       jnp.float32,
     )
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
+    mean = jnp.mean(y * y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(mean + self.epsilon)
     return (y * _along_last(scale, y)).astype(self.dtype)
 
 
