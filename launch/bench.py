@@ -1,0 +1,41 @@
+"""Times parts of nestax beside their peers: `nestax-bench optim --help`."""
+
+import importlib
+import sys
+
+from absl import flags
+
+# A module of this name in `launch/benches` has `FLAGS` and `main() -> None`.
+NAMES = ('optim',)
+
+
+def main(argv: list[str]) -> int:
+  """Runs a benchmark; returns 0, or 2 if what is asked for cannot be."""
+  name = argv[1] if len(argv) > 1 else ''
+  if name not in NAMES:
+    return _refuse(f'{name!r} is no benchmark: give one of {", ".join(NAMES)}')
+  module = importlib.import_module(f'nestax.launch.benches.{name}')
+  if '--help' in argv:
+    print(f'{module.__doc__}\n{module.FLAGS.get_help()}')
+    return 0
+  try:
+    rest = module.FLAGS(argv[1:])
+    if len(rest) > 1:
+      raise ValueError(f'unexpected argument {rest[1]!r}')
+    module.main()
+  except (flags.Error, ValueError, OSError) as error:
+    return _refuse(error)
+  return 0
+
+
+def _refuse(error: object) -> int:
+  print(f'nestax-bench: {error}', file=sys.stderr)
+  return 2
+
+
+def cli() -> None:
+  sys.exit(main(sys.argv))
+
+
+if __name__ == '__main__':
+  cli()

@@ -1,0 +1,35 @@
+"""nestax-bench: finds its benchmark, or says in one line why not."""
+
+import pytest
+
+from nestax.launch import bench
+
+
+def test_optim_prints_a_table(capsys):
+  words = ['optim', '--shapes=2x4x8', '--repeats=1', '--every=2']
+  assert bench.main(['nestax-bench', *words]) == 0
+  printed = capsys.readouterr().out
+  assert '64 numbers in 1 arrays' in printed
+  assert all(name in printed for name in ('adamw', 'optax muon', 'm3'))
+
+
+def test_help_names_the_flags(capsys):
+  assert bench.main(['nestax-bench', 'optim', '--help']) == 0
+  assert '--shapes' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'words,said',
+  [
+    ([], "'' is no benchmark: give one of optim"),
+    (['speed'], "'speed' is no benchmark"),
+    (['optim', '--repeats=0'], 'repeats'),
+    (['optim', '--preset=huge'], 'huge'),
+    (['optim', '--shapes=4x'], "'4x' is no shape"),
+    (['optim', 'stray'], "unexpected argument 'stray'"),
+  ],
+)
+def test_what_cannot_be_is_said_in_words(words, said, capsys):
+  assert bench.main(['nestax-bench', *words]) == 2
+  result = capsys.readouterr()
+  assert said in result.err and not result.out
