@@ -1,29 +1,200 @@
-"""One level of the continuum as a function of its weights (NL Eq. 70)."""
+"""One level of the continuum: its weights, what it has learned, its commits.
+
+A level's weights are `theta_0 + kept * delta`: slow parameters, and what one
+sequence has written on them (NL Eq. 70-71). Everything below `read` has a
+leading axis `n` of the blocks that the level stands in and an axis `B` of
+sequences; a gate `kept_B` of 0 says that a document's start has emptied the
+level since its last commit, so that a slow level need not be rewritten inside
+the scan of a faster one.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from nestax.cms import update
+from nestax.cms.update import UpdateConfig
+
 
 class Theta(NamedTuple):
-  """The weights of one level's gated MLP (SwiGLU)."""
+  """The weights of one level's gated MLP (SwiGLU), or a change of them.
+
+  Slow weights have the shapes named here, what a sequence has written on them
+  a leading `[B]`, and a state the leading `[n, B]`.
+  """
 
   gate_DxF: jax.Array
   up_DxF: jax.Array
   down_FxD: jax.Array
 
 
-def read(theta: Theta, x_BxLxD, dtype):
-  """`down(silu(gate x) * up x)`; the caller adds the residual.
+class LevelState(NamedTuple):
+  """What one level of every sequence carries, float32 unless said."""
+
+  delta: Theta  # [n, B, ...] written so far
+  kept_B: jax.Array  # 1, or 0 if a document has started since the last commit
+  total: Theta  # [n, B, ...] gradients summed since the last commit
+  count_B: jax.Array  # scored tokens in `total`
+  moment: Theta | None  # momentum of the inner optimiser
+  origin: Theta | None  # nested: the delta that a slower commit goes back to
+  origin_total: Theta | None  # nested: gradients since that slower commit
+  origin_count_B: jax.Array | None
+  commits_B: jax.Array  # int32, commits that have written something
+  moved_B: jax.Array  # Frobenius norm of the last update
+
+
+def init_state(
+  cfg: UpdateConfig, n: int, B: int, D: int, F: int, nested: bool
+) -> LevelState:
+  """A level that has learned nothing; `nested` if a slower one holds it."""
+
+  def zeros():
+    return Theta(
+      jnp.zeros((n, B, D, F), jnp.float32),
+      jnp.zeros((n, B, D, F), jnp.float32),
+      jnp.zeros((n, B, F, D), jnp.float32),
+    )
+
+  zero_B = jnp.zeros((B,), jnp.float32)
+  return LevelState(
+    delta=zeros(),
+    kept_B=jnp.ones((B,), jnp.float32),
+    total=zeros(),
+    count_B=zero_B,
+    moment=zeros() if cfg.remembers else None,
+    origin=zeros() if nested else None,
+    origin_total=zeros() if nested else None,
+    origin_count_B=zero_B if nested else None,
+    commits_B=jnp.zeros((B,), jnp.int32),
+    moved_B=zero_B,
+  )
+
+
+def rows(x_B, like):
+  """Shapes `[B]` to multiply leaves `[n, B, ...]`."""
+  return x_B.reshape((1, -1) + (1,) * (like.ndim - 2))
+
+
+def scaled(tree, x_B):
+  """Every leaf `[n, B, ...]` times its sequence's number."""
+  return jax.tree.map(lambda x: x * rows(x_B, x), tree)
+
+
+def weights(state: LevelState) -> Theta:
+  """What is added to the slow weights, `[n, B, ...]`."""
+  return scaled(state.delta, state.kept_B)
+
+
+def where_rows(mask_B, new, old):
+  """Leaves `[n, B, ...]` or `[B]` of `new` where the mask says so."""
+
+  def one(a, b):
+    shape = (-1,) if a.ndim == 1 else (1, -1) + (1,) * (a.ndim - 2)
+    return jnp.where(mask_B.reshape(shape), a, b)
+
+  return jax.tree.map(one, new, old)
+
+
+def forget(state: LevelState, mask_B) -> LevelState:
+  """Empties the level where a document starts; its initial value stays."""
+  alive_B = 1.0 - mask_B.astype(jnp.float32)
+  nested = state.origin is not None
+  return state._replace(
+    kept_B=state.kept_B * alive_B,
+    total=scaled(state.total, alive_B),
+    count_B=state.count_B * alive_B,
+    origin=scaled(state.origin, alive_B) if nested else None,
+    origin_total=scaled(state.origin_total, alive_B) if nested else None,
+    origin_count_B=state.origin_count_B * alive_B if nested else None,
+  )
+
+
+def accumulate(state: LevelState, grads: Theta, count_B, mask_B) -> LevelState:
+  """Adds a chunk's gradient, a sum over its scored tokens, to the total."""
+  mask_B = mask_B.astype(jnp.float32)
+  # `where`, not a product: 0 * inf would spoil a sequence that is not asked
+  grads = where_rows(mask_B > 0, grads, jax.tree.map(jnp.zeros_like, grads))
+  count_B = count_B * mask_B
+  state = state._replace(
+    total=jax.tree.map(jnp.add, state.total, grads),
+    count_B=state.count_B + count_B,
+  )
+  if state.origin is None:
+    return state
+  return state._replace(
+    origin_total=jax.tree.map(jnp.add, state.origin_total, grads),
+    origin_count_B=state.origin_count_B + count_B,
+  )
+
+
+def commit(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
+  """Writes what was gathered where it is due (NL Eq. 71).
+
+  The total is divided by its scored tokens. A sequence that has gathered
+  nothing, or something that is not finite, keeps its weights.
 
   Args:
-    theta: weights, any float dtype.
-    x_BxLxD: normalised input.
-    dtype: of the matmuls' operands and of the result.
+    cfg: the inner optimiser.
+    state: the level.
+    rate_n: inner learning rate of each block.
+    due_B: which sequences commit.
   """
-  gate, up, down = (w.astype(dtype) for w in theta)
-  x = x_BxLxD.astype(dtype)
-  h_BxLxF = jax.nn.silu(jnp.einsum('bld,df->blf', x, gate))
-  h_BxLxF = h_BxLxF * jnp.einsum('bld,df->blf', x, up)
-  return jnp.einsum('blf,fd->bld', h_BxLxF, down)
+  grads = scaled(state.total, 1.0 / jnp.maximum(state.count_B, 1.0))
+  finite_B = jnp.isfinite(norm(grads))
+  writes_B = due_B & (state.count_B > 0) & finite_B
+  grads = where_rows(writes_B, grads, jax.tree.map(jnp.zeros_like, grads))
+  moment = state.moment and scaled(state.moment, state.kept_B)
+  step, moment = update.step(cfg, moment, grads, rate_n)
+  step = where_rows(writes_B, step, jax.tree.map(jnp.zeros_like, step))
+  written = jax.tree.map(jnp.add, weights(state), step)
+  zero_B = jnp.zeros_like(state.count_B)
+  left_B = 1.0 - due_B.astype(jnp.float32)
+  return state._replace(
+    delta=where_rows(due_B, written, state.delta),
+    kept_B=jnp.where(due_B, 1.0, state.kept_B),
+    total=where_rows(
+      due_B, jax.tree.map(jnp.zeros_like, state.total), state.total
+    ),
+    count_B=state.count_B * left_B,
+    moment=moment and where_rows(writes_B, moment, state.moment),
+    commits_B=state.commits_B + writes_B.astype(jnp.int32),
+    moved_B=jnp.where(
+      due_B, jnp.where(writes_B, norm(step), zero_B), state.moved_B
+    ),
+  )
+
+
+def restart(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
+  """Nested: moves the level's origin, and the level back to it (NL Eq. 72).
+
+  Called where the next slower level commits. The origin descends the mean of
+  the gradients that the level has met since then, taken where it stood at the
+  time (first-order meta-learning), with plain steps of its own rate.
+  """
+  if state.origin is None:
+    return state
+  grads = scaled(
+    state.origin_total, 1.0 / jnp.maximum(state.origin_count_B, 1.0)
+  )
+  writes_B = due_B & jnp.isfinite(norm(grads))
+  plain = UpdateConfig('sgd', clip=cfg.clip)
+  step, _ = update.step(plain, None, grads, rate_n)
+  origin = jax.tree.map(jnp.add, state.origin, step)
+  origin = where_rows(writes_B, origin, state.origin)
+  left_B = 1.0 - due_B.astype(jnp.float32)
+  return state._replace(
+    delta=where_rows(due_B, origin, state.delta),
+    kept_B=jnp.where(due_B, 1.0, state.kept_B),
+    moment=state.moment and scaled(state.moment, left_B),
+    origin=origin,
+    origin_total=where_rows(
+      due_B, jax.tree.map(jnp.zeros_like, origin), state.origin_total
+    ),
+    origin_count_B=state.origin_count_B * left_B,
+  )
+
+
+def norm(tree):
+  """Frobenius norm of each sequence's part, over blocks and matrices, [B]."""
+  return update.root(update.square(tree).sum(0))

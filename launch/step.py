@@ -10,7 +10,7 @@ import optax
 
 from nestax.launch import loss
 from nestax.launch import mesh as meshes
-from nestax.models import axes
+from nestax.models import axes, language_model
 
 
 class TrainState(NamedTuple):
@@ -46,7 +46,7 @@ def abstract_state(model, tx, mesh, memory=None) -> TrainState:
     step=whole,
     params=axes.shardings(mesh, boxed),
     opt_state=meshes.like_params(mesh, boxed, state.opt_state),
-    memory=axes.state_shardings(mesh, state.memory),
+    memory=language_model.state_shardings(mesh, state.memory),
     key=whole,
     skipped=whole,
     bad=whole,

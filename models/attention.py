@@ -60,12 +60,19 @@ def _cudnn(dtype) -> bool:
 
 
 class Attention(nn.Module):
-  """`(state, x_BxLxD, reset_BxL) -> (state, y_BxLxD)`."""
+  """`(state, x_BxLxD, reset_BxL) -> (state, y_BxLxD)`.
+
+  Of each row the first `length_B` tokens count, or all; the others change no
+  state. `aligned` says nothing here: a cache has no grid.
+  """
 
   cfg: ModelConfig
 
   @nn.compact
-  def __call__(self, state, x_BxLxD, reset_BxL=None):
+  def __call__(
+    self, state, x_BxLxD, reset_BxL=None, length_B=None, aligned=False
+  ):
+    del aligned
     cfg = self.cfg
     H, G, K, D = cfg.H, cfg.kv_heads, cfg.head_width, cfg.D
     dtype = cfg.compute_dtype
@@ -84,7 +91,7 @@ class Attention(nn.Module):
       o_BxLxHxK = self._fresh(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL)
     else:
       state, o_BxLxHxK = self._continued(
-        state, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL
+        state, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL, length_B
       )
     out = Linear(
       'blhk,hkd->bld',
@@ -116,7 +123,7 @@ class Attention(nn.Module):
     mask = _visible(position[..., None], position[:, None], start, cfg.window)
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
-  def _continued(self, state: AttentionState, q, k, v, reset_BxL):
+  def _continued(self, state: AttentionState, q, k, v, reset_BxL, length_B):
     cfg = self.cfg
     L = q.shape[1]
     index_1xL = jnp.arange(L, dtype=jnp.int32)[None]
@@ -141,22 +148,31 @@ class Attention(nn.Module):
       capacity,
     )
     o = jax.nn.dot_product_attention(q, keys, values, mask=mask)
-    return self._remember(state, k, v, position_BxL, start_BxL), o
+    if length_B is None:
+      length_B = jnp.full(state.clock_B.shape, L, jnp.int32)
+    return self._remember(state, k, v, position_BxL, start_BxL, length_B), o
 
-  def _remember(self, state, k, v, position_BxL, start_BxL):
+  def _remember(self, state, k, v, position_BxL, start_BxL, length_B):
     S = state.position_BxS.shape[1]
-    # of more than S new tokens only the last S fit; the rest must not race
-    k, v, position = (x[:, -S:] for x in (k, v, position_BxL))
-    slot = position % S
+    # of more than S new tokens only the last S fit; the rest must not race.
+    # What is not to be kept is sent past the end, where it is dropped.
+    clock_B = state.clock_B + length_B.astype(jnp.int32)
+    keep = position_BxL < clock_B[:, None]
+    keep = keep & (position_BxL >= clock_B[:, None] - S)
+    slot_BxL = jnp.where(keep, position_BxL % S, S)
 
     def put(ring, new):
-      write = jax.vmap(lambda r, s, n: r.at[s].set(n.astype(r.dtype)))
-      return write(ring, slot, new)
+      write = jax.vmap(
+        lambda r, s, n: r.at[s].set(n.astype(r.dtype), mode='drop')
+      )
+      return write(ring, slot_BxL, new)
 
+    last_Bx1 = jnp.maximum(length_B - 1, 0)[:, None]
+    start_B = jnp.take_along_axis(start_BxL, last_Bx1, axis=1)[:, 0]
     return AttentionState(
       put(state.key_BxSxGxK, k),
       put(state.value_BxSxGxK, v),
-      put(state.position_BxS, position),
-      position_BxL[:, -1] + 1,
-      start_BxL[:, -1],
+      put(state.position_BxS, position_BxL),
+      clock_B,
+      jnp.where(length_B > 0, start_B, state.start_B),
     )

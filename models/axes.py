@@ -24,6 +24,7 @@ RULES = {
   'memory': (),
   'taps': (),
   'layers': (),
+  'levels': (),
 }
 
 
@@ -91,15 +92,19 @@ def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*(rows, cols)[: len(names)]))
 
 
-def state_shardings(mesh: Mesh, state):
-  """Shardings of per-sequence state, whose leaves are `[layers, batch, ...]`.
+def state_shardings(mesh: Mesh, state, leading=('layers', 'batch')):
+  """Shardings of per-sequence state.
 
-  A third axis of heads goes where the heads' parameters go (rank five: fast
-  parts and KV caches carry their heads there by construction).
+  Args:
+    mesh: the devices.
+    state: a tree of arrays.
+    leading: names of the first axes of every leaf. A third axis of heads goes
+      where the heads' parameters go (rank five: fast parts and KV caches
+      carry their heads there by construction).
   """
 
   def one(leaf):
-    names = ['layers', 'batch'] + [None] * (leaf.ndim - 2)
+    names = [*leading, *[None] * (leaf.ndim - len(leading))]
     if leaf.ndim == 5:
       names[2] = 'heads'
     spec = partition_spec(names, leaf.shape, mesh.shape)

@@ -6,14 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.cms import level as levels
+from nestax.cms import chain
+from nestax.cms.level import Theta
 from nestax.models import attention, axes, hope
 from nestax.models.config import ModelConfig
 from nestax.models.layers import RMSNorm
 
 
 class BlockState(NamedTuple):
-  """Everything per sequence that one block carries."""
+  """What the mixer of one block carries for every sequence."""
 
   mixer: hope.TitanState | attention.AttentionState
 
@@ -26,17 +27,19 @@ def init_state(cfg: ModelConfig, B: int, length: int) -> BlockState:
 
 
 class Level(nn.Module):
-  """One level of the continuum: a pre-norm residual MLP of hidden width F.
+  """One level of the continuum: a pre-norm MLP of hidden width F.
 
-  Its weights here are the slow `theta_0`; what a level learns inside a
-  sequence is a delta on them, which is zero for an ordinary MLP.
+  Call: `(x_BxLxD, delta, alive_BxL) -> (y_BxLxD, key_BxLxD)`, without the
+  residual. The weights here are the slow `theta_0`; `delta` is what each
+  sequence has written on them, or None for an ordinary MLP. `key` is the
+  normalised input.
   """
 
   cfg: ModelConfig
   F: int
 
   @nn.compact
-  def __call__(self, x_BxLxD):
+  def __call__(self, x_BxLxD, delta: Theta | None = None, alive_BxL=None):
     cfg, F, D = self.cfg, self.F, self.cfg.D
 
     def kernel(name, shape, names, std):
@@ -45,11 +48,19 @@ class Level(nn.Module):
         name, nn.with_logical_partitioning(init, names), shape, jnp.float32
       )
 
-    theta = levels.Theta(
+    theta = Theta(
       kernel('gate', (D, F), ('embed', 'mlp'), D**-0.5),
       kernel('up', (D, F), ('embed', 'mlp'), D**-0.5),
       kernel('down', (F, D), ('mlp', 'embed'), (2 * cfg.N * F) ** -0.5),
     )
+    if cfg.cms.objective == 'reconstruction' and cfg.stream:
+      one = nn.initializers.ones
+      self.param(
+        'value',
+        nn.with_logical_partitioning(one, ('activation',)),
+        (D,),
+        jnp.float32,
+      )
     norm = RMSNorm(
       (D,),
       ('activation',),
@@ -57,16 +68,36 @@ class Level(nn.Module):
       epsilon=cfg.epsilon,
       name='norm',
     )
-    return x_BxLxD + levels.read(theta, norm(x_BxLxD), cfg.compute_dtype)
+    key_BxLxD = norm(x_BxLxD)
+    if delta is None:
+      return chain.read(theta, key_BxLxD, cfg.compute_dtype), key_BxLxD
+    y_BxLxD = chain.read_fast(
+      theta, delta, key_BxLxD, cfg.compute_dtype, alive_BxL
+    )
+    return y_BxLxD, key_BxLxD
 
 
 class Block(nn.Module):
-  """`(state, x_BxLxD, reset_BxL) -> (state, x_BxLxD)`; state may be None."""
+  """`(state, x_BxLxD, reset_BxL) -> (state, x_BxLxD, keys)`.
+
+  `state` may be None for fresh sequences. `length_B` and `aligned` are those
+  of the mixers; `deltas` and `alive_BxL` those of the levels, one delta each
+  or None. `keys` are the levels' inputs where the config needs them, else ().
+  """
 
   cfg: ModelConfig
 
   @nn.compact
-  def __call__(self, state, x_BxLxD, reset_BxL=None):
+  def __call__(
+    self,
+    state,
+    x_BxLxD,
+    reset_BxL=None,
+    length_B=None,
+    aligned=False,
+    deltas=None,
+    alive_BxL=None,
+  ):
     cfg = self.cfg
     hopes = cfg.family == 'hope'
     mixer = (hope.SelfModifyingTitan if hopes else attention.Attention)(
@@ -80,20 +111,50 @@ class Block(nn.Module):
       name='mixer_norm',
     )
     inner = None if state is None else state.mixer
-    inner, y_BxLxD = mixer(inner, norm(x_BxLxD), reset_BxL)
+    inner, y_BxLxD = mixer(inner, norm(x_BxLxD), reset_BxL, length_B, aligned)
     x_BxLxD = axes.constrain(x_BxLxD + y_BxLxD, 'batch', 'length', 'activation')
-    for i, level in enumerate(cfg.schedule.levels):
-      x_BxLxD = Level(cfg, level.F, name=f'level_{i}')(x_BxLxD)
+    x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive_BxL)
     x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
-    return None if state is None else BlockState(inner), x_BxLxD
+    return None if state is None else BlockState(inner), x_BxLxD, keys
+
+  def _levels(self, x_BxLxD, deltas, alive_BxL):
+    cfg, keys = self.cfg, []
+
+    def level(i, F):
+      module = Level(cfg, F, name=f'level_{i}')
+      delta = None if deltas is None else deltas[i]
+
+      def run(x_BxLxD):
+        y_BxLxD, key_BxLxD = module(x_BxLxD, delta, alive_BxL)
+        keys.append(key_BxLxD)
+        return y_BxLxD
+
+      return run
+
+    levels = [level(i, one.F) for i, one in enumerate(cfg.schedule.levels)]
+    mix_P, variant = None, cfg.cms.variant
+    if cfg.family == 'transformer':
+      variant = 'sequential'
+    if variant == 'independent':
+      init = nn.initializers.constant(cfg.cms.mix)
+      mix_P = self.param(
+        'mix',
+        nn.with_logical_partitioning(init, ('levels',)),
+        (len(levels),),
+        jnp.float32,
+      )
+    x_BxLxD = chain.compose(variant, levels, x_BxLxD, mix_P)
+    return x_BxLxD, tuple(keys) if cfg.cms.keeps_inputs else ()
+
+
+POLICIES = {
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 def remat(block, policy: str):
   """Wraps the block class so that its backward pass recomputes, or does not."""
   if policy == 'none':
     return block
-  keep = {
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  }[policy]
-  return nn.remat(block, policy=keep, prevent_cse=False)
+  return nn.remat(block, policy=POLICIES[policy], prevent_cse=False)

@@ -7,24 +7,13 @@ import typing
 import jax.numpy as jnp
 
 from nestax.cms.schedule import Level, Schedule, split_width
+from nestax.cms.stream import StreamConfig
+from nestax.models.continuum import CMSConfig, Group, Segment
 from nestax.models.memory.types import MemoryConfig
 
 FAMILIES = ('hope', 'hope_attention', 'transformer')
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 REMATS = ('none', 'dots', 'full')
-
-
-@dataclasses.dataclass(frozen=True)
-class CMSConfig:
-  """The continuum of levels in every block.
-
-  Attributes:
-    periods: tokens between commits, fastest level first.
-    multiple: hidden widths of levels are multiples of it.
-  """
-
-  periods: tuple[int, ...] = (128, 512, 2048)
-  multiple: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +38,8 @@ class ModelConfig:
     remat: what the backward pass recomputes per block: 'none', 'dots' (keeps
       matmul results) or 'full'.
     memory: the self-referential memory (family hope).
-    cms: the continuum of levels (families hope, hope_attention).
+    cms: the continuum of levels (families hope, hope_attention); in a
+      transformer nothing learns inside a sequence.
   """
 
   family: str = 'hope'
@@ -102,7 +92,7 @@ class ModelConfig:
         f'H={self.H} query heads cannot share G={self.G} key-value heads: G '
         'must divide H'
       )
-    _ = self.schedule
+    _ = self.schedule, self.groups
 
   @property
   def head_width(self) -> int:
@@ -119,9 +109,37 @@ class ModelConfig:
   @property
   def schedule(self) -> Schedule:
     """The levels of a block; one that never commits is an ordinary MLP."""
+    mlp = Schedule((Level(0, self.F),))
     if self.family == 'transformer':
-      return Schedule((Level(0, self.F),))
+      return mlp
+    full = Schedule(tuple(Level(p, self.F) for p in self.cms.periods))
+    if self.cms.assign == 'groups':
+      return mlp
+    if self.cms.width == 'full':
+      return full
     return split_width(self.F, self.cms.periods, self.cms.multiple)
+
+  @property
+  def adapting(self) -> tuple[int, ...]:
+    """The blocks whose levels learn inside a sequence, in order."""
+    if self.family == 'transformer':
+      return ()
+    return self.cms.adapting(self.N)
+
+  @property
+  def stream(self) -> StreamConfig | None:
+    """How levels learn inside a sequence; None if none does."""
+    return self.cms.stream if self.adapting else None
+
+  @property
+  def groups(self) -> tuple[Group, ...]:
+    """For each period, fastest first, the levels that have it."""
+    return self.cms.groups(self.adapting)
+
+  @property
+  def segments(self) -> tuple[Segment, ...]:
+    """Runs of equal blocks from the first one that learns, see `Segment`."""
+    return self.cms.segments(self.adapting, self.N)
 
   @classmethod
   def from_dict(cls, values) -> 'ModelConfig':

@@ -78,13 +78,18 @@ class InitialValues(nn.Module):
 
 
 class SelfModifyingTitan(nn.Module):
-  """`(state, x_BxLxD, reset_BxL) -> (state, y_BxLxD)`."""
+  """`(state, x_BxLxD, reset_BxL) -> (state, y_BxLxD)`.
+
+  `length_B` and `aligned` are those of `memory.api.run`.
+  """
 
   cfg: ModelConfig
   implementation: str | None = None
 
   @nn.compact
-  def __call__(self, state, x_BxLxD, reset_BxL=None):
+  def __call__(
+    self, state, x_BxLxD, reset_BxL=None, length_B=None, aligned=False
+  ):
     cfg = self.cfg
     H, K, D = cfg.H, cfg.head_width, cfg.D
     dtype = cfg.compute_dtype
@@ -100,7 +105,7 @@ class SelfModifyingTitan(nn.Module):
     mixed, new_tails = [], []
     for name, tail in zip(('query', 'key', 'value'), tails):
       conv = CausalConv((H, K), cfg.taps, dtype, name=f'{name}_conv')
-      tail, y_BxLxHxK = conv(tail, linear(name), start_BxL)
+      tail, y_BxLxHxK = conv(tail, linear(name), start_BxL, length_B)
       mixed.append(jax.nn.silu(y_BxLxHxK))
       new_tails.append(tail)
     query, key, value = (
@@ -115,6 +120,8 @@ class SelfModifyingTitan(nn.Module):
       inputs,
       dtype=dtype,
       implementation=self.implementation,
+      length_B=length_B,
+      aligned=aligned,
     )
     state = None if state is None else TitanState(memory, tuple(new_tails))
     norm = RMSNorm(

@@ -4,22 +4,39 @@
 that is per sequence. There is no train-time and no test-time model.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nestax.models import axes
+from nestax.cms.stream import Piece, StreamState
+from nestax.models import active, axes
 from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
+from nestax.models.continuum import Segment
 from nestax.models.layers import Embedding, RMSNorm
+
+
+class ModelState(NamedTuple):
+  """Everything per sequence.
+
+  Attributes:
+    blocks: of the mixers, leaves `[N, B, ...]`.
+    levels: of the levels that learn (`cms.stream.StreamState`), or None.
+  """
+
+  blocks: blocks.BlockState
+  levels: StreamState | None
 
 
 class LanguageModel(nn.Module):
   """Embedding, N equal blocks, norm, head.
 
   Call: `(state, tokens_BxL, reset_BxL=None) -> (state, logits_BxLxV)`.
-    state: from `init_state`, leaves `[N, B, ...]`; None for fresh sequences
-      whose end state nobody needs (training), then None comes back.
+    state: ModelState from `init_state`; None for fresh sequences whose end
+      state nobody needs (training), then None comes back.
     tokens_BxL: int32 ids, any L.
     reset_BxL: True where a document starts: the sequence forgets there.
     logits_BxLxV: float32.
@@ -27,13 +44,46 @@ class LanguageModel(nn.Module):
 
   cfg: ModelConfig
 
-  @nn.compact
+  def setup(self):
+    cfg = self.cfg
+    self.embed = Embedding(cfg.V, cfg.D, cfg.compute_dtype)
+    self.blocks = blocks.remat(blocks.Block, cfg.remat)(cfg)
+    # the tied head's rows have unit norm: without this the token just read
+    # would start with a logit of sqrt(D)
+    initial = cfg.D**-0.5 if cfg.tied else 1.0
+    self.final_norm = RMSNorm(
+      (cfg.D,),
+      ('activation',),
+      initial,
+      cfg.compute_dtype,
+      cfg.epsilon,
+    )
+    if not cfg.tied:
+      init = nn.initializers.normal(1 / cfg.D)
+      names = ('embed', 'vocab')
+      self.head = self.param(
+        'head',
+        nn.with_logical_partitioning(init, names),
+        (cfg.D, cfg.V),
+        jnp.float32,
+      )
+    if cfg.stream:
+      init = nn.initializers.constant(np.log(max(cfg.cms.rate, 1e-30)))
+      self.log_rate = self.param(
+        'log_rate',
+        nn.with_logical_partitioning(init, ('layers', 'levels')),
+        (len(cfg.adapting), len(cfg.schedule.levels)),
+        jnp.float32,
+      )
+
   def __call__(self, state, tokens_BxL, reset_BxL=None):
     cfg = self.cfg
-    embed = Embedding(cfg.V, cfg.D, cfg.compute_dtype, name='embed')
+    x_BxLxD = self.embed(tokens_BxL)
+    if cfg.stream and not self.is_initializing():
+      return self._learn(state, x_BxLxD, tokens_BxL, reset_BxL)
 
     def body(block, x_BxLxD, state):
-      state, x_BxLxD = block(state, x_BxLxD, reset_BxL)
+      state, x_BxLxD, _ = block(state, x_BxLxD, reset_BxL)
       return x_BxLxD, state
 
     scanned = nn.scan(
@@ -43,41 +93,64 @@ class LanguageModel(nn.Module):
       length=cfg.N,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    block = blocks.remat(blocks.Block, cfg.remat)(cfg, name='blocks')
-    x_BxLxD, state = scanned(block, embed(tokens_BxL), state)
-    # the tied head's rows have unit norm: without this the token just read
-    # would start with a logit of sqrt(D)
-    initial = cfg.D**-0.5 if cfg.tied else 1.0
-    norm = RMSNorm(
-      (cfg.D,),
-      ('activation',),
-      initial,
-      cfg.compute_dtype,
-      cfg.epsilon,
-      name='final_norm',
-    )
-    x_BxLxD = norm(x_BxLxD)
-    if cfg.tied:
-      logits = embed.attend(x_BxLxD)
-    else:
-      init = nn.initializers.normal(1 / cfg.D)
-      head = self.param(
-        'head',
-        nn.with_logical_partitioning(init, ('embed', 'vocab')),
-        (cfg.D, cfg.V),
-        jnp.float32,
+    mixers = None if state is None else state.blocks
+    x_BxLxD, mixers = scanned(self.blocks, x_BxLxD, mixers)
+    state = None if state is None else ModelState(mixers, None)
+    return state, self.logits(x_BxLxD)
+
+  def _learn(self, state, x_BxLxD, tokens_BxL, reset_BxL):
+    """Blocks below the first that learns at once, the others by chunks."""
+    cfg, params = self.cfg, nn.unbox(self.variables['params'])
+    first = cfg.adapting[0]
+    trunk = None if state is None else _slice(state.blocks, 0, first)
+    if first:
+      trunk, x_BxLxD, _ = active.run_blocks(
+        cfg, params, Segment(0, first, None), trunk, x_BxLxD, reset_BxL
       )
+    if state is None:
+      logits = active.read_fresh(
+        cfg, params, _head(cfg, params), x_BxLxD, tokens_BxL, reset_BxL
+      )
+      return None, axes.constrain(logits, 'batch', 'length', 'vocab')
+    levels, mixers, logits = active.read_on(
+      cfg,
+      params,
+      _head(cfg, params),
+      state.levels,
+      _slice(state.blocks, first, cfg.N),
+      Piece(x_BxLxD, tokens_BxL, reset_BxL),
+    )
+    if first:
+      mixers = jax.tree.map(lambda *x: jnp.concatenate(x, 0), trunk, mixers)
+    return ModelState(mixers, levels), logits
+
+  def logits(self, x_BxLxD):
+    """The head: norm, then logits `[B, L, V]`, float32."""
+    x_BxLxD = self.final_norm(x_BxLxD)
+    if self.cfg.tied:
+      logits = self.embed.attend(x_BxLxD)
+    else:
       logits = jnp.einsum(
         'bld,dv->blv',
         x_BxLxD,
-        head.astype(cfg.compute_dtype),
+        self.head.astype(self.cfg.compute_dtype),
         preferred_element_type=jnp.float32,
       )
-    return state, axes.constrain(logits, 'batch', 'length', 'vocab')
+    return axes.constrain(logits, 'batch', 'length', 'vocab')
 
 
-def init_state(cfg: ModelConfig, batch: int, length: int):
-  """State of `batch` fresh sequences; every leaf is `[N, batch, ...]`.
+def _head(cfg: ModelConfig, params):
+  """The head as a function of the stream, outside of any module."""
+  model = LanguageModel(cfg, parent=None)
+  return lambda x: model.apply({'params': params}, x, method='logits')
+
+
+def _slice(tree, start: int, stop: int):
+  return jax.tree.map(lambda x: x[start:stop], tree)
+
+
+def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
+  """State of `batch` fresh sequences.
 
   Args:
     cfg: the model.
@@ -86,9 +159,43 @@ def init_state(cfg: ModelConfig, batch: int, length: int):
       needs none of it.
   """
   one = blocks.init_state(cfg, batch, length)
-  return jax.tree.map(
+  mixers = jax.tree.map(
     lambda x: jnp.broadcast_to(x[None], (cfg.N, *x.shape)), one
   )
+  levels = active.init_state(cfg, batch, mixers) if cfg.stream else None
+  return ModelState(mixers, levels)
+
+
+def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
+  """Learns from the tokens that wait for their chunk to fill, at once.
+
+  Without levels that learn the state comes back as it is.
+  """
+  if not cfg.stream:
+    return state
+  params = nn.unbox(params)
+  mixers = _slice(state.blocks, cfg.adapting[0], cfg.N)
+  levels = active.flush(cfg, params, _head(cfg, params), state.levels, mixers)
+  return state._replace(levels=levels)
+
+
+def state_shardings(mesh, state):
+  """Shardings of a state as `init_state` makes it, a tree like it."""
+  if not isinstance(state, ModelState) or state.levels is None:
+    return axes.state_shardings(mesh, state)
+
+  def by_row(tree):
+    return axes.state_shardings(mesh, tree, ('batch',))
+
+  def either(x):
+    return axes.state_shardings(mesh, x) if x.ndim > 1 else by_row(x)
+
+  levels = StreamState(*(by_row(part) for part in state.levels))
+  levels = levels._replace(
+    levels=jax.tree.map(either, state.levels.levels),
+    boundary=axes.state_shardings(mesh, state.levels.boundary),
+  )
+  return ModelState(axes.state_shardings(mesh, state.blocks), levels)
 
 
 def abstract_params(cfg: ModelConfig):

@@ -120,13 +120,21 @@ def segment_starts(reset_BxL):
   return jax.lax.cummax(jnp.where(reset_BxL, index_1xL, LONG_AGO), axis=1)
 
 
+def last_start(start_BxL, length_B):
+  """`segment_starts` of each row's last token; LONG_AGO for a row of none."""
+  last_Bx1 = jnp.maximum(length_B - 1, 0)[:, None]
+  start_B = jnp.take_along_axis(start_BxL, last_Bx1, axis=1)[:, 0]
+  return jnp.where(length_B > 0, start_B, LONG_AGO)
+
+
 class CausalConv(nn.Module):
   """Causal depthwise convolution over the last `taps` tokens of a stream.
 
-  Call: `(tail, x_BxLxHxK, start_BxL) -> (tail, y)`, where `tail` holds the
-  inputs of the `taps - 1` tokens before `x` (zeros at the start of a stream)
-  and `start_BxL`, or None, the index of the token at which each token's
-  document began: a tap that would reach past it reads zero.
+  Call: `(tail, x_BxLxHxK, start_BxL, length_B) -> (tail, y)`, where `tail`
+  holds the inputs of the `taps - 1` tokens before `x` (zeros at the start of a
+  stream) and `start_BxL`, or None, the index of the token at which each token's
+  document began: a tap that would reach past it reads zero. Of a row only the
+  first `length_B` tokens reach the new tail, or all.
   """
 
   shape: tuple[int, int]
@@ -134,7 +142,7 @@ class CausalConv(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, tail_BxTxHxK, x_BxLxHxK, start_BxL):
+  def __call__(self, tail_BxTxHxK, x_BxLxHxK, start_BxL, length_B=None):
     kernel = self.param(
       'kernel',
       nn.with_logical_partitioning(
@@ -157,16 +165,23 @@ class CausalConv(nn.Module):
         same = index_1xL - back >= start_BxL
         shifted = jnp.where(same[..., None, None], shifted, 0)
       y = y + shifted * tap
-    return self._tail(seen, start_BxL), y
+    return self._tail(seen, start_BxL, length_B), y
 
-  def _tail(self, seen, start_BxL):
+  def _tail(self, seen, start_BxL, length_B):
     """The inputs that the next call still reads, none of a past document."""
     before = self.taps - 1
-    tail = seen[:, seen.shape[1] - before :]
+    if length_B is None:
+      length_B = jnp.full(seen.shape[:1], seen.shape[1] - before)
+      tail = seen[:, seen.shape[1] - before :]
+    else:
+      cut = jax.vmap(
+        lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, before)
+      )
+      tail = cut(seen, length_B)
     if start_BxL is not None:
       index_1xT = jnp.arange(-before, 0, dtype=jnp.int32)[None, :]
-      index_1xT = index_1xT + start_BxL.shape[1]
-      keep = index_1xT >= start_BxL[:, -1:]
+      index_BxT = index_1xT + length_B[:, None]
+      keep = index_BxT >= last_start(start_BxL, length_B)[:, None]
       tail = jnp.where(keep[..., None, None], tail, 0)
     return tail.astype(jnp.float32)
 

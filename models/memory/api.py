@@ -44,6 +44,8 @@ def run(
   *,
   dtype=jnp.float32,
   implementation: str | None = None,
+  length_B=None,
+  aligned: bool = False,
 ):
   """Runs the self-referential memory over a piece of a stream.
 
@@ -57,22 +59,29 @@ def run(
     dtype: of the matmuls' operands; states, gates and sums are float32. The
       token rule computes in float32 throughout.
     implementation: 'token', 'scan', or None to pick by length.
+    length_B: tokens of each row that count, the first ones; the others change
+      no state, and their outputs mean nothing. None for all. Scan only.
+    aligned: every sequence is known to stand at a boundary of both chunks,
+      which spares the scan a shift.
 
   Returns:
     (MemoryState or None, output [B, L, H, K] float32).
 
   Raises:
-    ValueError: for an unknown implementation.
+    ValueError: for an unknown implementation, or `length_B` with 'token'.
   """
   if implementation is None:
-    implementation = 'token' if inputs.query.shape[1] <= FEW else 'scan'
+    few = inputs.query.shape[1] <= FEW and length_B is None
+    implementation = 'token' if few else 'scan'
   if implementation == 'token':
+    if length_B is not None:
+      raise ValueError("the token rule reads whole rows: length_B needs 'scan'")
     inputs = jax.tree.map(
       lambda x: x if x.dtype == jnp.bool_ else wide(x), inputs
     )
     return _by_token(cfg, initial, state, inputs)
   if implementation == 'scan':
-    return scan.run(cfg, initial, state, inputs, dtype)
+    return scan.run(cfg, initial, state, inputs, dtype, length_B, aligned)
   raise ValueError(
     f'implementation={implementation!r}: one of {IMPLEMENTATIONS} or None'
   )

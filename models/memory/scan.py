@@ -47,7 +47,16 @@ def _chunks(x, n: int, heads: bool):
   return jnp.moveaxis(x, (1, 3), (0, 2)) if heads else jnp.moveaxis(x, 1, 0)
 
 
-def run(cfg: MemoryConfig, initial, state, inputs: Inputs, dtype):
+def run(
+  cfg: MemoryConfig,
+  initial,
+  state,
+  inputs: Inputs,
+  dtype,
+  length_B=None,
+  aligned: bool = False,
+  walk=None,
+):
   """Reads a stream of any length, starting at any point of a chunk.
 
   Args:
@@ -56,23 +65,31 @@ def run(cfg: MemoryConfig, initial, state, inputs: Inputs, dtype):
     state: MemoryState, or None for fresh sequences.
     inputs: `[B, L, H, K]` projections.
     dtype: of the matmuls' operands.
+    length_B: tokens that count, the first of each row; None for all.
+    aligned: every sequence is known to stand at a boundary of both chunks.
+    walk: another way over the chunks than `_walk`, with its arguments.
 
   Returns:
     (MemoryState, or None for fresh sequences; output [B, L, H, K] float32).
   """
+  walk = walk or _walk
   B, L, H, K = inputs.query.shape
   small, big = cfg.chunks
   fresh = state is None
   kept = jnp.promote_types(dtype, jnp.float32)
   state = state or init_state(cfg, B, H, K, kept)
-  phase_B = None if fresh else state.position_B % small
-  n = -(-L // small) if fresh else -(-(L + small - 1) // small)
+  aligned = fresh or aligned
+  phase_B = None if aligned else state.position_B % small
+  n = -(-L // small) if aligned else -(-(L + small - 1) // small)
   length = n * small
   slow = stack_initial(cfg, initial)
 
   live = None
-  if not fresh or length > L:
-    live = _on_grid(jnp.ones((B, L), bool), phase_B, L, length, False)
+  if not aligned or length > L or length_B is not None:
+    live = jnp.ones((B, L), bool)
+    if length_B is not None:
+      live = jnp.arange(L)[None] < length_B[:, None]
+    live = _on_grid(live, phase_B, L, length, False)
     live = _chunks(live, n, heads=False)
 
   def lay(x, heads):
@@ -88,47 +105,71 @@ def run(cfg: MemoryConfig, initial, state, inputs: Inputs, dtype):
     lay(inputs.reset, False),
     live,
   )
-  step = _batched(cfg, initial, slow, dtype)
   # on a fresh grid with equal chunks the boundary is the running value
   together = fresh and small == big
+  count = L if length_B is None else length_B
+  first_B = state.position_B if aligned else state.position_B - phase_B
+  ends_nxB = _ends(first_B, phase_B, n, small, count)
+  carry = (
+    None if together else state.boundary,
+    state.running,
+    state.momentum,
+  )
+  carry, out_nxBxHxCxK = walk(cfg, initial, slow, carry, xs, ends_nxB, dtype)
+  out = jnp.moveaxis(out_nxBxHxCxK, (0, 2), (1, 3)).reshape(B, length, H, K)
+  out = _off_grid(out, phase_B, L)
+  if fresh:
+    return None, out
+  position_B = (state.position_B + count) % big
+  return MemoryState(*carry, position_B), out
 
-  def body(carry, chunk_and_index):
-    chunk, index = chunk_and_index
-    boundary, running, momentum, position_B = carry
+
+def _ends(first_B, phase_B, n: int, small: int, count):
+  """Position `[n, B]` at which each chunk ends; 1 where tokens do not fill it.
+
+  An unfilled chunk is one of more than one token: 1 ends no chunk.
+  """
+  stop_nx1 = (jnp.arange(n, dtype=jnp.int32) + 1)[:, None] * small
+  last_B = jnp.broadcast_to(count, first_B.shape)
+  last_B = last_B if phase_B is None else phase_B + last_B
+  return jnp.where(stop_nx1 <= last_B[None], first_B[None] + stop_nx1, 1)
+
+
+def _walk(cfg, initial, slow, carry, xs: Chunk, ends_nxB, dtype):
+  """Scans `chunk_step` over `[n, B, ...]` chunks.
+
+  Args:
+    carry: (boundary, running, momentum); boundary None where it is the running
+      value at every chunk's start.
+    ends_nxB: see `_ends`.
+
+  Returns:
+    (carry, output [n, B, H, C, K]).
+  """
+  step = _batched(cfg, initial, slow, dtype)
+  together = carry[0] is None
+
+  def body(carry, chunk_and_end):
+    chunk, end_B = chunk_and_end
+    boundary, running, momentum = carry
     if together:
       boundary = running
     (boundary, running, momentum), out = step(
       (boundary, running, momentum), chunk
     )
-    if not together:
-      end_B = position_B + (index + 1) * small
-      boundary = _commit(cfg, boundary, running, end_B, L, phase_B, index)
-    return (None if together else boundary, running, momentum, position_B), out
+    if together:
+      boundary = None
+    else:
+      boundary = _commit(cfg, boundary, running, end_B)
+    return (boundary, running, momentum), out
 
   if cfg.remat:
     body = jax.checkpoint(body, prevent_cse=False)
-  first_B = state.position_B if fresh else state.position_B - phase_B
-  boundary = None if together else state.boundary
-  carry = (boundary, state.running, state.momentum, first_B)
-  carry, out = jax.lax.scan(
-    body, carry, (xs, jnp.arange(n, dtype=jnp.int32)), length=n
-  )
-  boundary, running, momentum, _ = carry
-  out = jnp.moveaxis(out, (0, 2), (1, 3)).reshape(B, length, H, K)
-  out = _off_grid(out, phase_B, L)
-  if fresh:
-    return None, out
-  position_B = (state.position_B + L) % big
-  return MemoryState(boundary, running, momentum, position_B), out
+  return jax.lax.scan(body, carry, (xs, ends_nxB))
 
 
-def _commit(cfg, boundary, running, end_B, L, phase_B, index):
+def _commit(cfg, boundary, running, end_B):
   """Commits where a chunk that the tokens have filled ends at `end_B`."""
-  small = cfg.chunks[0]
-  phase_B = 0 if phase_B is None else phase_B
-  filled_B = (index + 1) * small <= phase_B + L
-  # an unfilled chunk (so of more than one token) must not look like an end
-  end_B = jnp.where(filled_B, end_B, 1)
   over_heads = jax.vmap(lambda b, r, e: commit(cfg, b, r, e), (0, 0, None))
   return jax.vmap(over_heads)(boundary, running, end_B)
 

@@ -1,0 +1,101 @@
+"""Levels read and composed: `y = M_k(... M_1(x))` or side by side (NL 7.1).
+
+A level is a gated MLP, `M(x) = down(silu(gate x) * up x)`, behind a norm and
+inside a residual. Its weights are slow ones that all sequences share, or slow
+ones plus what each sequence has written on them.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from nestax.cms.level import Theta
+
+VARIANTS = ('sequential', 'nested', 'independent')
+
+
+def read(theta: Theta, x_BxLxD, dtype):
+  """One level with the weights of all (NL Eq. 70, one factor).
+
+  Args:
+    theta: slow weights, any float dtype.
+    x_BxLxD: normalised input.
+    dtype: of the matmuls' operands and of the result.
+  """
+  gate, up, down = (w.astype(dtype) for w in theta)
+  x = x_BxLxD.astype(dtype)
+  h_BxLxF = jax.nn.silu(jnp.einsum('bld,df->blf', x, gate))
+  h_BxLxF = h_BxLxF * jnp.einsum('bld,df->blf', x, up)
+  return jnp.einsum('blf,fd->bld', h_BxLxF, down)
+
+
+def read_fast(theta: Theta, delta: Theta, x_BxLxD, dtype, alive_BxL=None):
+  """One level with each sequence's own weights, `theta + delta`.
+
+  Args:
+    theta: slow weights.
+    delta: the same with a leading `[B]`.
+    x_BxLxD: normalised input.
+    dtype: of the matmuls' operands and of the result.
+    alive_BxL: False for tokens of a document that started inside this piece,
+      for which nothing has been learned yet; None if there is none.
+  """
+  gate, up, down = ((t[None] + d).astype(dtype) for t, d in zip(theta, delta))
+  x = x_BxLxD.astype(dtype)
+  h_BxLxF = jax.nn.silu(jnp.einsum('bld,bdf->blf', x, gate))
+  h_BxLxF = h_BxLxF * jnp.einsum('bld,bdf->blf', x, up)
+  y_BxLxD = jnp.einsum('blf,bfd->bld', h_BxLxF, down)
+  if alive_BxL is None:
+    return y_BxLxD
+  slow_BxLxD = jax.lax.cond(
+    alive_BxL.all(), jnp.zeros_like, lambda x: read(theta, x, dtype), x
+  )
+  return jnp.where(alive_BxL[..., None], y_BxLxD, slow_BxLxD)
+
+
+def decay(theta: Theta, delta: Theta, x_BxLxD, dtype):
+  """Half the squared length of what a level has written, as each token sees it.
+
+  Its gradient is the second term of delta gradient descent, `delta x x^T` for
+  inputs `x` of unit norm, layer by layer (NL Eq. 56-57). Inputs are constants.
+
+  Returns:
+    float32 `[B, L]`.
+  """
+  gate, up, down = theta
+  x = x_BxLxD.astype(dtype)
+  h_BxLxF = jax.nn.silu(jnp.einsum('bld,df->blf', x, gate.astype(dtype)))
+  h_BxLxF = h_BxLxF * jnp.einsum('bld,df->blf', x, up.astype(dtype))
+  total = 0.0
+  for z, d in ((x, delta.gate_DxF), (x, delta.up_DxF), (h_BxLxF, delta[2])):
+    z = z.astype(jnp.float32)
+    z = z * jax.lax.rsqrt(jnp.square(z).sum(-1, keepdims=True) + 1e-12)
+    z = jax.lax.stop_gradient(z).astype(dtype)
+    written = jnp.einsum('bli,bio->blo', z, d.astype(dtype))
+    total += 0.5 * jnp.square(written.astype(jnp.float32)).sum(-1)
+  return total
+
+
+def compose(
+  variant: str,
+  levels: Sequence[Callable],
+  x_BxLxD,
+  mix_P=None,
+):
+  """Runs the levels of a block over the residual stream.
+
+  Args:
+    variant: 'sequential' and 'nested' in a chain (NL Eq. 70), 'independent'
+      side by side, their outputs added with the weights `mix_P` (Eq. 74).
+    levels: functions of the stream, norm included, residual not; fastest
+      first.
+    x_BxLxD: the stream.
+    mix_P: one learned weight a level, independent only.
+  """
+  if variant != 'independent':
+    for level in levels:
+      x_BxLxD = x_BxLxD + level(x_BxLxD)
+    return x_BxLxD
+  parts = [m.astype(x_BxLxD.dtype) * f(x_BxLxD) for m, f in zip(mix_P, levels)]
+  return x_BxLxD + sum(parts)

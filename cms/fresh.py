@@ -1,0 +1,162 @@
+"""A batch of fresh sequences: the schedule as nested scans (NL Eq. 71)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from nestax.cms import level as levels_
+from nestax.cms.stream import (
+  Net,
+  Piece,
+  StreamConfig,
+  commit,
+  gradients,
+  written,
+)
+
+
+def run(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
+  """Reads fresh sequences of any one length.
+
+  Args:
+    cfg: how the levels learn.
+    net: the network.
+    rates: inner learning rates of each level, `[n]` arrays.
+    levels: fresh LevelStates.
+    mixers: fresh state of the mixers.
+    piece: the whole stream.
+
+  Returns:
+    `y` of every token.
+  """
+  full = cfg.differentiate == 'full'
+  B, L = piece.tokens_BxL.shape
+  group = _remat_level(cfg.periods, L) if full else None
+
+  def chunk(carry, piece):
+    mixers, levels = carry
+    alive_BxL = None
+    if piece.reset_BxL is not None:
+      levels = tuple(levels_.forget(s, piece.reset_BxL[:, 0]) for s in levels)
+      inside = piece.reset_BxL.at[:, 0].set(False)
+      alive_BxL = jnp.cumsum(inside, axis=1) == 0
+    weights, where = written(levels), (None, alive_BxL)
+    if piece.tokens_BxL.shape[1] < cfg.periods[0]:
+      mixers, y, _ = net.forward(weights, mixers, piece, *where)
+      return (mixers, levels), y
+    mixers, y, grads, _, count_B = gradients(
+      net, not full, weights, mixers, piece, *where
+    )
+    learn_B = jnp.ones((B,), bool) if alive_BxL is None else alive_BxL[:, -1]
+    levels = tuple(
+      levels_.accumulate(s, g, count_B, learn_B) for s, g in zip(levels, grads)
+    )
+    if alive_BxL is not None:
+      levels = tuple(levels_.forget(s, ~learn_B) for s in levels)
+    return (mixers, levels), y
+
+  if full:
+    chunk = jax.checkpoint(chunk, prevent_cse=False)
+
+  def walk(k, carry, piece):
+    """Reads a piece in which levels up to k commit."""
+    if k < 0:
+      return chunk(carry, piece)
+    P, length = cfg.periods[k], piece.tokens_BxL.shape[1]
+    n = length // P
+    ys = []
+    if n:
+      whole = jax.tree.map(lambda x: x[:, : n * P], piece)
+      carry, y = loop(k, n, carry, whole)
+      ys.append(y)
+    if length > n * P:
+      rest = jax.tree.map(lambda x: x[:, n * P :], piece)
+      carry, y = walk(k - 1, carry, rest)
+      ys.append(y)
+    return carry, jax.tree.map(lambda *y: jnp.concatenate(y, 1), *ys)
+
+  def loop(k, n, carry, piece):
+    mixers, levels = carry
+    # what the slower levels have written is a constant of this scan
+    fixed = [(s.delta, s.moment) for s in levels[k + 1 :]]
+
+    def body(carry, piece):
+      mixers, moving = carry
+      slow = zip(moving[k + 1 :], fixed)
+      slow = [s._replace(delta=d, moment=m) for s, (d, m) in slow]
+      levels = (*moving[: k + 1], *slow)
+      (mixers, levels), y = walk(k - 1, (mixers, levels), piece)
+      levels = commit(cfg, levels, rates, k, jnp.ones((B,), bool))
+      return (mixers, _moving(levels, k)), y
+
+    if k == group:
+      body = jax.checkpoint(body, prevent_cse=False)
+    xs = jax.tree.map(lambda x: _cut(x, n), piece)
+    carry = mixers, _moving(levels, k)
+    remat = full and group is None
+    (mixers, moving), ys = _scan(body, carry, xs, n, remat)
+    slow = zip(moving[k + 1 :], fixed)
+    slow = [s._replace(delta=d, moment=m) for s, (d, m) in slow]
+    ys = jax.tree.map(lambda y: _join(y), ys)
+    return (mixers, (*moving[: k + 1], *slow)), ys
+
+  _, y = walk(len(cfg.periods) - 1, (mixers, tuple(levels)), piece)
+  return y
+
+
+def _moving(levels, k: int):
+  """What a scan of level k's periods carries: all but slower levels' writes."""
+  slow = [s._replace(delta=None, moment=None) for s in levels[k + 1 :]]
+  return (*levels[: k + 1], *slow)
+
+
+def _remat_level(periods, L: int):
+  """The level whose periods are recomputed as one in the backward pass.
+
+  With the chunks inside it recomputed one by one, the states kept are those
+  of its periods and of the chunks of one period: fewest where there are about
+  as many of either. None if no period is near that; `_scan` then makes
+  groups.
+  """
+  chunks = L // periods[0]
+  root = math.sqrt(max(chunks, 1))
+  ratios = [p // periods[0] for p in periods]
+  near = [
+    (abs(math.log(r / root)), k)
+    for k, r in enumerate(ratios)
+    if k and root / 2.5 <= r <= root * 2.5
+  ]
+  return min(near)[1] if near else None
+
+
+def _scan(body, carry, xs, n: int, remat: bool):
+  """`lax.scan`, in the backward pass by groups of about sqrt(n) if `remat`."""
+  size = _divisor(n)
+  if not remat or size == 1:
+    return jax.lax.scan(body, carry, xs, length=n)
+  xs = jax.tree.map(lambda x: x.reshape(n // size, size, *x.shape[1:]), xs)
+
+  @jax.checkpoint
+  def group(carry, xs):
+    return jax.lax.scan(body, carry, xs, length=size)
+
+  carry, ys = jax.lax.scan(group, carry, xs, length=n // size)
+  return carry, jax.tree.map(lambda y: y.reshape(n, *y.shape[2:]), ys)
+
+
+def _divisor(n: int) -> int:
+  """The divisor of n nearest to its square root from below."""
+  return max(d for d in range(1, math.isqrt(n) + 1) if n % d == 0)
+
+
+def _cut(x, n: int):
+  """`[B, n * P, ...]` to `[n, B, P, ...]`."""
+  B, L = x.shape[:2]
+  return jnp.moveaxis(x.reshape(B, n, L // n, *x.shape[2:]), 1, 0)
+
+
+def _join(y):
+  """`[n, B, P, ...]` to `[B, n * P, ...]`."""
+  n, B, P = y.shape[:3]
+  return jnp.moveaxis(y, 0, 1).reshape(B, n * P, *y.shape[3:])

@@ -1,0 +1,54 @@
+"""What a level learns from: sums over the scored tokens of a chunk.
+
+`next_token` is the paper's: the end-to-end loss of the whole network (NL
+section 7.1). `reconstruction` is local: a level regresses the value of each
+token from its key, where the key is the level's own normalised input and the
+value that of the next token times a slow scale; nothing is sent back through
+the network.
+
+Both score position t where the stream has token t + 1 in the same chunk and
+the same document: a chunk learns from C - 1 pairs, so that a commit waits for
+no token that has not been read.
+"""
+
+import jax
+import jax.numpy as jnp
+
+OBJECTIVES = ('next_token', 'reconstruction')
+
+
+def scored(reset_BxL, length_B, B: int, L: int):
+  """Which positions of a chunk are scored, bool `[B, L]`.
+
+  Args:
+    reset_BxL: True where a document starts, or None.
+    length_B: valid tokens, or None for all L.
+    B: sequences.
+    L: tokens.
+  """
+  follows = jnp.broadcast_to(jnp.arange(1, L + 1)[None] < L, (B, L))
+  if length_B is not None:
+    follows = jnp.arange(1, L + 1)[None] < length_B[:, None]
+  if reset_BxL is not None:
+    starts = jnp.pad(reset_BxL[:, 1:], ((0, 0), (0, 1)))
+    follows = follows & ~starts
+  return follows
+
+
+def next_token(logits_BxLxV, tokens_BxL, scored_BxL):
+  """Cross-entropy in nats, summed over each sequence's scored tokens, `[B]`."""
+  target_BxL = jnp.roll(tokens_BxL, -1, axis=1)
+  logits_BxLxV = logits_BxLxV.astype(jnp.float32)
+  picked_BxL = jnp.take_along_axis(
+    logits_BxLxV, target_BxL[..., None], axis=-1
+  )[..., 0]
+  nats_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1) - picked_BxL
+  return jnp.where(scored_BxL, nats_BxL, 0.0).sum(1)
+
+
+def reconstruction(y_BxLxD, key_BxLxD, scale_D, scored_BxL):
+  """Half the mean square of `M(key_t) - scale * key_{t+1}`, summed, `[B]`."""
+  value_BxLxD = scale_D * jnp.roll(key_BxLxD, -1, axis=1).astype(jnp.float32)
+  error_BxLxD = y_BxLxD.astype(jnp.float32) - value_BxLxD
+  half_BxL = 0.5 * jnp.square(error_BxLxD).mean(-1)
+  return jnp.where(scored_BxL, half_BxL, 0.0).sum(1)

@@ -1,0 +1,217 @@
+"""The blocks whose levels learn, as the active phase of `cms` reads them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nestax.cms import chain, fresh, objective, resume
+from nestax.cms import level as levels_
+from nestax.cms.level import Theta
+from nestax.cms.stream import Net, Piece, StreamState
+from nestax.cms.stream import init_state as init_stream
+from nestax.models import block as blocks
+from nestax.models.config import ModelConfig
+
+
+def init_levels(cfg: ModelConfig, B: int):
+  """Levels that have learned nothing, one state a period, fastest first."""
+  nested, last = cfg.stream.nested, len(cfg.groups) - 1
+  return tuple(
+    levels_.init_state(
+      cfg.stream.update,
+      len(group.blocks),
+      B,
+      cfg.D,
+      cfg.schedule.levels[group.slot].F,
+      nested and k < last,
+    )
+    for k, group in enumerate(cfg.groups)
+  )
+
+
+def init_state(cfg: ModelConfig, B: int, mixers) -> StreamState:
+  """State of the levels; `mixers` is the fresh state of all blocks."""
+  return init_stream(
+    init_levels(cfg, B),
+    _slice(mixers, cfg.adapting[0], cfg.N),
+    cfg.stream.periods[0],
+    B,
+    cfg.D,
+    cfg.compute_dtype,
+  )
+
+
+def _slice(tree, start: int, stop: int):
+  return jax.tree.map(lambda x: x[start:stop], tree)
+
+
+def _join(*parts):
+  return jnp.concatenate(parts, 0) if len(parts) > 1 else parts[0]
+
+
+def run_blocks(cfg, params, segment, mixers, x_BxLxD, reset_BxL, **options):
+  """Runs a segment's blocks; returns (mixers or None, x, keys).
+
+  `deltas`, if among the options, have a leading axis of the segment's blocks.
+  """
+  params = _slice(params['blocks'], segment.start, segment.stop)
+  deltas = options.pop('deltas', None)
+  block = blocks.Block(cfg, parent=None)
+
+  def body(x_BxLxD, layer):
+    params, mixers, deltas = layer
+    mixers, x_BxLxD, keys = block.apply(
+      {'params': params}, mixers, x_BxLxD, reset_BxL, deltas=deltas, **options
+    )
+    return x_BxLxD, (mixers, keys)
+
+  if cfg.remat != 'none':
+    policy = blocks.POLICIES[cfg.remat]
+    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+  x_BxLxD, (mixers, keys) = jax.lax.scan(
+    body, x_BxLxD, (params, mixers, deltas)
+  )
+  return mixers, x_BxLxD, keys
+
+
+def _by_slot(cfg: ModelConfig, weights):
+  """Weights of each period to weights of each level of a block, `[n, ...]`."""
+  slots = [[] for _ in cfg.schedule.levels]
+  for group, tree in zip(cfg.groups, weights):
+    slots[group.slot].append(tree)
+  return tuple(
+    jax.tree.map(_join, *trees) if trees else None for trees in slots
+  )
+
+
+def _theta(params, slot: int, index) -> Theta:
+  own = params['blocks'][f'level_{slot}']
+  return Theta(*(own[name][index] for name in ('gate', 'up', 'down')))
+
+
+def net(cfg: ModelConfig, params, head, aligned: bool) -> Net:
+  """The network from the first block that learns.
+
+  Args:
+    cfg: the model.
+    params: of the whole model.
+    head: `x_BxLxD -> logits_BxLxV`.
+    aligned: chunks of the levels start at boundaries of the memories' chunks.
+  """
+  first, cms = cfg.adapting[0], cfg.cms
+
+  def forward(weights, mixers, piece: Piece, length_B, alive_BxL):
+    x_BxLxD, states, keys = piece.x_BxLxD, [], []
+    by_slot = _by_slot(cfg, weights)
+    for segment in cfg.segments:
+      options = {'length_B': length_B, 'aligned': aligned}
+      if segment.offset is not None:
+        end = segment.offset + segment.stop - segment.start
+        options['deltas'] = _slice(by_slot, segment.offset, end)
+        options['alive_BxL'] = alive_BxL
+      state, x_BxLxD, seen = run_blocks(
+        cfg,
+        params,
+        segment,
+        _slice(mixers, segment.start - first, segment.stop - first),
+        x_BxLxD,
+        piece.reset_BxL,
+        **options,
+      )
+      states.append(state)
+      if segment.offset is not None:
+        keys.append(seen)
+    return (
+      jax.tree.map(_join, *states),
+      head(x_BxLxD),
+      jax.tree.map(_join, *keys),
+    )
+
+  def loss(weights, logits, keys, piece: Piece, length_B):
+    B, L = piece.tokens_BxL.shape
+    scored_BxL = objective.scored(piece.reset_BxL, length_B, B, L)
+    count_B = scored_BxL.sum(1).astype(jnp.float32)
+    sum_B = jnp.zeros((B,), jnp.float32)
+    if cms.objective == 'next_token':
+      sum_B += objective.next_token(logits, piece.tokens_BxL, scored_BxL)
+    for group, delta in zip(cfg.groups, weights):
+      if not cms.keeps_inputs:
+        break
+      sum_B += _local(cfg, params, group, delta, keys, scored_BxL)
+    return sum_B, count_B
+
+  return Net(forward, loss, cms.objective == 'next_token')
+
+
+def _local(cfg: ModelConfig, params, group, delta, keys, scored_BxL):
+  """What the levels of one period add to the objective by themselves."""
+  places = jnp.array([cfg.adapting.index(i) for i in group.blocks])
+  index = jnp.array(group.blocks)
+  theta = _theta(params, group.slot, index)
+  keys = keys[group.slot][places]
+  dtype = cfg.compute_dtype
+  sum_B = 0.0
+  if cfg.cms.objective == 'reconstruction':
+    value = params['blocks'][f'level_{group.slot}']['value'][index]
+
+    def one(theta, delta, key_BxLxD, value_D):
+      y_BxLxD = chain.read_fast(theta, delta, key_BxLxD, dtype)
+      return objective.reconstruction(
+        y_BxLxD, key_BxLxD, value_D[None, None], scored_BxL
+      )
+
+    sum_B += jax.vmap(one)(theta, delta, keys, value).sum(0)
+  if cfg.cms.optimizer == 'dgd':
+    decay = jax.vmap(lambda t, d, k: chain.decay(t, d, k, dtype))
+    decay_BxL = decay(theta, delta, keys).sum(0)
+    sum_B += jnp.where(scored_BxL, decay_BxL, 0.0).sum(1)
+  return sum_B
+
+
+def rates(cfg: ModelConfig, params):
+  """Inner learning rates of each period, fastest first, `[n]` arrays."""
+  log_rate_nxP = nn.unbox(params['log_rate'])
+  return tuple(
+    jnp.exp(
+      log_rate_nxP[
+        jnp.array([cfg.adapting.index(i) for i in group.blocks]), group.slot
+      ]
+    )
+    for group in cfg.groups
+  )
+
+
+def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
+  """Logits of fresh sequences; `x` is what the first learning block reads."""
+  B, L = tokens_BxL.shape
+  one = blocks.init_state(cfg, B, L)
+  n = cfg.N - cfg.adapting[0]
+  mixers = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (n, *x.shape)), one)
+  aligned = cfg.stream.periods[0] % cfg.memory.chunks[1] == 0
+  return fresh.run(
+    cfg.stream,
+    net(cfg, params, head, aligned),
+    rates(cfg, params),
+    init_levels(cfg, B),
+    mixers,
+    Piece(x_BxLxD, tokens_BxL, reset_BxL),
+  )
+
+
+def read_on(cfg: ModelConfig, params, head, state, mixers, piece: Piece):
+  """(levels' state, mixers, logits) of sequences that go on."""
+  return resume.run(
+    cfg.stream,
+    net(cfg, params, head, False),
+    rates(cfg, params),
+    state,
+    mixers,
+    piece,
+  )
+
+
+def flush(cfg: ModelConfig, params, head, state, mixers) -> StreamState:
+  """Learns from what is pending; see `cms.resume.flush`."""
+  return resume.flush(
+    cfg.stream, net(cfg, params, head, False), rates(cfg, params), state, mixers
+  )
