@@ -1,0 +1,40 @@
+"""Results kept one file a cell, so that a comparison goes on where it was."""
+
+import json
+import os
+import pathlib
+
+
+class CellError(ValueError):
+  """A file holds the results of something else."""
+
+
+def write(path: pathlib.Path, key: dict, rows: list[dict]) -> None:
+  """Puts a cell down whole or not at all.
+
+  Args:
+    path: of the file; its folder is made.
+    key: what the rows are results of.
+    rows: plain dicts, one a line after the key's.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  fresh = path.with_suffix(f'.{os.getpid()}')
+  fresh.write_text(''.join(json.dumps(row) + '\n' for row in [key, *rows]))
+  fresh.replace(path)
+
+
+def read(path: pathlib.Path, key: dict | None = None) -> list[dict] | None:
+  """Reads a cell's rows; None if there is no such file.
+
+  Raises:
+    CellError: if a key is given and the file's is another.
+  """
+  if not path.exists():
+    return None
+  there, *rows = map(json.loads, path.read_text().splitlines())
+  if key is not None and there != key:
+    raise CellError(
+      f'{path} holds results of {there}, asked for are {key}: give another '
+      'workdir'
+    )
+  return rows

@@ -1,0 +1,157 @@
+"""Trains one task at many learning rates and seeds at once, in one program."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Make = Callable[[Any], optax.GradientTransformation]  # of a learning rate
+
+
+class Task(NamedTuple):
+  """What is trained; all functions are traced, for one run each.
+
+  Attributes:
+    data: a pytree of arrays that all runs share.
+    init: (data, seed) -> parameters.
+    batch: (data, seed, step) -> batch.
+    loss: (params, batch) -> scalar.
+    evaluate: (data, params, seed, step) -> dict of scalars, low if good.
+    select: which of them the learning rate is picked by.
+    inputs: batch -> the layers' inputs that `optim.dgd` asks for; None where
+      there are none to give.
+  """
+
+  data: Any
+  init: Callable
+  batch: Callable
+  loss: Callable
+  evaluate: Callable
+  select: str
+  inputs: Callable | None = None
+
+
+def run(
+  task: Task,
+  make: Make,
+  rates: Sequence[float],
+  seeds: int,
+  steps: int,
+  every: int,
+  say: Callable[[int, float], None] = lambda step, seconds: None,
+) -> list[dict]:
+  """Trains `len(rates) * seeds` runs side by side.
+
+  Args:
+    task: what is trained.
+    make: the optimiser of a (traced) learning rate.
+    rates: learning rates.
+    seeds: 0 to seeds - 1 each.
+    steps: of each run.
+    every: steps between two evaluations; a divisor of `steps`.
+    say: told the step and the seconds since the first evaluation, which
+      leave compilation out.
+
+  Returns:
+    A row for each run and evaluation: `rate`, `seed`, `step`, `train` (mean
+    loss since the last row) and what `evaluate` gives; None for a number
+    that is not finite.
+
+  Raises:
+    ValueError: if `every` does not divide `steps`.
+  """
+  if steps % every:
+    raise ValueError(f'{steps} steps are no multiple of {every}: give one')
+  grid = [(rate, seed) for rate in rates for seed in range(seeds)]
+  rate_R = jnp.array([rate for rate, _ in grid], jnp.float32)
+  seed_R = jnp.array([seed for _, seed in grid], jnp.int32)
+
+  def chunk(data, carry, rate, seed, first):
+    carry, loss = _advance(task, make, data, carry, rate, seed, first, every)
+    numbers = task.evaluate(data, carry[0], seed, first + every)
+    return carry, {'train': loss} | numbers
+
+  def start(data, rate, seed):
+    params = task.init(data, seed)
+    return params, make(rate).init(params)
+
+  layout = _layout(start, task.data, rate_R[0], seed_R[0])
+  starts = jax.vmap(start, in_axes=(None, 0, 0), out_axes=layout)
+  carry = jax.jit(starts)(task.data, rate_R, seed_R)
+  chunks = jax.jit(
+    jax.vmap(chunk, in_axes=(None, layout, 0, 0, None), out_axes=(layout, 0)),
+    donate_argnums=1,
+  )
+  rows, began = [], None
+  for first in range(0, steps, every):
+    carry, numbers = chunks(task.data, carry, rate_R, seed_R, first)
+    numbers = {name: np.asarray(x) for name, x in numbers.items()}
+    began = began or time.perf_counter()
+    say(first + every, time.perf_counter() - began)
+    for i, (rate, seed) in enumerate(grid):
+      row = {'rate': rate, 'seed': seed, 'step': first + every}
+      rows.append(row | {k: _finite(x[i]) for k, x in numbers.items()})
+  return rows
+
+
+def seconds_per_step(
+  task: Task, make: Make, rate: float, steps: int = 50, repeats: int = 3
+) -> float:
+  """Times a step of one run alone, without evaluation or compilation.
+
+  Returns:
+    Seconds, the median over `repeats` programs of `steps` steps each.
+  """
+
+  @jax.jit
+  def stretch(data, carry):
+    return _advance(task, make, data, carry, rate, 0, 0, steps)
+
+  params = task.init(task.data, jnp.int32(0))
+  carry = params, make(rate).init(params)
+  jax.block_until_ready(stretch(task.data, carry))
+  times = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(stretch(task.data, carry))
+    times.append(time.perf_counter() - start)
+  return float(np.median(times)) / steps
+
+
+def _advance(task, make, data, carry, rate, seed, first, steps):
+  """Takes steps in a scan; gives the carry and the mean loss."""
+  tx = optax.with_extra_args_support(make(rate))
+
+  def step(carry, number):
+    params, state = carry
+    batch = task.batch(data, seed, number)
+    loss, grads = jax.value_and_grad(task.loss)(params, batch)
+    extra = {'inputs': task.inputs(batch)} if task.inputs else {}
+    updates, state = tx.update(grads, state, params, **extra)
+    return (optax.apply_updates(params, updates), state), loss
+
+  carry, losses = jax.lax.scan(step, carry, first + jnp.arange(steps))
+  return carry, losses.mean()
+
+
+def _layout(start, *arguments):
+  """Axes of the runs: 0, but counts of steps are the same in all of them.
+
+  With a count for each run the conditional of M3's refresh would turn into a
+  selection, which orthogonalises the slow momentum at every step.
+  """
+
+  def axis(x):
+    count = x.ndim == 0 and jnp.issubdtype(x.dtype, jnp.integer)
+    return None if count else 0
+
+  return jax.tree.map(axis, jax.eval_shape(start, *arguments))
+
+
+def _finite(x) -> float | None:
+  return float(x) if math.isfinite(x) else None
