@@ -47,12 +47,12 @@ def pick(rows: Sequence[dict], name: str) -> tuple[float, bool]:
   return rates[best], best in (0, len(rates) - 1)
 
 
-def first_below(rows: Sequence[dict], name: str, bound: float) -> int | None:
-  """Finds the first step at which the mean over seeds is at most `bound`."""
-  for step, mean in zip(*curve(rows, name)[:2]):
-    if mean <= bound:
-      return int(step)
-  return None
+def stays_below(rows: Sequence[dict], name: str, bound: float) -> int | None:
+  """Finds the step from which on the mean over seeds is at most `bound`."""
+  steps, means, _, _ = curve(rows, name)
+  above = np.flatnonzero(~(means <= bound))
+  first = above[-1] + 1 if len(above) else 0
+  return int(steps[first]) if first < len(steps) else None
 
 
 def curve(rows: Sequence[dict], name: str):
@@ -130,7 +130,7 @@ def _table(suite, results, best, milliseconds):
   for key in sorted(keys, key=lambda k: _mean(best[k], select)):
     rate, edge, rows = best[key]
     ms = milliseconds.get(key)
-    reached = None if bound is None else first_below(rows, select, bound)
+    reached = None if bound is None else stays_below(rows, select, bound)
     lines.append(
       [
         key[1],

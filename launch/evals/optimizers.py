@@ -7,6 +7,7 @@ times each alone and writes `table.md`, `curves.png` and `rows.jsonl`.
 """
 
 import functools
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -53,6 +54,10 @@ def _rates(lowest: float, count: int) -> tuple[float, ...]:
   return tuple(float(f'{lowest * 2**i:.6g}') for i in range(count))
 
 
+def _every(steps: int, evaluations: int) -> int:
+  return math.gcd(steps, max(1, steps // evaluations))
+
+
 def _shapes(task):
   return jax.eval_shape(task.init, task.data, jnp.int32(0))
 
@@ -66,7 +71,7 @@ def make_orthogonal(seeds: int, steps: int = 0) -> Suite:
     name: contenders.make(name, shapes, orthogonal.RULES, lambda _: 1.0, 0.0)
     for name in contenders.NAMES
   }
-  return Suite(task, make, _rates(1e-3, 11), seeds, steps, steps // 64)
+  return Suite(task, make, _rates(1e-3, 11), seeds, steps, _every(steps, 64))
 
 
 def make_vit(seeds: int, steps: int = 0, images: str = '') -> Suite:
@@ -79,7 +84,7 @@ def make_vit(seeds: int, steps: int = 0, images: str = '') -> Suite:
     name: contenders.make(name, shapes, vit.RULES, schedule)
     for name in ('adamw', 'muon', 'm3', 'sgdm', 'delta')
   }
-  return Suite(task, make, _rates(2.5e-4, 10), seeds, steps, steps // 20)
+  return Suite(task, make, _rates(2.5e-4, 10), seeds, steps, _every(steps, 20))
 
 
 def make_lm(seeds: int, steps: int = 0) -> Suite:
@@ -94,7 +99,7 @@ def make_lm(seeds: int, steps: int = 0) -> Suite:
     config.optimizer = name
     make[name] = contenders.of_config(config, _shapes(task))
   steps = config.train.steps
-  return Suite(task, make, _rates(1.5e-3, 5), seeds, steps, steps // 20)
+  return Suite(task, make, _rates(1.5e-3, 5), seeds, steps, _every(steps, 20))
 
 
 def train(suite: Suite, title: str, name: str, folder: pathlib.Path) -> None:
@@ -106,13 +111,13 @@ def train(suite: Suite, title: str, name: str, folder: pathlib.Path) -> None:
     return
 
   def say(step, seconds):
-    print(f'{title} {name}: step {step}/{suite.steps}, {seconds:.0f} s')
+    if step * 4 % suite.steps == 0:
+      words = f'{title} {name}: step {step}/{suite.steps}, {seconds:.0f} s'
+      print(words, flush=True)
 
   grid = suite.rates, suite.seeds, suite.steps, suite.every
   rows = sweep.run(suite.task, suite.make[name], *grid, say)
-  cells.write(
-    path, key, [key_of | row for key_of in [_of(key)] for row in rows]
-  )
+  cells.write(path, key, [_of(key) | row for row in rows])
 
 
 def clock(suite: Suite, title: str, name: str, folder: pathlib.Path) -> None:
