@@ -16,7 +16,15 @@ from nestax.cms.stream import (
 )
 
 
-def run(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
+def run(
+  cfg: StreamConfig,
+  net: Net,
+  rates,
+  levels,
+  mixers,
+  piece: Piece,
+  remat: bool = False,
+):
   """Reads fresh sequences of any one length.
 
   Args:
@@ -26,6 +34,7 @@ def run(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
     levels: fresh LevelStates.
     mixers: fresh state of the mixers.
     piece: the whole stream.
+    remat: recompute chunks in the backward pass; 'full' always does.
 
   Returns:
     `y` of every token.
@@ -56,7 +65,7 @@ def run(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
       levels = tuple(levels_.forget(s, ~learn_B) for s in levels)
     return (mixers, levels), y
 
-  if full:
+  if full or remat:
     chunk = jax.checkpoint(chunk, prevent_cse=False)
 
   def walk(k, carry, piece):

@@ -177,3 +177,16 @@ def flush(
   """
   none_B = jnp.zeros_like(state.skip_B)
   return _learn(cfg, net, rates, state, mixers, none_B, ~none_B)
+
+
+def forget(cfg: StreamConfig, state: StreamState) -> StreamState:
+  """Empties the levels of every sequence, as a document's start does.
+
+  In the middle of a chunk, the rest of it is not learned from.
+  """
+  inside_B = state.clock_B % cfg.periods[0] != 0
+  every_B = jnp.ones_like(inside_B)
+  return state._replace(
+    levels=tuple(levels_.forget(s, every_B) for s in state.levels),
+    skip_B=state.skip_B | inside_B,
+  )

@@ -49,9 +49,13 @@ def _join(*parts):
   return jnp.concatenate(parts, 0) if len(parts) > 1 else parts[0]
 
 
-def run_blocks(cfg, params, segment, mixers, x_BxLxD, reset_BxL, **options):
+def run_blocks(
+  cfg, params, segment, mixers, x_BxLxD, reset_BxL, *, remat=False, **options
+):
   """Runs a segment's blocks; returns (mixers or None, x, keys).
 
+  With `remat` the backward pass recomputes as the config says; the active
+  phase recomputes whole chunks instead.
   `deltas`, if among the options, have a leading axis of the segment's blocks.
   """
   params = _slice(params['blocks'], segment.start, segment.stop)
@@ -65,7 +69,7 @@ def run_blocks(cfg, params, segment, mixers, x_BxLxD, reset_BxL, **options):
     )
     return x_BxLxD, (mixers, keys)
 
-  if cfg.remat != 'none':
+  if remat and cfg.remat != 'none':
     policy = blocks.POLICIES[cfg.remat]
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)
   x_BxLxD, (mixers, keys) = jax.lax.scan(
@@ -184,10 +188,11 @@ def rates(cfg: ModelConfig, params):
 def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
   """Logits of fresh sequences; `x` is what the first learning block reads."""
   B, L = tokens_BxL.shape
-  one = blocks.init_state(cfg, B, L)
+  C = cfg.stream.periods[0]
+  one = blocks.init_state(cfg, B, -(-L // C) * C, whole=True)
   n = cfg.N - cfg.adapting[0]
   mixers = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (n, *x.shape)), one)
-  aligned = cfg.stream.periods[0] % cfg.memory.chunks[1] == 0
+  aligned = cfg.family != 'hope' or C % cfg.memory.chunks[1] == 0
   return fresh.run(
     cfg.stream,
     net(cfg, params, head, aligned),
@@ -195,6 +200,7 @@ def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
     init_levels(cfg, B),
     mixers,
     Piece(x_BxLxD, tokens_BxL, reset_BxL),
+    remat=cfg.remat != 'none',
   )
 
 

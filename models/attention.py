@@ -21,11 +21,13 @@ class AttentionState(NamedTuple):
   start_B: jax.Array  # int32, position at which the document began
 
 
-def init_state(cfg: ModelConfig, B: int, length: int) -> AttentionState:
+def init_state(
+  cfg: ModelConfig, B: int, length: int, whole: bool = False
+) -> AttentionState:
   """Empty caches for `length` tokens, or for the window if that is less.
 
   A stream longer than its cache sees the last `length` tokens, as with a
-  window.
+  window. With `whole` there is room for all of them, whatever the window.
 
   Raises:
     ValueError: for a length below 1.
@@ -35,7 +37,7 @@ def init_state(cfg: ModelConfig, B: int, length: int) -> AttentionState:
       f'length={length}: attention needs room for at least one token; give the '
       'longest stream that must be remembered'
     )
-  S = min(length, cfg.window) if cfg.window else length
+  S = length if whole or not cfg.window else min(length, cfg.window)
   shape = (B, S, cfg.kv_heads, cfg.head_width)
   return AttentionState(
     jnp.zeros(shape, cfg.compute_dtype),
@@ -63,7 +65,8 @@ class Attention(nn.Module):
   """`(state, x_BxLxD, reset_BxL) -> (state, y_BxLxD)`.
 
   Of each row the first `length_B` tokens count, or all; the others change no
-  state. `aligned` says nothing here: a cache has no grid.
+  state. `aligned` says that all sequences have the same clock and that the
+  ring does not wrap around inside this call.
   """
 
   cfg: ModelConfig
@@ -72,7 +75,6 @@ class Attention(nn.Module):
   def __call__(
     self, state, x_BxLxD, reset_BxL=None, length_B=None, aligned=False
   ):
-    del aligned
     cfg = self.cfg
     H, G, K, D = cfg.H, cfg.kv_heads, cfg.head_width, cfg.D
     dtype = cfg.compute_dtype
@@ -91,7 +93,7 @@ class Attention(nn.Module):
       o_BxLxHxK = self._fresh(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL)
     else:
       state, o_BxLxHxK = self._continued(
-        state, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL, length_B
+        state, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL, length_B, aligned
       )
     out = Linear(
       'blhk,hkd->bld',
@@ -123,7 +125,9 @@ class Attention(nn.Module):
     mask = _visible(position[..., None], position[:, None], start, cfg.window)
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
-  def _continued(self, state: AttentionState, q, k, v, reset_BxL, length_B):
+  def _continued(
+    self, state: AttentionState, q, k, v, reset_BxL, length_B, aligned
+  ):
     cfg = self.cfg
     L = q.shape[1]
     index_1xL = jnp.arange(L, dtype=jnp.int32)[None]
@@ -145,12 +149,36 @@ class Attention(nn.Module):
       position_BxL[..., None],
       positions[:, None],
       start_BxL[..., None],
-      capacity,
+      min(capacity, cfg.window or capacity),
     )
-    o = jax.nn.dot_product_attention(q, keys, values, mask=mask)
+    # the scores of a piece against the whole cache are cheaper to compute
+    # again than to keep
+    attend = jax.checkpoint(
+      lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v, mask=mask),
+      prevent_cse=False,
+    )
+    o = attend(q, keys, values, mask)
+    if aligned and length_B is None:
+      return self._append(state, k, v, position_BxL, start_BxL), o
     if length_B is None:
       length_B = jnp.full(state.clock_B.shape, L, jnp.int32)
     return self._remember(state, k, v, position_BxL, start_BxL, length_B), o
+
+  def _append(self, state, k, v, position_BxL, start_BxL):
+    """`_remember` where every row writes the same slots, without a scatter."""
+    slot = state.clock_B[0] % state.position_BxS.shape[1]
+
+    def put(ring, new):
+      new = new.astype(ring.dtype)
+      return jax.lax.dynamic_update_slice_in_dim(ring, new, slot, axis=1)
+
+    return AttentionState(
+      put(state.key_BxSxGxK, k),
+      put(state.value_BxSxGxK, v),
+      put(state.position_BxS, position_BxL),
+      position_BxL[:, -1] + 1,
+      start_BxL[:, -1],
+    )
 
   def _remember(self, state, k, v, position_BxL, start_BxL, length_B):
     S = state.position_BxS.shape[1]

@@ -19,11 +19,13 @@ class BlockState(NamedTuple):
   mixer: hope.TitanState | attention.AttentionState
 
 
-def init_state(cfg: ModelConfig, B: int, length: int) -> BlockState:
-  """Fresh sequences; `length` is the capacity of an attention cache."""
+def init_state(
+  cfg: ModelConfig, B: int, length: int, whole: bool = False
+) -> BlockState:
+  """Fresh sequences; `length` and `whole` are those of an attention cache."""
   if cfg.family == 'hope':
     return BlockState(hope.init_state(cfg, B))
-  return BlockState(attention.init_state(cfg, B, length))
+  return BlockState(attention.init_state(cfg, B, length, whole))
 
 
 class Level(nn.Module):

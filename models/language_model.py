@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nestax.cms import resume
+from nestax.cms.level import norm, weights
 from nestax.cms.stream import Piece, StreamState
 from nestax.models import active, axes
 from nestax.models import block as blocks
@@ -105,7 +107,13 @@ class LanguageModel(nn.Module):
     trunk = None if state is None else _slice(state.blocks, 0, first)
     if first:
       trunk, x_BxLxD, _ = active.run_blocks(
-        cfg, params, Segment(0, first, None), trunk, x_BxLxD, reset_BxL
+        cfg,
+        params,
+        Segment(0, first, None),
+        trunk,
+        x_BxLxD,
+        reset_BxL,
+        remat=True,
       )
     if state is None:
       logits = active.read_fresh(
@@ -177,6 +185,46 @@ def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
   mixers = _slice(state.blocks, cfg.adapting[0], cfg.N)
   levels = active.flush(cfg, params, _head(cfg, params), state.levels, mixers)
   return state._replace(levels=levels)
+
+
+def forget_levels(cfg: ModelConfig, state: ModelState) -> ModelState:
+  """Empties the levels of every sequence, as a document's start does.
+
+  The mixers keep what they have read. In the middle of a chunk, the rest of
+  it is not learned from.
+  """
+  if not cfg.stream:
+    return state
+  levels = resume.forget(cfg.stream, state.levels)
+  return state._replace(levels=levels)
+
+
+class Telemetry(NamedTuple):
+  """What the levels of a state did, per period P, means over sequences."""
+
+  commits_P: jax.Array  # commits that wrote something, so far
+  moved_P: jax.Array  # Frobenius norm of the last update
+  size_P: jax.Array  # Frobenius norm of all that is written
+  surprise: jax.Array  # inner objective of the last chunk learned from
+
+
+def level_telemetry(state: ModelState) -> Telemetry:
+  """Reads the telemetry; arrays of no elements if no level learns."""
+  if state.levels is None:
+    none = jnp.zeros((0,), jnp.float32)
+    return Telemetry(none, none, none, jnp.zeros((), jnp.float32))
+  levels = state.levels.levels
+  return Telemetry(
+    jnp.stack([level.commits_B.mean() for level in levels]),
+    jnp.stack([level.moved_B.mean() for level in levels]),
+    jnp.stack([norm(weights(level)).mean() for level in levels]),
+    state.levels.surprise_B.mean(),
+  )
+
+
+def inner_rates(cfg: ModelConfig, params) -> tuple[jax.Array, ...]:
+  """Inner learning rates of each period, fastest first, one a block."""
+  return active.rates(cfg, params) if cfg.stream else ()
 
 
 def state_shardings(mesh, state):
