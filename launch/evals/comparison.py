@@ -188,5 +188,5 @@ def _draw(best, milliseconds, path):
     for axes, words in ((by_step, 'step'), (by_time, 'seconds, one run alone')):
       axes.set(xlabel=words, ylabel=SELECT[suite], title=suite, yscale='log')
       axes.grid(alpha=0.3, which='both')
-    by_step.legend()
+    by_time.legend(loc='center left', bbox_to_anchor=(1, 0.5))
   picture.savefig(path)
