@@ -1,0 +1,1 @@
+"""Files of Llama-type weights, each opened into `layout.Weights`."""
