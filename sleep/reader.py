@@ -1,0 +1,216 @@
+"""Reading and sampling while nothing is learned: what sleep does all night.
+
+Awake, levels commit while the model reads. A teacher whose weights moved while
+it was asked would be another one at every question, so here what the levels
+have written is held fixed: only the mixers' state goes on.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nestax.cms.stream import Piece, written
+from nestax.models import active, language_model
+from nestax.models.config import ModelConfig
+from nestax.models.continuum import Segment
+
+# A logit that nothing reaches; finite, so that differences of two stay numbers.
+NEVER = -1e30
+
+
+class Reader(NamedTuple):
+  """A model as sleep asks it; two functions, both pure.
+
+  Attributes:
+    fresh: `(context, rows, length) -> state` of rows that have read nothing.
+      The context is what all of them know already, a pytree or None; where it
+      is of O owners, row i belongs to owner `i // (rows // O)`.
+    read: `(params, state, tokens_BxL) -> (state, logits_BxLxV)`, float32.
+  """
+
+  fresh: Callable[[Any, int, int], Any]
+  read: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
+
+
+class Rows(NamedTuple):
+  """State of the frozen reader: the mixers go on, the weights stay."""
+
+  mixers: Any  # leaves [N, B, ...]
+  written: Any  # what levels add to the slow weights, [n, O, ...], or None
+
+
+def of_model(cfg: ModelConfig, allowed_V=None) -> Reader:
+  """The reader of a model, levels frozen.
+
+  Its context is what the levels of O owners have written, as `learned` gives
+  it, or None for the slow weights alone.
+
+  Args:
+    cfg: the model.
+    allowed_V: bool, ids that may be said; the logits of others are NEVER.
+  """
+
+  def fresh(context, rows, length):
+    if context is not None:
+      owners = jax.tree.leaves(context)[0].shape[1]
+      if rows % owners:
+        raise ValueError(
+          f'{rows} rows cannot be shared out among {owners} owners: give a '
+          'multiple'
+        )
+    return Rows(language_model.init_state(cfg, rows, length).blocks, context)
+
+  def read(params, state, tokens_BxL):
+    mixers, logits_BxLxV = _read(cfg, params, state, tokens_BxL)
+    if allowed_V is not None:
+      allowed_1x1xV = jnp.asarray(allowed_V)[None, None]
+      logits_BxLxV = jnp.where(allowed_1x1xV, logits_BxLxV, NEVER)
+    return state._replace(mixers=mixers), logits_BxLxV
+
+  return Reader(fresh, read)
+
+
+def learned(state: language_model.ModelState):
+  """What the levels of each sequence have written: a reader's context."""
+  return None if state.levels is None else written(state.levels.levels)
+
+
+def _read(cfg: ModelConfig, params, state: Rows, tokens_BxL):
+  rows = tokens_BxL.shape[0]
+  if state.written is None:
+    return _read_as_one(cfg, params, state, tokens_BxL)
+  owners = jax.tree.leaves(state.written)[0].shape[1]
+  if rows == owners:
+    return _read_as_one(cfg, params, state, tokens_BxL)
+
+  # one row at a time under two vmaps: what an owner has written is there once
+  def one(mixers, written, tokens_L):
+    row = Rows(*jax.tree.map(lambda x: x[:, None], (mixers, written)))
+    mixers, logits = _read_as_one(cfg, params, row, tokens_L[None])
+    return jax.tree.map(lambda x: x[:, 0], mixers), logits[0]
+
+  def split(x, axis):
+    shape = *x.shape[:axis], owners, rows // owners, *x.shape[axis + 1 :]
+    return x.reshape(shape)
+
+  each = jax.vmap(one, in_axes=(1, None, 0), out_axes=(1, 0))
+  every = jax.vmap(each, in_axes=(1, 1, 0), out_axes=(1, 0))
+  mixers = jax.tree.map(lambda x: split(x, 1), state.mixers)
+  mixers, logits = every(mixers, state.written, split(tokens_BxL, 0))
+  mixers = jax.tree.map(lambda x, y: x.reshape(y.shape), mixers, state.mixers)
+  return mixers, logits.reshape(rows, *logits.shape[2:])
+
+
+def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL):
+  """Rows whose owners are as many, or that know nothing of their own."""
+  params = nn.unbox(params)
+  model = language_model.LanguageModel(cfg)
+
+  def head(x_BxLxD):
+    return model.apply({'params': params}, x_BxLxD, method='logits')
+
+  def run(start, stop, mixers, x_BxLxD):
+    part = Segment(start, stop, None)
+    return active.run_blocks(cfg, params, part, mixers, x_BxLxD, None)[:2]
+
+  x_BxLxD = model.apply(
+    {'params': params}, tokens_BxL, method=lambda m, t: m.embed(t)
+  )
+  if state.written is None:
+    mixers, x_BxLxD = run(0, cfg.N, state.mixers, x_BxLxD)
+    return mixers, head(x_BxLxD)
+  first = cfg.adapting[0]
+  trunk = jax.tree.map(lambda x: x[:first], state.mixers)
+  mixers = jax.tree.map(lambda x: x[first:], state.mixers)
+  if first:
+    trunk, x_BxLxD = run(0, first, trunk, x_BxLxD)
+  net = active.net(cfg, params, head, aligned=False)
+  piece = Piece(x_BxLxD, tokens_BxL, None)
+  mixers, logits, _ = net.forward(state.written, mixers, piece, None, None)
+  if first:
+    mixers = jax.tree.map(lambda *x: jnp.concatenate(x), trunk, mixers)
+  return mixers, logits
+
+
+class Said(NamedTuple):
+  """Token rows: a prompt, what was said after it, then padding."""
+
+  tokens_BxL: jax.Array  # int32
+  start_B: jax.Array  # tokens of the prompt, at least 1
+  length_B: jax.Array  # prompt and what was said, the end token included
+
+  @property
+  def said_BxL(self):
+    """Which tokens were said."""
+    place_1xL = jnp.arange(self.tokens_BxL.shape[1])[None]
+    return (place_1xL >= self.start_B[:, None]) & (
+      place_1xL < self.length_B[:, None]
+    )
+
+
+def sample(
+  reader: Reader,
+  params,
+  context,
+  prompts: Said,
+  key,
+  temperature: float = 1.0,
+  eos: int = -1,
+  pad: int = 0,
+) -> Said:
+  """Goes on from prompts until the rows are full or their end is said.
+
+  One scan over tokens for prompts of any lengths; a call for `jax.jit`, or for
+  a caller that is jitted. No gradient is to go through it.
+
+  Args:
+    reader: of the model.
+    params: its parameters.
+    context: what the rows know, see `Reader`.
+    prompts: the first `start_B` tokens of each row count.
+    key: of the draws.
+    temperature: 1 for the model's own distribution, 0 for the likeliest.
+    eos: id that ends a row; -1 if none does.
+    pad: id of what is after the end.
+  """
+  B, L = prompts.tokens_BxL.shape
+  state = reader.fresh(context, B, L)
+
+  def one(carry, place):
+    state, token_B, done_B = carry
+    t, key = place
+    state, logits_Bx1xV = reader.read(params, state, token_B[:, None])
+    if temperature:
+      scaled = logits_Bx1xV[:, 0] / temperature
+      drawn_B = jax.random.categorical(key, scaled)
+    else:
+      drawn_B = logits_Bx1xV[:, 0].argmax(-1)
+    given_B = t < prompts.start_B
+    drawn_B = jnp.where(done_B, pad, drawn_B.astype(jnp.int32))
+    token_B = jnp.where(given_B, prompts.tokens_BxL[:, t], drawn_B)
+    counts_B = given_B | ~done_B
+    done_B = done_B | (~given_B & (token_B == eos))
+    return (state, token_B, done_B), (token_B, counts_B)
+
+  first_B = prompts.tokens_BxL[:, 0]
+  carry = state, first_B, jnp.zeros((B,), bool)
+  places = jnp.arange(1, L), jax.random.split(key, L - 1)
+  _, (tokens, counts) = jax.lax.scan(one, carry, places)
+  tokens_BxL = jnp.concatenate([first_B[:, None], tokens.T], 1)
+  length_B = 1 + counts.sum(0, dtype=jnp.int32)
+  return Said(tokens_BxL, prompts.start_B, length_B)
+
+
+def score(reader: Reader, params, context, tokens_BxL):
+  """Logits for every token but the first, each given those before it.
+
+  Returns:
+    float32 `[B, L - 1, V]`; entry t is for token t + 1.
+  """
+  B, L = tokens_BxL.shape
+  state = reader.fresh(context, B, L)
+  _, logits_BxLxV = reader.read(params, state, tokens_BxL[:, :-1])
+  return logits_BxLxV

@@ -1,0 +1,127 @@
+"""The frozen reader reads as the model does, and learns nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sleep_cases as cases
+
+from nestax.models import language_model
+from nestax.sleep import reader as readers
+
+
+def close(a, b, atol=2e-5):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@pytest.mark.parametrize(
+  'family, blocks', [('hope_attention', 'all'), ('hope', '1')]
+)
+def test_reads_as_the_model_does_until_a_level_would_commit(family, blocks):
+  cfg = cases.config(family, blocks=blocks)
+  params, B = cases.params_of(cfg), 2
+  day = cases.day(cfg, B)
+  model, reader = language_model.LanguageModel(cfg), readers.of_model(cfg)
+  new = cases.tokens(B, 3, seed=2)  # the fastest period is 4
+  state = reader.fresh(readers.learned(day), B, 32)
+  _, want = jax.jit(model.apply)({'params': params}, day, new)
+  _, got = reader.read(params, state, new)
+  close(got, want)
+  slow = reader.read(params, reader.fresh(None, B, 32), new)[1]
+  assert np.abs(slow - got).max() > 1e-4  # the levels had learned something
+
+
+def test_nothing_is_learned_and_pieces_equal_the_whole():
+  cfg = cases.config()
+  params, B = cases.params_of(cfg), 2
+  day = cases.day(cfg, B)
+  reader, new = readers.of_model(cfg), cases.tokens(B, 20, seed=2)
+  state = reader.fresh(readers.learned(day), B, 32)
+  whole, want = reader.read(params, state, new)
+  close(whole.written, state.written, atol=0)
+  parts = []
+  for a, b in ((0, 3), (3, 11), (11, 20)):
+    state, part = reader.read(params, state, new[:, a:b])
+    parts.append(part)
+  close(jnp.concatenate(parts, 1), want)
+
+
+@pytest.mark.parametrize('family', ['hope_attention', 'hope'])
+def test_rows_of_an_owner_read_with_what_the_owner_has_learned(family):
+  cfg = cases.config(family)
+  params, O, R = cases.params_of(cfg), 2, 3  # noqa: E741
+  day = cases.day(cfg, O)
+  context, reader = readers.learned(day), readers.of_model(cfg)
+  new = cases.tokens(O * R, 6, seed=2)
+  state, got = jax.jit(reader.read)(
+    params, reader.fresh(context, O * R, 32), new
+  )
+  each = jax.tree.map(lambda x: jnp.repeat(x, R, axis=1), context)
+  want_state, want = reader.read(params, reader.fresh(each, O * R, 32), new)
+  close(got, want)
+  close(state.mixers, want_state.mixers)
+
+
+def test_rows_that_owners_cannot_share_are_refused():
+  cfg = cases.config()
+  day = cases.day(cfg, 2)
+  with pytest.raises(ValueError, match='3 rows .* 2 owners'):
+    readers.of_model(cfg).fresh(readers.learned(day), 3, 8)
+
+
+def test_ids_that_are_not_allowed_are_never_said():
+  cfg = cases.config(blocks='none')
+  params = cases.params_of(cfg)
+  allowed = np.arange(cases.V) < 3
+  prompts = readers.Said(cases.tokens(8, 12), jnp.full(8, 2), jnp.full(8, 2))
+  said = readers.sample(
+    readers.of_model(cfg, allowed), params, None, prompts, jax.random.key(0)
+  )
+  assert (np.asarray(said.tokens_BxL)[np.asarray(said.said_BxL)] < 3).all()
+
+
+def test_prompts_are_kept_and_rows_end_at_the_end_token():
+  reader = cases.table_reader()
+  # 1 -> 2 -> 3 (the end) -> 1
+  table = 50.0 * jax.nn.one_hot(jnp.array([1, 2, 3, 1]), 4)
+  tokens = jnp.array([[1, 0, 0, 0, 0, 0], [3, 3, 3, 0, 0, 0]])
+  prompts = readers.Said(tokens, jnp.array([1, 3]), jnp.array([1, 3]))
+  said = readers.sample(
+    reader, table, None, prompts, jax.random.key(0), eos=3, pad=0
+  )
+  np.testing.assert_array_equal(
+    said.tokens_BxL, [[1, 2, 3, 0, 0, 0], [3, 3, 3, 1, 2, 3]]
+  )
+  np.testing.assert_array_equal(said.length_B, [3, 6])
+  np.testing.assert_array_equal(said.said_BxL.sum(1), [2, 3])
+
+
+def test_samples_are_drawn_from_the_models_distribution():
+  reader, B = cases.table_reader(), 20_000
+  chance = jnp.array([0.1, 0.2, 0.7])
+  table = jnp.broadcast_to(jnp.log(chance), (3, 3))
+  prompts = readers.Said(
+    jnp.zeros((B, 2), jnp.int32), jnp.ones(B, int), jnp.ones(B, int)
+  )
+  said = readers.sample(reader, table, None, prompts, jax.random.key(0))
+  share = np.bincount(said.tokens_BxL[:, 1], minlength=3) / B
+  np.testing.assert_allclose(share, chance, atol=0.02)
+
+
+def test_scores_are_those_the_sampler_saw():
+  cfg = cases.config('hope')
+  params, B = cases.params_of(cfg), 2
+  day = cases.day(cfg, B)
+  reader, context = readers.of_model(cfg), readers.learned(day)
+  prompts = readers.Said(
+    cases.tokens(B, 10, 3), jnp.array([1, 4]), jnp.array([1, 4])
+  )
+  said = jax.jit(
+    lambda p: readers.sample(reader, params, context, p, jax.random.key(0), 0.0)
+  )(prompts)
+  logits = readers.score(reader, params, context, said.tokens_BxL)
+  first = np.asarray(logits.argmax(-1))
+  mask = np.asarray(said.said_BxL)[:, 1:]
+  np.testing.assert_array_equal(
+    first[mask], np.asarray(said.tokens_BxL)[:, 1:][mask]
+  )
