@@ -8,7 +8,8 @@ from absl import app, flags
 from nestax.launch import checkpoint, sampling, trained
 from nestax.launch.configs import common
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/quickstart', 'Run folder.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run; runs/quickstart.')
+_MODEL = flags.DEFINE_string('model', None, 'Weights instead of a run.')
 _PROMPT = flags.DEFINE_string('prompt', '', 'Text to go on from.')
 _FILE = flags.DEFINE_string('prompt_file', None, 'UTF-8 file to go on from.')
 _TOKENS = flags.DEFINE_integer('tokens', 400, 'Most to draw.', lower_bound=0)
@@ -16,6 +17,7 @@ _TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0: the likeliest.')
 _TOP_K = flags.DEFINE_integer('top_k', 0, 'Only the k likeliest; 0: all.')
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Only the likeliest that hold p.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
+_WRONG = ValueError, OSError, ImportError
 
 
 def main(argv: list[str]) -> int:
@@ -26,9 +28,9 @@ def main(argv: list[str]) -> int:
     limits = _TOP_K.value, _TOP_P.value
     how = sampling.Sampling(_TEMPERATURE.value, *limits, _SEED.value)
     prompt = sampling.read_prompt(_PROMPT.value, _FILE.value)
-    model, params, tokenizer, _ = trained.load(_WORKDIR.value)
+    model, params, tokenizer, _ = trained.choose(_WORKDIR.value, _MODEL.value)
     drawn = sampling.text(model, params, tokenizer, prompt, _TOKENS.value, how)
-  except (ValueError, OSError, checkpoint.CheckpointError) as error:
+  except (*_WRONG, checkpoint.CheckpointError) as error:
     return _refuse(error)
   sys.stdout.reconfigure(errors='replace')  # a terminal may know less UTF-8
   for piece in itertools.chain([prompt], drawn, ['\n']):

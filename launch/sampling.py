@@ -161,11 +161,13 @@ def text(
     ValueError: at once, for a prompt that no UTF-8 bytes spell.
   """
   try:
-    prefix = [tokenizer.bos, *(tokenizer.encode(prompt) if prompt else [])]
+    prefix = tokenizer.encode(prompt) if prompt else []
   except UnicodeEncodeError as error:
     raise ValueError(
       f'the prompt is not UTF-8 text: character {error.start} cannot be encoded'
     ) from error
+  if tokenizer.adds_bos or not prefix:
+    prefix = [tokenizer.bos, *prefix]
   return _pieces(model, params, tokenizer, prefix, tokens, how)
 
 

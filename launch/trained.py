@@ -1,5 +1,7 @@
-"""A trained model out of its run folder."""
+"""A trained model: out of its run folder, or a pretrained one of a file."""
 
+import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,13 +11,13 @@ import jax
 
 from nestax.launch import checkpoint
 from nestax.launch import mesh as meshes
-from nestax.launch.data import tokenizers
-from nestax.models import axes, language_model
+from nestax.launch.data import llama_tokenizers, tokenizers
+from nestax.models import axes, language_model, pretrained
 from nestax.models.config import ModelConfig
 
 
 class Trained(NamedTuple):
-  """What a run has made."""
+  """What a run has made, or somebody else's."""
 
   model: language_model.LanguageModel
   params: dict
@@ -52,4 +54,57 @@ def load(workdir, say: Callable[[str], None] = _to_stderr) -> Trained:
   step, config, params = checkpoint.load_params(workdir, abstract, say)
   model = language_model.LanguageModel(ModelConfig.from_dict(config['model']))
   tokenizer = tokenizers.load(config['data']['tokenizer'])
+  # whatever the tokenizer's own model wants: here all documents began so
+  tokenizer = dataclasses.replace(tokenizer, adds_bos=True)
   return Trained(model, params, tokenizer, step)
+
+
+def load_pretrained(path, tokenizer: str | None = None) -> Trained:
+  """Loads a Llama-type model from a file; `step` is 0.
+
+  Args:
+    path: of the weights, as `pretrained.load` takes it.
+    tokenizer: path of one, as `tokenizers.load` takes it; None takes that of
+      the GGUF file, or the file beside the weights: tokenizer.json or
+      tokenizer.model, for llama2.c tok<vocabulary>.bin or tokenizer.bin.
+
+  Raises:
+    FileNotFoundError: if weights or tokenizer are not there.
+    ImportError: if the extra `pretrained` is not installed.
+    ValueError: in words, if one of them can't be used or they do not fit.
+  """
+  path = os.path.expanduser(os.fspath(path))
+  config, params = pretrained.load(path)
+  found = tokenizers.load(tokenizer or _tokenizer_of(path, config.V))
+  if found.vocab_size > config.V:
+    raise ValueError(
+      f'the tokenizer of {path} has {found.vocab_size} ids, the end of text '
+      f'included; the model knows {config.V}'
+    )
+  params = jax.tree.map(jax.numpy.asarray, params)
+  return Trained(language_model.LanguageModel(config), params, found, 0)
+
+
+def choose(workdir: str | None, model: str | None) -> Trained:
+  """Loads a run (runs/quickstart if neither is given) or a pretrained model.
+
+  Raises:
+    ValueError: if both are given, else as `load` and `load_pretrained`.
+  """
+  if workdir and model:
+    raise ValueError('give --workdir or --model, not both')
+  return load_pretrained(model) if model else load(workdir or 'runs/quickstart')
+
+
+def _tokenizer_of(path: str, vocabulary: int) -> str:
+  if path.endswith('.gguf'):
+    return path
+  if path.endswith('.bin'):
+    return llama_tokenizers.beside_llama2c(path, vocabulary)
+  folder = path if os.path.isdir(path) else os.path.dirname(path)
+  for name in ('tokenizer.json', 'tokenizer.model'):
+    if os.path.isfile(os.path.join(folder, name)):
+      return os.path.join(folder, name)
+  raise FileNotFoundError(
+    f'{folder} holds no tokenizer: neither tokenizer.json nor tokenizer.model'
+  )

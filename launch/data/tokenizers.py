@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, a tokenizer.json, or a SentencePiece model.
+"""Text to ids and back: bytes, or the tokenizer that a file holds.
 
 Every kind is reduced to one table, the bytes that each id stands for: byte
 counts, decoding and the bigram entropy all read it, so they can't disagree.
@@ -18,7 +18,7 @@ _BOS = ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '[BOS]')
 _EOS = ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>', '[EOS]')
 _PAD = ('<pad>', '<|pad|>', '<|finetune_right_pad_id|>', '[PAD]')
 _BYTE = re.compile('<0x([0-9A-Fa-f]{2})>')
-_SPACE = '\u2581'
+SPACE = '\u2581'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +31,8 @@ class Tokenizer:
       gets one, after its last id; bos and pad fall back on eos.
     encode: text to ids, without specials; never reads a special out of text.
     prefix: whether `encode` puts a space before a text's first word.
+    adds_bos: whether the model that the file belongs to wants a bos before a
+      prompt; documents of our pipeline always begin with one.
   """
 
   pieces: tuple[bytes, ...]
@@ -39,6 +41,7 @@ class Tokenizer:
   pad: int
   encode: Callable[[str], list[int]]
   prefix: bool = False
+  adds_bos: bool = True
 
   @property
   def vocab_size(self) -> int:
@@ -103,8 +106,9 @@ class StreamDecoder:
 
 
 def load(name: str) -> Tokenizer:
-  """Loads 'bytes', a path to a tokenizer.json, or one to a SentencePiece model.
+  """Loads 'bytes', or the tokenizer of a file.
 
+  Files: a tokenizer.json, a SentencePiece .model, a .gguf, llama2.c's .bin.
   The byte tokenizer's ids are 0-255 for the bytes, bos 256, eos 257, pad 258.
   Raises ValueError for another name, or a file that can't be used, and
   FileNotFoundError for one that is not there.
@@ -112,14 +116,22 @@ def load(name: str) -> Tokenizer:
   if name == 'bytes':
     pieces = tuple(bytes([i]) for i in range(256)) + (b'',) * 3
     return Tokenizer(pieces, 256, 257, 258, _bytes_of)
-  if not name.endswith(('.json', '.model')):
+  if not name.endswith(('.json', '.model', '.gguf', '.bin')):
     raise ValueError(
-      f"data.tokenizer is {name!r}; it is 'bytes', a path to a tokenizer.json "
-      'or a path to a SentencePiece .model'
+      f"data.tokenizer is {name!r}; it is 'bytes', a path to a tokenizer.json, "
+      "a SentencePiece .model, a .gguf or llama2.c's tokenizer.bin"
     )
   path = os.path.expanduser(name)
   if not os.path.isfile(path):
     raise FileNotFoundError(f'data.tokenizer={name!r}: there is no such file')
+  if path.endswith(('.gguf', '.bin')):
+    from nestax.launch.data import llama_tokenizers  # it imports this module
+
+    gguf = path.endswith('.gguf')
+    loader = (
+      llama_tokenizers.load_gguf if gguf else llama_tokenizers.load_llama2c
+    )
+    return loader(path)
   return _load_json(path) if path.endswith('.json') else _load_model(path)
 
 
@@ -155,7 +167,9 @@ def _load_json(path):
 
   encode = functools.partial(_encode_json, model)
   specials = [special(names) for names in (_BOS, _EOS, _PAD)]
-  return _finish(pieces, specials, encode)
+  # what the file's own post-processor puts first
+  first = model.encode('a', add_special_tokens=True).ids[:1]
+  return finish(pieces, specials, encode, first == [specials[0]])
 
 
 def _encode_json(model, text):
@@ -167,18 +181,18 @@ def _spelling(spec, path):
   stages = ('normalizer', 'pre_tokenizer', 'decoder')
   stages = json.dumps([spec[s] for s in stages], ensure_ascii=False)
   if '"ByteLevel"' in stages:
-    bytes_of = {char: byte for byte, char in enumerate(_byte_level_chars())}
+    bytes_of = {char: byte for byte, char in enumerate(byte_level_chars())}
     return lambda token: bytes(bytes_of.get(char, 0x3F) for char in token)
-  if _SPACE in stages:
+  if SPACE in stages:
     fallback = spec['model'].get('byte_fallback', False)
     return functools.partial(_piece, fallback=fallback)
   raise ValueError(
     f'{path} is neither byte-level nor of the SentencePiece kind (spaces as '
-    f'{_SPACE}): it loses white space, so its text could not be given back'
+    f'{SPACE}): it loses white space, so its text could not be given back'
   )
 
 
-def _byte_level_chars():
+def byte_level_chars() -> list[str]:
   """The printable character that byte-level BPE writes for each byte."""
   kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   others = iter(range(0x100, 0x200))
@@ -189,7 +203,7 @@ def _piece(token, fallback):
   byte = _BYTE.fullmatch(token) if fallback else None
   if byte:
     return bytes([int(byte[1], 16)])
-  return token.replace(_SPACE, ' ').encode()
+  return token.replace(SPACE, ' ').encode()
 
 
 def _load_model(path):
@@ -204,10 +218,10 @@ def _load_model(path):
     if not (model.is_control(i) or model.is_unknown(i) or model.is_unused(i)):
       pieces[i] = _piece(model.id_to_piece(i), model.is_byte(i))
   specials = [model.bos_id(), model.eos_id(), model.pad_id()]
-  return _finish(pieces, specials, model.encode)
+  return finish(pieces, specials, model.encode)
 
 
-def _finish(pieces, specials, encode):
+def finish(pieces, specials, encode, adds_bos=True) -> Tokenizer:
   """Fills in the specials that the file lacks (-1), finds the prefix."""
   bos, eos, pad = specials
   if eos < 0:
@@ -217,4 +231,5 @@ def _finish(pieces, specials, encode):
   for i in (bos, eos, pad):
     pieces[i] = b''
   start = b''.join(pieces[i] for i in encode('a'))
-  return Tokenizer(tuple(pieces), bos, eos, pad, encode, start[:1] == b' ')
+  prefix = start[:1] == b' '
+  return Tokenizer(tuple(pieces), bos, eos, pad, encode, prefix, adds_bos)
