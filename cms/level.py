@@ -145,7 +145,7 @@ def commit(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
   writes_B = due_B & (state.count_B > 0) & finite_B
   grads = where_rows(writes_B, grads, jax.tree.map(jnp.zeros_like, grads))
   moment = state.moment and scaled(state.moment, state.kept_B)
-  step, moment = update.step(cfg, moment, grads, rate_n)
+  step, new = update.step(cfg, moment, grads, rate_n)
   step = where_rows(writes_B, step, jax.tree.map(jnp.zeros_like, step))
   written = jax.tree.map(jnp.add, weights(state), step)
   zero_B = jnp.zeros_like(state.count_B)
@@ -157,7 +157,8 @@ def commit(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
       due_B, jax.tree.map(jnp.zeros_like, state.total), state.total
     ),
     count_B=state.count_B * left_B,
-    moment=moment and where_rows(writes_B, moment, state.moment),
+    # not `state.moment`, which a document's start may have emptied
+    moment=moment and where_rows(writes_B, new, moment),
     commits_B=state.commits_B + writes_B.astype(jnp.int32),
     moved_B=jnp.where(
       due_B, jnp.where(writes_B, norm(step), zero_B), state.moved_B
@@ -178,10 +179,11 @@ def restart(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
     state.origin_total, 1.0 / jnp.maximum(state.origin_count_B, 1.0)
   )
   writes_B = due_B & jnp.isfinite(norm(grads))
+  grads = where_rows(writes_B, grads, jax.tree.map(jnp.zeros_like, grads))
   plain = UpdateConfig('sgd', clip=cfg.clip)
   step, _ = update.step(plain, None, grads, rate_n)
+  step = where_rows(writes_B, step, jax.tree.map(jnp.zeros_like, step))
   origin = jax.tree.map(jnp.add, state.origin, step)
-  origin = where_rows(writes_B, origin, state.origin)
   left_B = 1.0 - due_B.astype(jnp.float32)
   return state._replace(
     delta=where_rows(due_B, origin, state.delta),

@@ -84,7 +84,8 @@ def step(cfg: UpdateConfig, moment, grads, rate_n):
 
 def root(x):
   """Square root whose derivative at 0 is 0 instead of infinite."""
-  return jnp.sqrt(jnp.where(x > 0, x, 1.0)) * (x > 0)
+  # NaN is not 0: it has to come through
+  return jnp.sqrt(jnp.where(x == 0, 1.0, x)) * (x != 0)
 
 
 def orthogonalize(x, steps: int):
