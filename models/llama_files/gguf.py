@@ -83,7 +83,7 @@ def open_file(path: str) -> Weights:
       'llama-gguf-split --merge'
     )
   if _ANGLES in tensors:
-    factors = _dequantise(path, tensors.pop(_ANGLES))
+    factors = dequantise(path, tensors.pop(_ANGLES))
     if not np.all(factors == 1):
       raise ValueError(
         f'{path}: {_ANGLES} scales the rotary angles (as Llama 3.1 does), '
@@ -93,7 +93,7 @@ def open_file(path: str) -> Weights:
   shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
 
   def read_tensor(name):
-    return _dequantise(path, tensors[name])
+    return dequantise(path, tensors[name])
 
   return Weights(path, config, _NAMES, shapes, read_tensor, True)
 
@@ -102,7 +102,8 @@ def _shape(tensor) -> tuple[int, ...]:
   return tuple(int(n) for n in tensor.shape[::-1])  # gguf has inputs first
 
 
-def _dequantise(path: str, tensor) -> np.ndarray:
+def dequantise(path: str, tensor) -> np.ndarray:
+  """A tensor of the reader as floats `[outputs, inputs]`, or a ValueError."""
   import gguf
 
   try:
