@@ -1,7 +1,8 @@
 """The outer optimiser of a config: clipping, weight decay, one update rule.
 
 Matrices of the blocks take the rule that `config.optimizer` names; embeddings,
-norms, gates and convolutions always take AdamW.
+norms, gates and convolutions always take AdamW. Expert slots are frozen: they
+are sleep's to train.
 """
 
 import math
@@ -40,6 +41,7 @@ RULES = (
   (r'(blocks/.*|final_)norm/scale', 'norm'),
   (r'log_rate|blocks/mix|blocks/level_\d+/value', 'continuum'),
   (r'embed/embedding|head', 'embedding'),
+  (r'blocks/level_\d+/slots/(a|b|logit|active)', 'slot'),
 )
 
 
@@ -104,13 +106,22 @@ def build(
   )
   names = labels.label(nn.unbox(params), RULES)
   clip = optax.clip_by_global_norm(opt.clip) if opt.clip else optax.identity()
-  if config.optimizer == 'adamw':
-    return optax.chain(clip, _adamw(opt, schedule, names)), schedule
-  rules = {
-    'matrix': _m3(config, schedule, names, mesh),
-    'rest': _adamw(opt, schedule, names),
-  }
-  groups = jax.tree.map(lambda n: 'matrix' if n in MATRICES else 'rest', names)
+  rest = _adamw(opt, schedule, names)
+  slots = 'slot' in jax.tree.leaves(names)
+  if config.optimizer == 'adamw' and not slots:
+    return optax.chain(clip, rest), schedule
+  rules = {'rest': rest}
+  if config.optimizer != 'adamw':
+    rules['matrix'] = _m3(config, schedule, names, mesh)
+  if slots:
+    rules['frozen'] = optax.set_to_zero()
+
+  def group(name):
+    if name == 'slot':
+      return 'frozen'
+    return 'matrix' if name in MATRICES and 'matrix' in rules else 'rest'
+
+  groups = jax.tree.map(group, names)
   return optax.chain(clip, optax.multi_transform(rules, groups)), schedule
 
 

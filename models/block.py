@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.cms import chain
+from nestax.cms import chain, experts
 from nestax.cms.level import Theta
 from nestax.models import attention, axes, hope
 from nestax.models.config import ModelConfig
@@ -28,13 +28,35 @@ def init_state(
   return BlockState(attention.init_state(cfg, B, length, whole))
 
 
+class ExpertSlots(nn.Module):
+  """Room for what sleep grows into a level; all masked and empty at first."""
+
+  cfg: ModelConfig
+
+  @nn.compact
+  def __call__(self) -> experts.Slots:
+    S, r, D = self.cfg.cms.slots, self.cfg.cms.rank, self.cfg.D
+
+    def one(name, names, shape, init=nn.initializers.zeros):
+      init = nn.with_logical_partitioning(init, names)
+      return self.param(name, init, shape, jnp.float32)
+
+    first = nn.initializers.normal(D**-0.5)
+    return experts.Slots(
+      one('a', (None, 'embed', 'memory'), (S, D, r), first),
+      one('b', (None, 'memory', 'embed'), (S, r, D)),
+      one('logit', (None,), (S,)),
+      one('active', (None,), (S,)),
+    )
+
+
 class Level(nn.Module):
   """One level of the continuum: a pre-norm MLP of hidden width F.
 
   Call: `(x_BxLxD, delta, alive_BxL) -> (y_BxLxD, key_BxLxD)`, without the
   residual. The weights here are the slow `theta_0`; `delta` is what each
-  sequence has written on them, or None for an ordinary MLP. `key` is the
-  normalised input.
+  sequence has written on them, or None for an ordinary MLP. The active expert
+  slots add to either. `key` is the normalised input.
   """
 
   cfg: ModelConfig
@@ -72,10 +94,14 @@ class Level(nn.Module):
     )
     key_BxLxD = norm(x_BxLxD)
     if delta is None:
-      return chain.read(theta, key_BxLxD, cfg.compute_dtype), key_BxLxD
-    y_BxLxD = chain.read_fast(
-      theta, delta, key_BxLxD, cfg.compute_dtype, alive_BxL
-    )
+      y_BxLxD = chain.read(theta, key_BxLxD, cfg.compute_dtype)
+    else:
+      y_BxLxD = chain.read_fast(
+        theta, delta, key_BxLxD, cfg.compute_dtype, alive_BxL
+      )
+    if cfg.cms.slots:
+      slots = ExpertSlots(cfg, name='slots')()
+      y_BxLxD += experts.read(slots, key_BxLxD, cfg.compute_dtype)
     return y_BxLxD, key_BxLxD
 
 

@@ -92,6 +92,11 @@ class ModelConfig:
         f'H={self.H} query heads cannot share G={self.G} key-value heads: G '
         'must divide H'
       )
+    if self.cms.slots and self.cms.rank > self.D:
+      raise ValueError(
+        f'cms.rank={self.cms.rank} of an expert slot: at most the width '
+        f'D={self.D}'
+      )
     _ = self.schedule, self.groups
 
   @property

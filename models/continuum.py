@@ -54,6 +54,9 @@ class CMSConfig:
     optimizer: inner optimiser, one of `cms.update.OPTIMIZERS`.
     rate: first inner learning rate of every level; learned. 0 freezes all.
     beta, clip, ns_steps: of the inner optimiser, see `cms.update`.
+    slots: expert slots of every level that sleep may grow into, see
+      `cms.experts`; 0 makes none.
+    rank: of a slot.
   """
 
   periods: tuple[int, ...] = (128, 512, 2048)
@@ -70,6 +73,8 @@ class CMSConfig:
   beta: float = 0.9
   clip: float = 1.0
   ns_steps: int = 5
+  slots: int = 0
+  rank: int = 8
 
   def __post_init__(self):
     for name, known in (
@@ -83,6 +88,11 @@ class CMSConfig:
         raise ValueError(f'{name}={getattr(self, name)!r}: one of {known}')
     if not 0 <= self.rate < float('inf'):
       raise ValueError(f'rate={self.rate}: 0 or above, and finite')
+    if self.slots < 0 or self.rank < 1:
+      raise ValueError(
+        f'slots={self.slots}, rank={self.rank}: 0 slots or more, of a rank of '
+        'at least 1'
+      )
     if self.blocks != 'none' and not self.learning:
       raise ValueError(
         f'periods={self.periods}, blocks={self.blocks!r}: no level ever '
