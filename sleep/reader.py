@@ -80,27 +80,30 @@ def learned(state: language_model.ModelState):
 
 def _read(cfg: ModelConfig, params, state: Rows, tokens_BxL):
   rows = tokens_BxL.shape[0]
-  if state.written is None:
-    return _read_as_one(cfg, params, state, tokens_BxL)
-  owners = jax.tree.leaves(state.written)[0].shape[1]
+  owners = rows
+  if state.written is not None:
+    owners = jax.tree.leaves(state.written)[0].shape[1]
   if rows == owners:
     return _read_as_one(cfg, params, state, tokens_BxL)
 
   # one row at a time under two vmaps: what an owner has written is there once
   def one(mixers, written, tokens_L):
-    row = Rows(*jax.tree.map(lambda x: x[:, None], (mixers, written)))
-    mixers, logits = _read_as_one(cfg, params, row, tokens_L[None])
-    return jax.tree.map(lambda x: x[:, 0], mixers), logits[0]
+    row = jax.tree.map(lambda x: x[:, None], Rows(mixers, written))
+    mixers, logits_1xLxV = _read_as_one(cfg, params, row, tokens_L[None])
+    return jax.tree.map(lambda x: x[:, 0], mixers), logits_1xLxV[0]
 
   def split(x, axis):
-    shape = *x.shape[:axis], owners, rows // owners, *x.shape[axis + 1 :]
+    shape = (*x.shape[:axis], owners, rows // owners, *x.shape[axis + 1 :])
     return x.reshape(shape)
 
   each = jax.vmap(one, in_axes=(1, None, 0), out_axes=(1, 0))
   every = jax.vmap(each, in_axes=(1, 1, 0), out_axes=(1, 0))
-  mixers = jax.tree.map(lambda x: split(x, 1), state.mixers)
-  mixers, logits = every(mixers, state.written, split(tokens_BxL, 0))
-  mixers = jax.tree.map(lambda x, y: x.reshape(y.shape), mixers, state.mixers)
+  mixers, logits = every(
+    jax.tree.map(lambda x: split(x, 1), state.mixers),
+    state.written,
+    split(tokens_BxL, 0),
+  )
+  mixers = jax.tree.map(lambda x, like: x.reshape(like.shape), mixers, state[0])
   return mixers, logits.reshape(rows, *logits.shape[2:])
 
 
@@ -112,27 +115,28 @@ def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL):
   def head(x_BxLxD):
     return model.apply({'params': params}, x_BxLxD, method='logits')
 
-  def run(start, stop, mixers, x_BxLxD):
-    part = Segment(start, stop, None)
-    return active.run_blocks(cfg, params, part, mixers, x_BxLxD, None)[:2]
+  def cut(start, stop):
+    return jax.tree.map(lambda x: x[start:stop], state.mixers)
 
   x_BxLxD = model.apply(
     {'params': params}, tokens_BxL, method=lambda m, t: m.embed(t)
   )
-  if state.written is None:
-    mixers, x_BxLxD = run(0, cfg.N, state.mixers, x_BxLxD)
-    return mixers, head(x_BxLxD)
-  first = cfg.adapting[0]
-  trunk = jax.tree.map(lambda x: x[:first], state.mixers)
-  mixers = jax.tree.map(lambda x: x[first:], state.mixers)
+  first = cfg.N if state.written is None else cfg.adapting[0]
+  trunk = cut(0, first)
   if first:
-    trunk, x_BxLxD = run(0, first, trunk, x_BxLxD)
-  net = active.net(cfg, params, head, aligned=False)
+    trunk, x_BxLxD, _ = active.run_blocks(
+      cfg, params, Segment(0, first, None), trunk, x_BxLxD, None
+    )
+  if first == cfg.N:
+    return trunk, head(x_BxLxD)
   piece = Piece(x_BxLxD, tokens_BxL, None)
-  mixers, logits, _ = net.forward(state.written, mixers, piece, None, None)
+  forward = active.net(cfg, params, head, aligned=False).forward
+  mixers, logits_BxLxV, _ = forward(
+    state.written, cut(first, cfg.N), piece, None, None
+  )
   if first:
     mixers = jax.tree.map(lambda *x: jnp.concatenate(x), trunk, mixers)
-  return mixers, logits
+  return mixers, logits_BxLxV
 
 
 class Said(NamedTuple):
