@@ -1,0 +1,208 @@
+"""Knowledge Seeding on tables of logits, where everything can be counted."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sleep_cases as cases
+
+from nestax.sleep import reader as readers
+from nestax.sleep import seed
+from nestax.sleep.seed import SeedConfig, Side
+
+W = 4  # words of the tables
+QUICK = SeedConfig(steps=60, rate=0.1, rows=16)
+
+
+def table(seed_, scale=1.5):
+  return scale * jax.random.normal(jax.random.key(seed_), (W, W))
+
+
+def add(params, trained):
+  return params + trained
+
+
+def teach(cfg, L=8):
+  """Teaches a flat table another one; (first, last) mean KL of their rows."""
+  reader, target = cases.table_reader(), table(0)
+  teacher, student = Side(target, None), Side(jnp.zeros((W, W)), None)
+  made = seed.programs(cfg, reader, add)
+
+  @jax.jit
+  def draw(key):
+    first, key = jax.random.split(key)
+    tokens = jax.random.randint(first, (cfg.rows, L), 0, W)
+    ones = jnp.ones((cfg.rows,), jnp.int32)
+    prompts = readers.Said(tokens, ones, ones)
+    return readers.sample(reader, target, None, prompts, key)
+
+  rewards = []
+  trained, parts = seed.run(
+    cfg,
+    made,
+    teacher,
+    student,
+    jnp.zeros((W, W)),
+    draw,
+    jax.random.key(1),
+    lambda step, parts: rewards.append(float(parts.get('reward', 0))),
+  )
+  apart = lambda x: seed.divergence('forward_kl', target, x).mean()  # noqa: E731
+  return apart(jnp.zeros((W, W))), apart(trained), rewards, parts
+
+
+def plain_divergence(name, t, s):
+  p = np.exp(t) / np.exp(t).sum()
+  q = np.exp(s) / np.exp(s).sum()
+  m = (p + q) / 2
+  kl = lambda a, b: (a * np.log(a / b)).sum()  # noqa: E731
+  return {
+    'forward_kl': kl(p, q),
+    'reverse_kl': kl(q, p),
+    'jsd': kl(p, m) / 2 + kl(q, m) / 2,
+  }[name]
+
+
+@pytest.mark.parametrize('name', seed.DIVERGENCES)
+def test_divergences_are_what_they_are_called(name):
+  t, s = table(0), table(1)
+  got = seed.divergence(name, t[None], s[None])[0]
+  want = [plain_divergence(name, *row) for row in zip(np.array(t), np.array(s))]
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', seed.DIVERGENCES)
+def test_words_that_are_not_allowed_make_no_divergence(name):
+  t, s = (x.at[:, 0].set(readers.NEVER)[None] for x in (table(0), table(1)))
+  got, grad = jax.value_and_grad(lambda s: seed.divergence(name, t, s).sum())(s)
+  cut = seed.divergence(name, t[..., 1:], s[..., 1:]).sum()
+  np.testing.assert_allclose(got, cut, rtol=1e-5)
+  assert jnp.isfinite(grad).all()
+
+
+@pytest.mark.parametrize(
+  'name, on_policy', [('forward_kl', 0.0), ('jsd', 0.5), ('reverse_kl', 1.0)]
+)
+def test_the_student_comes_to_speak_as_the_teacher(name, on_policy):
+  cfg = dataclasses.replace(
+    QUICK, alpha=1.0, on_policy=on_policy, divergence=name
+  )
+  first, last, _, parts = teach(cfg)
+  assert last < 0.15 * first
+  assert ('divergence' in parts) == (on_policy < 1)
+  assert ('on_policy_divergence' in parts) == (on_policy > 0)
+
+
+def test_reward_alone_is_followed():
+  _, _, rewards, _ = teach(dataclasses.replace(QUICK, alpha=0.0))
+  assert np.mean(rewards[-10:]) > np.mean(rewards[:5]) + 0.1
+
+
+def test_divergence_and_reward_together():
+  first, last, rewards, _ = teach(QUICK)
+  assert last < 0.5 * first
+  assert np.mean(rewards[-10:]) > np.mean(rewards[:5])
+
+
+def test_leave_one_out_is_unbiased():
+  # one word, paid by a table: the gradient of the expected pay is known
+  pay_W = jnp.array([0.0, 1.0, 0.3, 0.0])
+  logits_W = jnp.array([0.3, -0.5, 1.0, 0.0])
+  cfg = SeedConfig(alpha=0.0, group=4)
+  B = 80_000
+  reader = cases.table_reader()
+  params = jnp.broadcast_to(logits_W, (W, W))
+  ones = jnp.ones((B,), jnp.int32)
+  prompts = readers.Said(jnp.zeros((B, 2), jnp.int32), ones, ones)
+  said = readers.sample(reader, params, None, prompts, jax.random.key(0))
+  heard = seed.Heard(None, None, pay_W[said.tokens_BxL[:, 1]])
+
+  def objective(params):
+    return seed.loss(cfg, reader, Side(params, None), None, said, heard)[0]
+
+  got = -jax.grad(objective)(params)[0]
+  want = jax.grad(lambda x: jax.nn.softmax(x) @ pay_W)(logits_W)
+  np.testing.assert_allclose(got, want, atol=4e-3)
+
+
+def test_equal_rewards_teach_nothing():
+  pay = jnp.full((8,), 0.7)
+  np.testing.assert_allclose(seed.advantage(pay, 4), 0.0, atol=1e-6)
+
+
+def test_a_row_is_not_compared_with_another_group():
+  pay = jnp.array([1.0, 0.0, 5.0, 5.0])
+  np.testing.assert_allclose(seed.advantage(pay, 2), [1.0, -1.0, 0.0, 0.0])
+
+
+def test_prefixes_keep_the_prompt_and_leave_something_to_say():
+  B = 500
+  start = jnp.array([1, 3] * (B // 2))
+  length = jnp.array([6, 4] * (B // 2))
+  texts = readers.Said(cases.tokens(B, 8), start, length)
+  prefixes = seed.cut(jax.random.key(0), texts, 3)
+  cut = np.asarray(prefixes.start_B).reshape(B, 3)
+  assert (cut >= np.asarray(start)[:, None]).all()
+  assert (cut < np.asarray(length)[:, None]).all()
+  assert set(cut[0::2].ravel()) == {1, 2, 3, 4, 5}  # every place is drawn
+  assert (cut == cut[:, :1]).all()  # a group goes on from one prefix
+
+
+def test_completions_are_moved_to_the_left():
+  texts = readers.Said(
+    jnp.array([[5, 6, 7, 8], [5, 6, 0, 0]]),
+    jnp.array([2, 1]),
+    jnp.array([4, 2]),
+  )
+  tokens, length = seed.completion(texts)
+  np.testing.assert_array_equal(length, [2, 1])
+  np.testing.assert_array_equal(tokens[0, :2], [7, 8])
+  np.testing.assert_array_equal(tokens[1, :1], [6])
+
+
+def test_a_student_that_forgets_a_level_learns_it_back():
+  # the slow weights of level 1 take up what level 0 had written
+  cfg = cases.config(blocks='1')
+  params = cases.params_of(cfg)
+  reader = readers.of_model(cfg)
+  context = readers.learned(cases.day(cfg, 2))
+  reset = (jax.tree.map(jnp.zeros_like, context[0]), context[1])
+  how = SeedConfig(steps=30, rate=0.02, rows=4, alpha=1.0, on_policy=0.0)
+
+  def put(params, down):
+    level = params['blocks']['level_1'] | {'down': down}
+    return params | {'blocks': params['blocks'] | {'level_1': level}}
+
+  tokens = cases.tokens(8, 10)
+  texts = readers.Said(tokens, jnp.full(8, 1), jnp.full(8, 10))
+  numbers = []
+  trained, _ = seed.run(
+    how,
+    seed.programs(how, reader, put),
+    Side(params, context),
+    Side(params, reset),
+    params['blocks']['level_1']['down'],
+    lambda key: texts,
+    jax.random.key(0),
+    lambda step, parts: numbers.append(float(parts['divergence'])),
+  )
+  assert numbers[-1] < 0.7 * numbers[0]
+  assert (trained != params['blocks']['level_1']['down']).any()
+
+
+@pytest.mark.parametrize(
+  'values, words',
+  [
+    ({'divergence': 'l2'}, "divergence='l2': one of forward_kl"),
+    ({'alpha': 1.5}, 'alpha=1.5: from 0 to 1'),
+    ({'group': 1}, 'leave-one-out'),
+    ({'steps': 0}, 'steps=0: at least 1'),
+    ({'rate': 0.0}, 'rate=0.0: above 0'),
+  ],
+  ids=lambda x: str(x)[:12],
+)
+def test_impossible_settings_are_refused_in_words(values, words):
+  with pytest.raises(ValueError, match=words):
+    SeedConfig(**values)
