@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pickle
 import struct
 
 import gguf
@@ -182,6 +183,18 @@ def test_the_split_is_that_of_the_file(tmp_path):
     assert tokenizer.adds_bos
   with pytest.raises(ValueError, match="split as 'qwen2'"):
     tokenizers.load(gpt2_gguf(tmp_path / 'q.gguf', 'qwen2'))
+  # llama.cpp's own default is not GPT-2's split
+  with pytest.raises(ValueError, match="split as 'default'"):
+    tokenizers.load(gpt2_gguf(tmp_path / 'd.gguf', 'default'))
+
+
+def test_all_kinds_travel_to_the_workers_of_the_pipeline(by_scores, tmp_path):
+  for tokenizer in (
+    *by_scores,
+    tokenizers.load(gpt2_gguf(tmp_path / 'a.gguf')),
+  ):
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode('cab é 12') == tokenizer.encode('cab é 12')
 
 
 def test_files_without_a_usable_tokenizer_are_refused(tmp_path):

@@ -183,6 +183,7 @@ def test_other_spellings_of_the_same_config_are_read(tmp_path, about):
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8}}, 'llama3'),
     ({'rope_scaling': {'type': 'linear', 'factor': 2}}, 'linear'),
     ({'rope_parameters': {'rope_type': 'yarn'}}, 'yarn'),
+    ({'rope_parameters': {'partial_rotary_factor': 0.5}}, 'partly rotated'),
     ({'attention_bias': True}, 'attention_bias=True'),
     ({'mlp_bias': True}, 'mlp_bias=True'),
     ({'hidden_act': 'gelu'}, "hidden_act='gelu'"),
@@ -316,6 +317,7 @@ def test_llama2c_files_of_another_kind_are_refused(tmp_path):
     (np.array([0x616B3432, 2, 0, 0, 0, 0, 0, 0], '<i4'), 'version 2'),
     (np.array([64, 172, 5, 8, 3, 512, 512], '<i4'), 'header says'),
     (np.array([-1] * 7, '<i4'), 'header says'),
+    (np.array([64, 172, 1 << 30, 8, 4, 512, 512], '<i4'), 'header says'),
   ]:
     path.write_bytes(data.tobytes())
     with pytest.raises(ValueError, match=words):

@@ -1,5 +1,6 @@
 """Tokenizers that come with Llama-type weights: in GGUF, and llama2.c's own."""
 
+import functools
 import os
 import re
 import struct
@@ -9,6 +10,7 @@ from nestax.launch.data.tokenizers import (
   SPACE,
   Tokenizer,
   byte_level_chars,
+  encode_json,
   finish,
 )
 from nestax.models.llama_files import gguf
@@ -22,7 +24,6 @@ _LLAMA_3 = (
   r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 _SPLITS = {
-  'default': (None, True),
   'gpt-2': (None, True),
   'smollm': (r'\p{N}', True),
   'starcoder': (r'\p{N}', True),
@@ -69,7 +70,7 @@ def _gpt2(path, tokens, types, take):
   import tokenizers
   from tokenizers import models, pre_tokenizers
 
-  split = take('pre', 'default')
+  split = take('pre')
   if split not in _SPLITS:
     raise ValueError(
       f'{path}: texts are split as {split!r}; one of {", ".join(_SPLITS)} is '
@@ -100,9 +101,7 @@ def _gpt2(path, tokens, types, take):
       return b''
     return bytes(bytes_of.get(char, 0x3F) for char in token)
 
-  def encode(text):
-    return model.encode(text, add_special_tokens=False).ids
-
+  encode = functools.partial(encode_json, model)
   return [spelling(*pair) for pair in zip(tokens, types)], encode
 
 

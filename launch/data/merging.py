@@ -42,7 +42,18 @@ class Merger:
     self._bytes = bytes_
     self._prefix = prefix
     self._by_word = not any(map(_CROSSES.search, self._ids))
+    self._remember_words()
+
+  def _remember_words(self):
     self._word = functools.lru_cache(1 << 16)(self._merged)
+
+  def __getstate__(self):
+    # workers of the data pipeline get copies, and a cache has none
+    return {k: v for k, v in self.__dict__.items() if k != '_word'}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    self._remember_words()
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, without specials; [] for an empty one."""

@@ -165,14 +165,15 @@ def _load_json(path):
   def special(names):
     return next((vocabulary[n] for n in names if n in vocabulary), -1)
 
-  encode = functools.partial(_encode_json, model)
+  encode = functools.partial(encode_json, model)
   specials = [special(names) for names in (_BOS, _EOS, _PAD)]
   # what the file's own post-processor puts first
   first = model.encode('a', add_special_tokens=True).ids[:1]
   return finish(pieces, specials, encode, first == [specials[0]])
 
 
-def _encode_json(model, text):
+def encode_json(model, text: str) -> list[int]:
+  """Ids of a text, without specials, by the tokenizers package."""
   return model.encode(text, add_special_tokens=False).ids
 
 

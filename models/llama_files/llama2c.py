@@ -44,11 +44,13 @@ def open_file(path: str) -> Weights:
       'version 0 is read: export it again with --version 0'
     )
   D, F, N, H, G, V, length = (int(n) for n in header)
-  if min(D, F, N, H, G, length) < 1 or not V or D % H or H % G:
+  likely = min(D, F, N, H, G, length) > 0 and V and not (D % H or H % G)
+  # of no number that big could the file hold what it counts
+  if not likely or D // H % 2 or max(D, F, N, abs(V), length) > size:
     raise ValueError(
-      f'{path} is no llama2.c file: its header says {header.tolist()}, which '
-      'is not a width, hidden width, layers, heads, key-value heads, '
-      'vocabulary and length that fit together'
+      f'{path} is no llama2.c file, or cut short: its header says '
+      f'{header.tolist()}, which is not a width, hidden width, layers, '
+      'heads, key-value heads, vocabulary and length that fit together'
     )
   config = ModelConfig(
     family='transformer',

@@ -203,6 +203,8 @@ def _rope_base(path: str, about: dict):
     kind = given.get('rope_type', given.get('type', 'default'))
     if kind != 'default' or given.get('factor', 1) != 1:
       raise ValueError(f'{path}: scaled rotary angles, {given}, not supported')
+    if given.get('partial_rotary_factor', 1) != 1:
+      raise ValueError(f'{path}: partly rotated heads, {given}, not supported')
   base = rope.get('rope_theta', about.get('rope_theta'))
   return 10_000.0 if base is None else base
 
