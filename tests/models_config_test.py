@@ -67,6 +67,8 @@ def test_a_value_of_another_type_is_refused(values, words):
     *(({name: -1}, [f'{name}=-1', '0 or more']) for name in 'KG'),
     ({'window': -4}, ['window=-4', '0 or more']),
     ({'rope_base': 0}, ['rope_base=0.0', 'above 0']),
+    ({'epsilon': 0}, ['epsilon=0.0', 'above 0']),
+    ({'epsilon': 1.5}, ['epsilon=1.5', 'below 1']),
     ({'D': 100, 'H': 3}, ['D=100', 'H=3', 'multiple']),
     ({'H': 4, 'G': 3}, ['H=4', 'G=3', 'divide']),
     ({'H': 2, 'G': 4}, ['H=2', 'G=4', 'divide']),
