@@ -1,0 +1,220 @@
+"""Growth and pruning: the slot a level is given, the levels that are emptied.
+
+The levels of period k are a night's sender k. What they hold moves into a new
+expert slot of the next slower ones, their receiver; the slowest levels have
+nobody behind them and move what each sequence has written into slots of their
+own, which are slow weights that all sequences share (Sleep section 3.2; the
+paper's chain ends at a level that never sends).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nestax.cms import experts
+from nestax.cms import level as levels_
+from nestax.cms.experts import Slots, SlotsError
+from nestax.cms.level import Theta
+from nestax.models import active, language_model
+from nestax.models.config import ModelConfig
+from nestax.models.continuum import Segment
+
+NAMES = dict(zip(Slots._fields, ('a', 'b', 'logit', 'active')))
+
+
+class New(NamedTuple):
+  """One slot in each of n blocks: all that a consolidation trains."""
+
+  a_nxDxR: jax.Array
+  b_nxRxD: jax.Array
+  logit_n: jax.Array
+
+
+class Merged(NamedTuple):
+  """What merging a level's slots gave."""
+
+  params: Any
+  error: jax.Array  # the worst block's, see `experts.Fold`
+
+
+def check(cfg: ModelConfig) -> None:
+  """Raises a SlotsError for a model that cannot sleep, saying why."""
+  if not cfg.adapting:
+    raise SlotsError(
+      f'no level of this model learns inside a sequence (family '
+      f'{cfg.family!r}, cms.blocks={cfg.cms.blocks!r}): there is nothing to '
+      'consolidate'
+    )
+  if not cfg.cms.slots:
+    raise SlotsError(
+      'cms.slots=0: the model has no expert slots to grow into; give each '
+      'level some when it is made'
+    )
+
+
+def receiver(cfg: ModelConfig, k: int) -> int:
+  """The levels that sender k's content goes to; the slowest ones' own slots."""
+  return min(k + 1, len(cfg.groups) - 1)
+
+
+def slots(cfg: ModelConfig, params, k: int) -> Slots:
+  """The slots of the levels of period k, with a leading axis of blocks."""
+  group = cfg.groups[k]
+  own = params['blocks'][f'level_{group.slot}']['slots']
+  blocks = np.array(group.blocks)
+  return Slots(*(own[NAMES[field]][blocks] for field in Slots._fields))
+
+
+def replace(cfg: ModelConfig, params, k: int, new: Slots):
+  """Parameters with these slots; all other arrays are the same ones."""
+  group, blocks = cfg.groups[k], np.array(cfg.groups[k].blocks)
+  name = f'level_{group.slot}'
+  own = params['blocks'][name]
+  changed = {
+    NAMES[field]: own['slots'][NAMES[field]].at[blocks].set(value)
+    for field, value in zip(Slots._fields, new)
+  }
+  level = own | {'slots': changed}
+  return params | {'blocks': params['blocks'] | {name: level}}
+
+
+def grow(cfg: ModelConfig, params, k: int):
+  """Activates the next free slot of the levels of period k; no logit changes.
+
+  Returns:
+    (params, index of the slot).
+
+  Raises:
+    SlotsError: naming the level, if all its slots are used up.
+  """
+  check(cfg)
+  own = slots(cfg, params, k)
+  try:
+    index = experts.spare(own)
+  except SlotsError as error:
+    raise SlotsError(f'levels of period {period(cfg, k)}: {error}') from None
+  return replace(cfg, params, k, experts.activate(own, index)), index
+
+
+def used(cfg: ModelConfig, params, k: int) -> int:
+  """How many slots of the levels of period k are active."""
+  active_nxS = np.asarray(slots(cfg, params, k).active_S)
+  return int((active_nxS > 0).any(0).sum())
+
+
+def period(cfg: ModelConfig, k: int) -> int:
+  """Tokens between commits of the levels k."""
+  return cfg.stream.periods[k]
+
+
+def take(cfg: ModelConfig, params, k: int, index) -> New:
+  """What slot `index` of the levels of period k holds; int or traced."""
+  a, b, logit, _ = slots(cfg, params, k)
+  return New(*(jnp.take(x, index, axis=1) for x in (a, b, logit)))
+
+
+def put(cfg: ModelConfig, params, k: int, index, new: New):
+  """Parameters whose slot `index` holds `new`; undoes `take`."""
+  own = slots(cfg, params, k)
+  return replace(
+    cfg,
+    params,
+    k,
+    own._replace(
+      a_SxDxR=own.a_SxDxR.at[:, index].set(new.a_nxDxR),
+      b_SxRxD=own.b_SxRxD.at[:, index].set(new.b_nxRxD),
+      logit_S=own.logit_S.at[:, index].set(new.logit_n),
+    ),
+  )
+
+
+def hide(cfg: ModelConfig, params, k: int):
+  """Masks the slots of the levels of period k, and keeps what they hold."""
+  own = slots(cfg, params, k)
+  return replace(
+    cfg, params, k, own._replace(active_S=jnp.zeros_like(own.active_S))
+  )
+
+
+def free(cfg: ModelConfig, params, k: int, key):
+  """Empties all slots of the levels of period k: nothing of them is left."""
+  own = slots(cfg, params, k)
+  return replace(cfg, params, k, experts.free(own, True, key))
+
+
+def empty(cfg: ModelConfig, state, k: int, chosen_B=None):
+  """Resets what sequences have written on the levels of period k, exactly.
+
+  Args:
+    cfg: the model.
+    state: ModelState.
+    k: the levels.
+    chosen_B: bool, which sequences; None for all.
+  """
+  old = state.levels.levels[k]
+  B = old.count_B.shape[0]
+  chosen_B = jnp.ones((B,), bool) if chosen_B is None else chosen_B
+  # the counts of commits stay: they are telemetry, not memory
+  fresh = active.init_levels(cfg, B)[k]._replace(commits_B=old.commits_B)
+  new = levels_.where_rows(chosen_B, fresh, old)
+  levels = (*state.levels.levels[:k], new, *state.levels.levels[k + 1 :])
+  return state._replace(levels=state.levels._replace(levels=levels))
+
+
+def merge(
+  cfg: ModelConfig, params, k: int, tokens_BxL, key, ridge: float = 1e-4
+) -> Merged:
+  """Folds the slots of the levels of period k into their MLPs, and frees them.
+
+  What an MLP cannot express is lost: the error says how much, and the caller
+  decides (see `experts.fold`).
+
+  Args:
+    cfg: the model.
+    params: its parameters.
+    k: the levels.
+    tokens_BxL: texts whose inputs to the levels are fitted; the last quarter
+      of the rows, at least one, measures the error instead.
+    key: of the freed slots' first factors.
+    ridge: see `experts.fold`.
+
+  Raises:
+    SlotsError: for fewer than two rows.
+  """
+  rows = tokens_BxL.shape[0]
+  if rows < 2:
+    raise SlotsError(f'{rows} rows to merge on: at least 2, one to check with')
+  params = nn.unbox(params)
+  group, held = cfg.groups[k], max(1, rows // 4)
+  keys = inputs(cfg, params, tokens_BxL)[group.slot][np.array(group.blocks)]
+  fit, rest = (
+    x.reshape(len(group.blocks), -1, cfg.D)
+    for x in (keys[:, :-held], keys[:, -held:])
+  )
+  name, blocks = f'level_{group.slot}', np.array(group.blocks)
+  own = params['blocks'][name]
+  theta = Theta(*(own[part][blocks] for part in ('gate', 'up', 'down')))
+  fold = jax.vmap(lambda *parts: experts.fold(*parts, ridge))
+  done = fold(theta, slots(cfg, params, k), fit, rest)
+  level = own | {'down': own['down'].at[blocks].set(done.theta.down_FxD)}
+  params = params | {'blocks': params['blocks'] | {name: level}}
+  return Merged(free(cfg, params, k, key), done.error.max())
+
+
+def inputs(cfg: ModelConfig, params, tokens_BxL):
+  """The normalised inputs of every level, `[N, B, L, D]` each."""
+  # delta gradient descent is the optimiser that asks blocks for them
+  cms = dataclasses.replace(cfg.cms, optimizer='dgd')
+  asking = dataclasses.replace(cfg, cms=cms)
+  model = language_model.LanguageModel(cfg)
+  x_BxLxD = model.apply(
+    {'params': params}, tokens_BxL, method=lambda m, t: m.embed(t)
+  )
+  _, _, keys = active.run_blocks(
+    asking, params, Segment(0, cfg.N, None), None, x_BxLxD, None
+  )
+  return keys

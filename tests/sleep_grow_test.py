@@ -1,0 +1,117 @@
+"""Growth changes no logit; what is freed is gone; a full level says so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sleep_cases as cases
+
+from nestax.cms.experts import SlotsError
+from nestax.models import language_model
+from nestax.sleep import grow
+
+
+def model(**cms):
+  cfg = cases.config(**{'slots': 2, 'rank': 3, **cms})
+  return cfg, cases.params_of(cfg)
+
+
+def logits(cfg, params):
+  apply = jax.jit(language_model.LanguageModel(cfg).apply)
+  return apply({'params': params}, None, cases.tokens(2, 8))[1]
+
+
+def filled(cfg, params, k, index, size=0.3):
+  new = grow.take(cfg, params, k, index)
+  new = new._replace(b_nxRxD=jnp.full_like(new.b_nxRxD, size))
+  return grow.put(cfg, params, k, index, new)
+
+
+def leaves(tree):
+  return {
+    jax.tree_util.keystr(path): np.asarray(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+@pytest.mark.parametrize('assign', ['chain', 'groups'])
+def test_growth_changes_no_logit_and_one_level_alone(assign):
+  cfg, params = model(assign=assign)
+  before = logits(cfg, params)
+  grown, index = grow.grow(cfg, params, 1)
+  assert (index, grow.used(cfg, grown, 1), grow.used(cfg, grown, 0)) == (
+    0,
+    1,
+    0,
+  )
+  np.testing.assert_array_equal(logits(cfg, grown), before)
+  _, index = grow.grow(cfg, grown, 1)
+  assert index == 1
+  told = filled(cfg, grown, 1, 0)
+  assert np.abs(logits(cfg, told) - before).max() > 1e-3
+  old, new = leaves(params), leaves(told)
+  changed = [path for path in old if (old[path] != new[path]).any()]
+  level = 'level_0' if assign == 'groups' else 'level_1'
+  assert all(level in path and 'slots' in path for path in changed)
+
+
+def test_a_hidden_slot_says_nothing_and_a_freed_one_holds_nothing():
+  cfg, params = model()
+  before = logits(cfg, params)
+  told = filled(cfg, grow.grow(cfg, params, 0)[0], 0, 0)
+  hidden = grow.hide(cfg, told, 0)
+  np.testing.assert_array_equal(logits(cfg, hidden), before)
+  assert (grow.take(cfg, hidden, 0, 0).b_nxRxD == 0.3).all()
+  freed = grow.free(cfg, told, 0, jax.random.key(3))
+  np.testing.assert_array_equal(logits(cfg, freed), before)
+  left = grow.slots(cfg, freed, 0)
+  assert not left.b_SxRxD.any() and not left.active_S.any()
+  assert (left.a_SxDxR != grow.slots(cfg, told, 0).a_SxDxR).all()
+
+
+def test_a_level_without_a_free_slot_says_so():
+  cfg, params = model(slots=1)
+  grown, _ = grow.grow(cfg, params, 1)
+  with pytest.raises(SlotsError, match='period 8: all 1 expert slots'):
+    grow.grow(cfg, grown, 1)
+
+
+@pytest.mark.parametrize(
+  'cms, words',
+  [({'slots': 0}, 'cms.slots=0'), ({'blocks': 'none'}, 'nothing to')],
+)
+def test_a_model_that_cannot_sleep_says_why(cms, words):
+  with pytest.raises(SlotsError, match=words):
+    grow.check(cases.config(**{'slots': 2, 'rank': 3, **cms}))
+
+
+def test_emptied_levels_are_as_new_for_the_chosen_sequences_alone():
+  cfg, _ = model(optimizer='momentum', variant='nested')
+  fresh = language_model.init_state(cfg, 2, 32)
+  day = jax.tree.map(jnp.ones_like, fresh)  # every array has been written
+  night = grow.empty(cfg, day, 0, jnp.array([True, False]))
+  new, old, born = leaves(night), leaves(day), leaves(fresh)
+  for path in old:
+    if '.levels.levels[0]' not in path or 'commits' in path:
+      np.testing.assert_array_equal(new[path], old[path], err_msg=path)
+      continue
+    axis = 0 if old[path].ndim == 1 else 1
+    for row, want in enumerate((born, old)):
+      np.testing.assert_array_equal(
+        np.take(new[path], row, axis), np.take(want[path], row, axis)
+      )
+  every = grow.empty(cfg, day, 1).levels.levels[1]
+  assert not any(x.any() for x in every.delta)
+
+
+def test_merging_keeps_what_an_mlp_can_say_and_frees_the_slots():
+  cfg, params = model()
+  told = filled(cfg, grow.grow(cfg, params, 1)[0], 1, 0, size=0.05)
+  texts = cases.tokens(32, 16, seed=5)
+  merged, error = grow.merge(cfg, told, 1, texts, jax.random.key(0))
+  assert grow.used(cfg, merged, 1) == 0
+  lost = np.abs(logits(cfg, merged) - logits(cfg, told)).max()
+  moved = np.abs(logits(cfg, params) - logits(cfg, told)).max()
+  assert lost < moved and 0 < error < 1
+  with pytest.raises(SlotsError, match='1 rows to merge on'):
+    grow.merge(cfg, told, 1, texts[:1], jax.random.key(0))
