@@ -14,6 +14,7 @@ from nestax.launch import mesh as meshes
 from nestax.launch.data import llama_tokenizers, tokenizers
 from nestax.models import axes, language_model, pretrained
 from nestax.models.config import ModelConfig
+from nestax.models.llama_files import safetensors
 
 
 class Trained(NamedTuple):
@@ -76,6 +77,8 @@ def load_pretrained(path, tokenizer: str | None = None) -> Trained:
   path = os.path.expanduser(os.fspath(path))
   config, params = pretrained.load(path)
   found = tokenizers.load(tokenizer or _tokenizer_of(path, config.V))
+  if not path.endswith(('.gguf', '.bin')):
+    found = _with_specials(found, _folder(path), config.V)
   if found.vocab_size > config.V:
     raise ValueError(
       f'the tokenizer of {path} has {found.vocab_size} ids, the end of text '
@@ -101,10 +104,36 @@ def _tokenizer_of(path: str, vocabulary: int) -> str:
     return path
   if path.endswith('.bin'):
     return llama_tokenizers.beside_llama2c(path, vocabulary)
-  folder = path if os.path.isdir(path) else os.path.dirname(path)
+  folder = _folder(path)
   for name in ('tokenizer.json', 'tokenizer.model'):
     if os.path.isfile(os.path.join(folder, name)):
       return os.path.join(folder, name)
   raise FileNotFoundError(
     f'{folder} holds no tokenizer: neither tokenizer.json nor tokenizer.model'
   )
+
+
+def _folder(path: str) -> str:
+  return path if os.path.isdir(path) else os.path.dirname(path) or '.'
+
+
+def _with_specials(found, folder: str, vocabulary: int):
+  """The tokenizer with bos and eos of config.json, which knows better."""
+  ids = safetensors.specials(folder)
+  for name, token in ids.items():
+    if token >= vocabulary:
+      raise ValueError(
+        f'{folder}: config.json says {name}_token_id={token}; the model knows '
+        f'{vocabulary} ids'
+      )
+  pieces = list(found.pieces)
+  if 'eos' in ids and found.eos == vocabulary == len(pieces) - 1:
+    del pieces[-1]  # the eos that a file without one is given
+  pieces += [b''] * (max(ids.values(), default=-1) + 1 - len(pieces))
+  for token in ids.values():
+    pieces[token] = b''
+  made = dataclasses.replace(found, pieces=tuple(pieces), **ids)
+  lost = {
+    k: made.eos for k in ('bos', 'pad') if getattr(made, k) >= len(pieces)
+  }
+  return dataclasses.replace(made, **lost)

@@ -128,6 +128,39 @@ def test_a_prompt_goes_without_bos_where_the_model_wants_none(tmp_path):
   assert said == told([7, 2, 3], tokenizer) != told([0, 7, 2, 3], tokenizer)
 
 
+def test_config_json_says_where_a_text_begins_and_ends(tmp_path):
+  w, V = llama_cases.weights(), llama_cases.V
+  llama_cases.write_safetensors(
+    tmp_path, w, bos_token_id=3, eos_token_id=[5, 6]
+  )
+  tokenizer_json(tmp_path / 'tokenizer.json')
+  tokenizer = trained.load_pretrained(tmp_path).tokenizer
+  assert (tokenizer.bos, tokenizer.eos) == (3, 5)
+  assert not tokenizer.byte_lengths[[3, 5]].any()
+  llama_cases.write_safetensors(tmp_path, w, eos_token_id=V)
+  with pytest.raises(ValueError, match=f'eos_token_id={V}; the model knows'):
+    trained.load_pretrained(tmp_path)
+  llama_cases.write_safetensors(tmp_path, w, eos_token_id='end')
+  with pytest.raises(ValueError, match="eos_token_id='end'"):
+    trained.load_pretrained(tmp_path)
+
+
+def test_config_json_spares_a_file_the_eos_it_lacks(tmp_path):
+  names = [chr(97 + i) for i in range(26)]
+  names += [chr(65 + i) for i in range(llama_cases.V - 26)]
+  model = hf.Tokenizer(hf.models.BPE({n: i for i, n in enumerate(names)}, []))
+  model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.decoder = hf.decoders.ByteLevel()
+  model.save(str(tmp_path / 'tokenizer.json'))
+  llama_cases.write_safetensors(tmp_path, llama_cases.weights())
+  with pytest.raises(ValueError, match='has 41 ids'):
+    trained.load_pretrained(tmp_path)
+  llama_cases.write_safetensors(tmp_path, llama_cases.weights(), eos_token_id=7)
+  tokenizer = trained.load_pretrained(tmp_path).tokenizer
+  assert tokenizer.vocab_size == llama_cases.V
+  assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (7, 7, 7)
+
+
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
   llama_cases.write_safetensors(tmp_path, llama_cases.weights())
   extra = [chr(0x100 + i) for i in range(llama_cases.V)]

@@ -85,6 +85,27 @@ def open_folder(folder: str) -> Weights:
   return Weights(folder, config, _NAMES, shapes, read, False)
 
 
+def specials(folder: str) -> dict[str, int]:
+  """Ids of bos and eos as config.json has them; of several eos the first.
+
+  Raises:
+    FileNotFoundError: if there is no config.json.
+    ValueError: if it is no JSON object, or an id is no number.
+  """
+  path = os.path.join(folder, 'config.json')
+  about, found = _json(path), {}
+  for name in ('bos', 'eos'):
+    token = about.get(f'{name}_token_id')
+    if isinstance(token, list) and token:
+      token = token[0]
+    if token is None:
+      continue
+    if type(token) is not int or token < 0:
+      raise ValueError(f'{path}: {name}_token_id={token!r}; an id is wanted')
+    found[name] = token
+  return found
+
+
 def _json(path: str) -> dict:
   if not os.path.isfile(path):
     raise FileNotFoundError(f'{path}: there is no such file')
