@@ -1,9 +1,12 @@
 """The one entry to the memory recurrence; picks an implementation by shape."""
 
+import functools
+import logging
+
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import scan, token
+from nestax.models.memory import pallas_tpu, scan, token
 from nestax.models.memory.types import (
   Inputs,
   MemoryConfig,
@@ -11,7 +14,7 @@ from nestax.models.memory.types import (
   wide,
 )
 
-IMPLEMENTATIONS = ('token', 'scan')
+IMPLEMENTATIONS = ('token', 'scan', 'pallas')
 FEW = 2  # tokens up to which the token rule is cheaper than a chunk
 
 
@@ -36,6 +39,23 @@ def _by_token(cfg: MemoryConfig, initial, state, inputs: Inputs):
   return state._replace(position_B=state.position_B[:, 0]), out
 
 
+def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
+  """The faster of the implementations by chunks that fit."""
+  if jax.default_backend() != 'tpu':
+    return 'scan'
+  try:
+    pallas_tpu.check(cfg, cfg.chunks[0], inputs.query.shape[-1], dtype)
+  except pallas_tpu.DoesNotFit as reason:
+    _say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
+    return 'scan'
+  return 'pallas'
+
+
+@functools.cache
+def _say_once(words: str) -> None:
+  logging.getLogger(__name__).warning(words)
+
+
 def run(
   cfg: MemoryConfig,
   initial,
@@ -58,7 +78,8 @@ def run(
     inputs: slow projections `[B, L, H, K]`, L at least 1.
     dtype: of the matmuls' operands; states, gates and sums are float32. The
       token rule computes in float32 throughout.
-    implementation: 'token', 'scan', or None to pick by length.
+    implementation: 'token', 'scan', 'pallas' (kernels; interpreted, and slow,
+      where there is no TPU), or None to pick by length, shape and machine.
     length_B: tokens of each row that count, the first ones; the others change
       no state, and their outputs mean nothing. None for all. Scan only.
     aligned: every sequence is known to stand at a boundary of both chunks,
@@ -68,11 +89,12 @@ def run(
     (MemoryState or None, output [B, L, H, K] float32).
 
   Raises:
-    ValueError: for an unknown implementation, or `length_B` with 'token'.
+    ValueError: for an unknown implementation, `length_B` with 'token', or what
+      the kernels do not cover with 'pallas'.
   """
   if implementation is None:
     few = inputs.query.shape[1] <= FEW and length_B is None
-    implementation = 'token' if few else 'scan'
+    implementation = 'token' if few else _chunked(cfg, inputs, dtype)
   if implementation == 'token':
     if length_B is not None:
       raise ValueError("the token rule reads whole rows: length_B needs 'scan'")
@@ -82,6 +104,8 @@ def run(
     return _by_token(cfg, initial, state, inputs)
   if implementation == 'scan':
     return scan.run(cfg, initial, state, inputs, dtype, length_B, aligned)
+  if implementation == 'pallas':
+    return pallas_tpu.run(cfg, initial, state, inputs, dtype, length_B, aligned)
   raise ValueError(
     f'implementation={implementation!r}: one of {IMPLEMENTATIONS} or None'
   )
