@@ -1,0 +1,195 @@
+"""A night moves what was learned, frees what held it, and can be undone."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sleep_cases as cases
+
+from nestax.cms.experts import SlotsError
+from nestax.sleep import cycle, grow, replay, texts
+from nestax.sleep.cycle import CycleConfig
+from nestax.sleep.gate import GateConfig, Lineage
+from nestax.sleep.reader import Said
+from nestax.sleep.seed import SeedConfig
+from nestax.sleep.texts import TextsConfig, Words
+
+HOW = CycleConfig(
+  SeedConfig(steps=25, rate=0.03, rows=4, alpha=1.0, on_policy=0.0),
+  TextsConfig(length=10, read=8, continued=0, free=0),
+  GateConfig(core=9.0, day=-0.9),
+)
+WORDS = Words(bos=0, eos=-1, pad=0)
+OWNERS = ('ann', 'bob', 'cid')
+
+
+@functools.cache
+def model(**cms):
+  cfg = cases.config(**{'slots': 2, 'rank': 8, **cms})
+  return cfg, cases.params_of(cfg)
+
+
+@functools.cache
+def tools(how=HOW, **cms):
+  return cycle.tools(model(**cms)[0], how, WORDS)
+
+
+def buffer(owners=OWNERS[:2]):
+  held = replay.Replay(400)
+  for i, name in enumerate(owners):
+    for row in np.asarray(cases.tokens(4, 10, seed=i)):
+      held.add(replay.Piece(name, tuple(map(int, row)), surprise=1.0 + 4 * i))
+  return held
+
+
+def gathered(held=None, **options):
+  return texts.gather(HOW.texts, 0, OWNERS, held or buffer(), **options)
+
+
+def core():
+  return Said(cases.tokens(4, 10, 9), jnp.full(4, 1), jnp.full(4, 10))
+
+
+def sleep(how=HOW, params=None, number=1, tell=None):
+  made = tools(how)
+  state = cases.day(made.cfg, 3)
+  params = model()[1] if params is None else params
+  return state, cycle.night(
+    made, params, state, gathered(), core(), number, jax.random.key(0), tell
+  )
+
+
+@functools.cache
+def one_night():
+  return sleep()
+
+
+def same(a, b):
+  return all(
+    (np.asarray(x) == np.asarray(y)).all()
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+def test_the_slots_take_up_what_the_levels_held():
+  _, slept = one_night()
+  m = slept.metrics
+  assert slept.decision.accepted and slept.owners == ('ann', 'bob')
+  for k in (0, 1):
+    assert m[f'divergence_{k}'] < m[f'divergence_{k}_first']
+    assert m[f'written_{k}'] > 0
+  # the slowest levels' own slot, and the one that the fast levels' went to
+  assert (m['slots_0'], m['slots_1']) == (0, 2)
+  assert set(slept.seconds) >= {'compute', 'texts', 'gate', 'consolidate 0'}
+
+
+def test_only_slots_change_and_only_owners_are_emptied():
+  state, slept = one_night()
+  params = model()[1]
+  for path, old in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path)
+    new = functools.reduce(lambda t, k: t[k.key], path, slept.params)
+    assert "['slots']" in name or new is old, name
+  for before, after in zip(state.levels.levels, slept.state.levels.levels):
+    for old, new in zip(before.delta, after.delta):
+      assert not new[:, :2].any()
+      np.testing.assert_array_equal(new[:, 2], old[:, 2])
+
+
+def test_a_night_that_costs_too_much_is_rolled_back_to_the_bit():
+  harsh = dataclasses.replace(HOW.gate, core=0.0, day=0.99)
+  made = tools()._replace(how=dataclasses.replace(HOW, gate=harsh))
+  params, state = model()[1], cases.day(model()[0], 3)
+  slept = cycle.night(
+    made, params, state, gathered(), core(), 1, jax.random.key(0)
+  )
+  assert not slept.decision.accepted and slept.owners == ()
+  assert slept.params is params and slept.state is state
+
+
+def test_a_killed_night_leaves_the_model_and_the_lineage(tmp_path):
+  class Killed(Exception):
+    pass
+
+  def tell(k, step, parts):
+    if k == 0 and step == 3:
+      raise Killed
+
+  params = jax.tree.map(np.array, model()[1])
+  with pytest.raises(Killed):
+    sleep(tell=tell)
+  assert same(params, model()[1])
+  lineage = Lineage(tmp_path / 'lineage.jsonl')
+  accepted = one_night()[1]
+
+  def disk_full(number, params):
+    raise OSError('no space left')
+
+  with pytest.raises(OSError, match='no space'):
+    cycle.record(lineage, HOW, accepted, disk_full)
+  assert lineage.versions() == []
+  saved = []
+  for _ in range(2):
+    cycle.record(lineage, HOW, accepted, lambda n, p: saved.append(n) or f'{n}')
+  assert [v.parent for v in lineage.versions()] == [-1, 0]
+  assert lineage.current().checkpoint == '1' and saved == [0, 1]
+  assert lineage.current().config['seed']['steps'] == 25
+
+
+def test_full_levels_end_the_night_in_words_or_are_merged():
+  _, slept = one_night()
+  with pytest.raises(SlotsError, match='period 8: all 2 expert slots'):
+    sleep(params=slept.params, number=2)
+  for lost, works in ((0.0, False), (1.0, True)):
+    how = dataclasses.replace(HOW, full='merge', lost=lost)
+    made = tools()._replace(how=how)
+    call = functools.partial(
+      cycle._room, made, slept.params, 1, gathered(), jax.random.key(0)
+    )
+    if not works:
+      with pytest.raises(SlotsError, match='merging them .* would lose'):
+        call()
+      continue
+    params, index, error = call()
+    assert index == 0 and 0 < error <= 1
+    assert grow.used(made.cfg, params, 1) == 1
+
+
+def test_pairs_are_due_at_their_own_nights():
+  how = CycleConfig(every=2)
+  assert [how.due(n, 3) for n in (1, 2, 3, 4)] == [
+    (0,), (1, 0), (0,), (2, 1, 0)
+  ]  # fmt: skip
+
+
+def test_garbage_stays_in_the_fast_levels():
+  day = gathered(keep=[replay.surprising(most=3.0)])
+  assert day.names == ('ann',) and day.rows == (0,)
+  assert gathered(only=['bob']).names == ('bob',)
+  with pytest.raises(texts.NothingRead, match='nothing to consolidate'):
+    gathered(keep=[lambda piece: False])
+
+
+def test_texts_are_owner_by_owner_of_every_kind():
+  cfg = TextsConfig(length=10, read=4, continued=2, free=2)
+  day = texts.gather(cfg, 0, OWNERS, buffer())
+  prompts = []
+
+  def speak(said, key):
+    prompts.append(said)
+    full = jnp.full_like(said.length_B, 10)
+    return said._replace(length_B=full)
+
+  made = texts.make(cfg, 7, speak, day, jax.random.key(0))
+  assert made.tokens_BxL.shape == (16, 10)
+  for o in (0, 1):
+    own = np.asarray(made.tokens_BxL[8 * o : 8 * o + 4])
+    assert {*map(tuple, own)} == {*map(tuple, day.read[o].tokens_BxL)}
+  free = np.asarray(prompts[0].tokens_BxL).reshape(2, 4, 10)[:, 2:, 0]
+  assert (free == 7).all()
+  drawn = texts.drawer(made, 2, 3)(jax.random.key(1))
+  first = {tuple(map(int, row)) for row in made.tokens_BxL[:8]}
+  assert all(tuple(map(int, row)) in first for row in drawn.tokens_BxL[:3])
