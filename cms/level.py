@@ -158,7 +158,8 @@ def commit(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
     ),
     count_B=state.count_B * left_B,
     # not `state.moment`, which a document's start may have emptied
-    moment=moment and where_rows(writes_B, new, moment),
+    moment=moment
+    and where_rows(due_B, where_rows(writes_B, new, moment), state.moment),
     commits_B=state.commits_B + writes_B.astype(jnp.int32),
     moved_B=jnp.where(
       due_B, jnp.where(writes_B, norm(step), zero_B), state.moved_B
