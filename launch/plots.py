@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib import figure
 
 
@@ -40,3 +41,45 @@ def loss_curve(
 
 def _number(value: float | None) -> float:
   return float('nan') if value is None else value
+
+
+def levels(
+  readings, periods: Sequence[int], path: str | os.PathLike, title: str
+) -> None:
+  """Draws what a stream met and which level moved when, as a PNG.
+
+  Args:
+    readings: name of a way to read -> its `streaming.Reading`s.
+    periods: of the levels that learn.
+    path: of the PNG.
+    title: above the picture.
+  """
+  picture = figure.Figure(figsize=(8, 6), dpi=120, layout='constrained')
+  above, below = picture.subplots(2, 1, sharex=True)
+  for name, rows in readings.items():
+    at = [row.tokens for row in rows]
+    nats = np.cumsum([row.nats for row in rows])
+    size = np.cumsum([row.bytes for row in rows])
+    bits = nats / np.log(2) / np.maximum(size, 1)
+    above.plot(at, bits, label=f'levels {name}')
+    if not len(rows) or not len(rows[0].moved):
+      continue
+    moved = np.stack([row.moved for row in rows])
+    commits = np.stack([row.commits for row in rows])
+    new = np.diff(commits, axis=0, prepend=0) > 0
+    for level, period in enumerate(periods):
+      shown = new[:, level]
+      below.plot(
+        np.asarray(at)[shown],
+        moved[shown, level],
+        marker='.',
+        linewidth=0.8,
+        label=f'{name}: every {period}',
+      )
+  above.set(ylabel='bits per byte so far', title=title)
+  below.set(xlabel='tokens read', ylabel='norm of the last update')
+  for axes in (above, below):
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+      axes.legend(fontsize='small')
+  picture.savefig(path)
