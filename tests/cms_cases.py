@@ -262,3 +262,50 @@ def clipped(cfg, total, count):
 
 def descend(tree, grads, rate):
   return Theta(*(w - rate[:, None, None] * g for w, g in zip(tree, grads)))
+
+
+# name: (family, continuum); two blocks, see `models_active_test.config`. Muon's
+# steps are of one size however small the gradient, so that rounding grows fast:
+# it gets a smaller rate.
+MODELS = {
+  'hope': (
+    {'family': 'hope'},
+    {
+      'periods': (4, 8),
+      'blocks': 'all',
+      'variant': 'nested',
+      'differentiate': 'full',
+      'optimizer': 'momentum',
+    },
+  ),
+  'hope, local': (
+    {'family': 'hope'},
+    {
+      'periods': (3, 6),
+      'blocks': 'last_quarter',
+      'width': 'full',
+      'objective': 'reconstruction',
+      'optimizer': 'muon',
+      'rate': 0.05,
+    },
+  ),
+  'attention': (
+    {'family': 'hope_attention'},
+    {'periods': (4, 8, 16), 'blocks': '0', 'optimizer': 'muon', 'rate': 0.05},
+  ),
+  'windowed': (
+    {'family': 'hope_attention', 'window': 5, 'G': 1},
+    {
+      'periods': (3, 6),
+      'blocks': 'all',
+      'variant': 'independent',
+      'objective': 'reconstruction',
+      'differentiate': 'full',
+      'optimizer': 'dgd',
+    },
+  ),
+  'groups': (
+    {'family': 'hope_attention'},
+    {'periods': (4, 8), 'blocks': 'all', 'assign': 'groups'},
+  ),
+}
