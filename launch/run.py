@@ -90,6 +90,7 @@ def prepare(config, workdir) -> Plan:
   model = language_model.LanguageModel(cfg)
   params = nn.unbox(steps.abstract_params(model))
   tx, schedule = optimizer.build(config, params, mesh)
+  _check_levels(cfg, length, config.train.carry_state)
   pipeline.check(config, cfg.V, jax.process_count())
   checkpoint.check_writable(workdir)
   memory = None
@@ -97,6 +98,16 @@ def prepare(config, workdir) -> Plan:
     memory = functools.partial(language_model.init_state, cfg, length=length)
   workdir = pathlib.Path(workdir)
   return Plan(config, workdir, model, mesh, tx, schedule, memory)
+
+
+def _check_levels(cfg: ModelConfig, length: int, carried: bool) -> None:
+  """Refuses levels that would never use what they learn."""
+  if cfg.stream and not carried and length <= cfg.stream.periods[0]:
+    raise ValueError(
+      f'data.length = {length} tokens: the fastest level commits every '
+      f'{cfg.stream.periods[0]}, so no level of a row would learn; give longer '
+      'rows, shorter model.cms.periods or train.carry_state=True'
+    )
 
 
 def train(plan: Plan) -> dict[str, float]:

@@ -170,8 +170,11 @@ def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
   mixers = jax.tree.map(
     lambda x: jnp.broadcast_to(x[None], (cfg.N, *x.shape)), one
   )
-  levels = active.init_state(cfg, batch, mixers) if cfg.stream else None
-  return ModelState(mixers, levels)
+  if not cfg.stream:
+    return ModelState(mixers, None)
+  levels = active.init_state(cfg, batch, mixers)
+  # arrays of their own, so that a state can be donated
+  return ModelState(mixers, jax.tree.map(jnp.copy, levels))
 
 
 def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
