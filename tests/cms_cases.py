@@ -278,8 +278,8 @@ MODELS = {
       'optimizer': 'momentum',
     },
   ),
-  'hope, local': (
-    {'family': 'hope'},
+  'local': (
+    {'family': 'hope_attention'},
     {
       'periods': (3, 6),
       'blocks': 'last_quarter',
