@@ -30,13 +30,29 @@ from nestax.launch.evals import (
 from nestax.optim import schedules
 
 STAGES = ('train', 'time', 'report')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/optimizers', 'Results.')
-_SUITES = flags.DEFINE_list('suite', ['vit', 'lm', 'orthogonal'], 'Of them.')
-_NAMES = flags.DEFINE_list('optimizers', [], 'Only these; all if empty.')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs a rate.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', 0, "0: the suite's.", lower_bound=0)
-_IMAGES = flags.DEFINE_string('images', '', 'MNIST as .npz or .csv.')
-_STAGES = flags.DEFINE_list('stages', list(STAGES), 'Of train, time, report.')
+# Its own, so that the module can be imported beside the commands.
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+  'workdir', 'runs/optimizers', 'Results.', flag_values=FLAGS
+)
+_SUITES = flags.DEFINE_list(
+  'suite', ['vit', 'lm', 'orthogonal'], 'Of them.', flag_values=FLAGS
+)
+_NAMES = flags.DEFINE_list(
+  'optimizers', [], 'Only these; all if empty.', flag_values=FLAGS
+)
+_SEEDS = flags.DEFINE_integer(
+  'seeds', 3, 'Runs a rate.', lower_bound=1, flag_values=FLAGS
+)
+_STEPS = flags.DEFINE_integer(
+  'steps', 0, "0: the suite's.", lower_bound=0, flag_values=FLAGS
+)
+_IMAGES = flags.DEFINE_string(
+  'images', '', 'MNIST as .npz or .csv.', flag_values=FLAGS
+)
+_STAGES = flags.DEFINE_list(
+  'stages', list(STAGES), 'Of train, time, report.', flag_values=FLAGS
+)
 
 
 class Suite(NamedTuple):
@@ -189,7 +205,15 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  rest = flags.FLAGS(argv)
+  if '--help' in argv:
+    print(f'{__doc__}\n{FLAGS.get_help()}')
+    sys.exit(0)
+  try:
+    rest = FLAGS(argv)
+    flags.FLAGS(argv[:1])  # absl's own, at their defaults
+  except flags.Error as error:
+    print(f'optimizers: {error}', file=sys.stderr)
+    sys.exit(2)
   common.quiet()
   return rest
 
