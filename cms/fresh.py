@@ -92,9 +92,7 @@ def run(
 
     def body(carry, piece):
       mixers, moving = carry
-      slow = zip(moving[k + 1 :], fixed)
-      slow = [s._replace(delta=d, moment=m) for s, (d, m) in slow]
-      levels = (*moving[: k + 1], *slow)
+      levels = _whole(moving, k, fixed)
       (mixers, levels), y = walk(k - 1, (mixers, levels), piece)
       levels = commit(cfg, levels, rates, k, jnp.ones((B,), bool))
       return (mixers, _moving(levels, k)), y
@@ -105,10 +103,8 @@ def run(
     carry = mixers, _moving(levels, k)
     remat = full and group is None
     (mixers, moving), ys = _scan(body, carry, xs, n, remat)
-    slow = zip(moving[k + 1 :], fixed)
-    slow = [s._replace(delta=d, moment=m) for s, (d, m) in slow]
     ys = jax.tree.map(lambda y: _join(y), ys)
-    return (mixers, (*moving[: k + 1], *slow)), ys
+    return (mixers, _whole(moving, k, fixed)), ys
 
   _, y = walk(len(cfg.periods) - 1, (mixers, tuple(levels)), piece)
   return y
@@ -118,6 +114,13 @@ def _moving(levels, k: int):
   """What a scan of level k's periods carries: all but slower levels' writes."""
   slow = [s._replace(delta=None, moment=None) for s in levels[k + 1 :]]
   return (*levels[: k + 1], *slow)
+
+
+def _whole(moving, k: int, fixed):
+  """Undoes `_moving`: `fixed` are the slower levels' deltas and momenta."""
+  slow = zip(moving[k + 1 :], fixed)
+  slow = [s._replace(delta=d, moment=m) for s, (d, m) in slow]
+  return (*moving[: k + 1], *slow)
 
 
 def _remat_level(periods, L: int):

@@ -33,7 +33,7 @@ def init_state(cfg: ModelConfig, B: int, mixers) -> StreamState:
   """State of the levels; `mixers` is the fresh state of all blocks."""
   return init_stream(
     init_levels(cfg, B),
-    _slice(mixers, cfg.adapting[0], cfg.N),
+    layers(mixers, cfg.adapting[0], cfg.N),
     cfg.stream.periods[0],
     B,
     cfg.D,
@@ -41,7 +41,8 @@ def init_state(cfg: ModelConfig, B: int, mixers) -> StreamState:
   )
 
 
-def _slice(tree, start: int, stop: int):
+def layers(tree, start: int, stop: int):
+  """Some of the blocks of a tree whose leaves are stacked by block."""
   return jax.tree.map(lambda x: x[start:stop], tree)
 
 
@@ -58,7 +59,7 @@ def run_blocks(
   phase recomputes whole chunks instead.
   `deltas`, if among the options, have a leading axis of the segment's blocks.
   """
-  params = _slice(params['blocks'], segment.start, segment.stop)
+  params = layers(params['blocks'], segment.start, segment.stop)
   deltas = options.pop('deltas', None)
   block = blocks.Block(cfg, parent=None)
 
@@ -111,13 +112,13 @@ def net(cfg: ModelConfig, params, head, aligned: bool) -> Net:
       options = {'length_B': length_B, 'aligned': aligned}
       if segment.offset is not None:
         end = segment.offset + segment.stop - segment.start
-        options['deltas'] = _slice(by_slot, segment.offset, end)
+        options['deltas'] = layers(by_slot, segment.offset, end)
         options['alive_BxL'] = alive_BxL
       state, x_BxLxD, seen = run_blocks(
         cfg,
         params,
         segment,
-        _slice(mixers, segment.start - first, segment.stop - first),
+        layers(mixers, segment.start - first, segment.stop - first),
         x_BxLxD,
         piece.reset_BxL,
         **options,

@@ -104,7 +104,7 @@ class LanguageModel(nn.Module):
     """Blocks below the first that learns at once, the others by chunks."""
     cfg, params = self.cfg, nn.unbox(self.variables['params'])
     first = cfg.adapting[0]
-    trunk = None if state is None else _slice(state.blocks, 0, first)
+    trunk = None if state is None else active.layers(state.blocks, 0, first)
     if first:
       trunk, x_BxLxD, _ = active.run_blocks(
         cfg,
@@ -125,7 +125,7 @@ class LanguageModel(nn.Module):
       params,
       _head(cfg, params),
       state.levels,
-      _slice(state.blocks, first, cfg.N),
+      active.layers(state.blocks, first, cfg.N),
       Piece(x_BxLxD, tokens_BxL, reset_BxL),
     )
     if first:
@@ -151,10 +151,6 @@ def _head(cfg: ModelConfig, params):
   """The head as a function of the stream, outside of any module."""
   model = LanguageModel(cfg, parent=None)
   return lambda x: model.apply({'params': params}, x, method='logits')
-
-
-def _slice(tree, start: int, stop: int):
-  return jax.tree.map(lambda x: x[start:stop], tree)
 
 
 def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
@@ -185,7 +181,7 @@ def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
   if not cfg.stream:
     return state
   params = nn.unbox(params)
-  mixers = _slice(state.blocks, cfg.adapting[0], cfg.N)
+  mixers = active.layers(state.blocks, cfg.adapting[0], cfg.N)
   levels = active.flush(cfg, params, _head(cfg, params), state.levels, mixers)
   return state._replace(levels=levels)
 
