@@ -1,4 +1,4 @@
-"""One night: compute, consolidate, update, gate.
+"""One night: compute, consolidate, update, dream, gate.
 
 Sleep sections 2.2-2.3, the v2 protocol, for every pair of levels that is due,
 the slowest first, so that a receiver has been freed before it is given more:
@@ -13,6 +13,11 @@ fails to learn is not the next one's truth. Slots are slow weights that all
 sequences share; each sequence of the batch is a teacher of its own. The slowest
 levels' writes go to slots of those levels themselves (see `sleep/grow.py`).
 
+Then, if there are tasks, the model dreams about them by its slow weights alone:
+what helps only along with what one sequence holds is no use to the others. What
+dreams teach it goes on in the slot that the slowest of the night's receivers
+was given last.
+
 `night` is a pure transition: it gives a new model and state, or those it was
 given. `record` makes a version of it: first the checkpoint, then the line of
 lineage that names it. A night that is killed has done neither.
@@ -22,7 +27,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,8 +38,9 @@ from nestax.cms.experts import SlotsError
 from nestax.cms.level import norm
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
-from nestax.sleep import gate, grow, seed, texts
+from nestax.sleep import dream, gate, grow, seed, texts
 from nestax.sleep import reader as readers
+from nestax.sleep.dream import DreamConfig, Task
 from nestax.sleep.gate import GateConfig, Lineage, Version
 from nestax.sleep.reader import Reader, Said
 from nestax.sleep.seed import SeedConfig, Side
@@ -51,6 +57,7 @@ class CycleConfig:
     seed: how a slot learns.
     texts: what it learns from.
     gate: what a night may cost.
+    dream: how it dreams, if it is given tasks.
     every: the pair with sender k is due in nights that are multiples of
       `every ** k`.
     full: if a receiver has no free slot, 'error' ends the night, 'merge' folds
@@ -61,6 +68,7 @@ class CycleConfig:
   seed: SeedConfig = SeedConfig()
   texts: TextsConfig = TextsConfig()
   gate: GateConfig = GateConfig()
+  dream: DreamConfig = DreamConfig()
   every: int = 1
   full: str = 'error'
   lost: float = 0.2
@@ -88,6 +96,7 @@ class Tools(NamedTuple):
   compute: Callable  # (params, state) -> state
   speak: Callable  # (params, context, prompts, key) -> Said
   seeds: tuple[seed.Programs, ...]  # by receiver
+  dreams: tuple[dream.Programs, ...]  # by receiver
 
 
 class Night(NamedTuple):
@@ -123,6 +132,8 @@ def tools(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
     params, index = place
     return grow.put(cfg, params, k, index, new)
 
+  puts = [functools.partial(put, k) for k in range(len(cfg.groups))]
+  disturb = functools.partial(dream.random_expert, cfg)
   return Tools(
     cfg,
     how,
@@ -130,9 +141,10 @@ def tools(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
     reader,
     jax.jit(functools.partial(language_model.flush, cfg)),
     texts.speaker(how.texts, reader, words),
+    tuple(seed.programs(how.seed, reader, put, words.eos) for put in puts),
     tuple(
-      seed.programs(how.seed, reader, functools.partial(put, k), words.eos)
-      for k in range(len(cfg.groups))
+      dream.programs(how.dream, reader, put, disturb, words.bos, words.eos)
+      for put in puts
     ),
   )
 
@@ -146,6 +158,7 @@ def night(
   number: int,
   key,
   tell: Callable[[int, int, dict], None] | None = None,
+  tasks: Sequence[Task] = (),
 ) -> Night:
   """Sleeps once; arrays that it is given are not changed.
 
@@ -158,11 +171,15 @@ def night(
     number: of the night, from 1: says which pairs are due.
     key: of all that is random.
     tell: given sender, updates made and their numbers.
+    tasks: to dream about; without any, there are no dreams.
 
   Raises:
     SlotsError: if a receiver has no free slot and cannot be merged.
+    TaskError: if a task does not fit, before anything is done.
   """
   cfg, how, clock = tools.cfg, tools.how, _Clock()
+  if tasks:
+    dream.prepare(how.dream, tasks)
   with clock('compute'):
     awake = jax.block_until_ready(tools.compute(params, state))
   rows = np.array(day.rows)
@@ -177,17 +194,22 @@ def night(
     jax.block_until_ready(made)
   metrics = _losses(tools, 'before', params, day, core)
   metrics['day_dusk'] = _dusk_loss(tools, teacher, day)
-  grown, kept = params, context
+  grown, kept, index = params, context, {}
   chosen_B = jnp.zeros((_batch(state),), bool).at[rows].set(True)
   for k in how.due(number, len(cfg.groups)):
     metrics[f'written_{k}'] = float(norm(context[k]).mean())
     kept = _reset(kept, k)
     with clock(f'consolidate {k}'):
-      grown, said = _consolidate(
+      grown, index[grow.receiver(cfg, k)], said = _consolidate(
         tools, teacher, Side(grown, kept), k, day, made, key, tell
       )
     metrics |= said
     awake = grow.empty(cfg, awake, k, chosen_B)
+  if tasks:
+    slowest = max(index)
+    with clock('dream'):
+      grown, said = _dream(tools, grown, slowest, index[slowest], tasks, key)
+    metrics |= said
   with clock('gate'):
     metrics |= _losses(tools, 'after', grown, day, core)
     decision = gate.decide(
@@ -204,7 +226,7 @@ def night(
 
 
 def _consolidate(tools, teacher, student, k, day, made, key, tell):
-  """Moves what the levels k hold into their receiver: (params, numbers)."""
+  """Moves what the levels k hold into a slot: (params, its index, numbers)."""
   cfg, how = tools.cfg, tools.how
   to = grow.receiver(cfg, k)
   room_key, free_key, key = jax.random.split(jax.random.fold_in(key, k), 3)
@@ -234,7 +256,31 @@ def _consolidate(tools, teacher, student, k, day, made, key, tell):
     note,
   )
   numbers |= {f'{name}_{k}': float(x) for name, x in last.items()}
-  return grow.put(cfg, params, to, index, new), numbers
+  return grow.put(cfg, params, to, index, new), index, numbers
+
+
+def _dream(tools: Tools, params, k: int, index: int, tasks, key):
+  """Goes on with slot `index` of the levels k in dreams: (params, numbers)."""
+  cfg, how = tools.cfg, tools.how.dream
+  trained, rounds, after = dream.run(
+    how,
+    tools.dreams[k],
+    (params, jnp.asarray(index)),
+    None,
+    grow.take(cfg, params, k, index),
+    tasks,
+    jax.random.fold_in(key, len(cfg.groups)),  # no sender's key
+  )
+  first = rounds[0]
+  results = [result for results in rounds for result in results]
+  numbers = {
+    'dream_before': np.mean([result.before for result in first]),
+    'dream_best': np.mean([result.scores.max() for result in first]),
+    'dream_paid': np.mean([result.rewards for result in results]),
+    'dream_after': np.mean(after),
+  }
+  params = grow.put(cfg, params, k, index, trained)
+  return params, {name: float(value) for name, value in numbers.items()}
 
 
 def _reset(context, k: int):

@@ -98,7 +98,7 @@ class DreamConfig:
 class Programs(NamedTuple):
   """The steps of a night's dreaming, one jitted, batched program each."""
 
-  dream: Callable  # (params, context, prompt, key) -> Said
+  dream: Callable  # (params, context, trained, prompt, key) -> Said
   weigh: Callable  # (params, context, trained, dreams) -> omega
   adapt: Callable  # (params, context, trained, dreams) -> trained, batched
   examine: Callable  # (params, context, trained, batched, questions) -> scores
@@ -112,6 +112,14 @@ class Result(NamedTuple):
   scores: np.ndarray  # with each dream that was kept
   chosen: np.ndarray  # which of the dreams those were
   rewards: np.ndarray  # 0 or 1 each
+
+
+class Dreamt(NamedTuple):
+  """What a night's dreams came to."""
+
+  trained: Any  # what was learned from those that were paid
+  rounds: tuple[list[Result], ...]  # each of them task by task
+  after: tuple[float, ...]  # each task's score with `trained`
 
 
 def random_expert(cfg: ModelConfig, params, key):
@@ -183,10 +191,12 @@ def programs(
   """
 
   @jax.jit
-  def dream(params, context, prompt: Said, key) -> Said:
+  def dream(params, context, trained, prompt: Said, key) -> Said:
+    own = put(params, trained)
+
     def one(key):
       expert_key, key = jax.random.split(key)
-      other = disturb(params, expert_key)
+      other = disturb(own, expert_key)
       return readers.sample(
         reader, other, context, prompt, key, cfg.temperature, eos
       )
@@ -298,6 +308,21 @@ def question_rows(task: Task, answer: int, rows: int) -> tuple[Said, int]:
   return Said(*map(jnp.asarray, (tokens, start, length))), len(pairs)
 
 
+def prepare(cfg: DreamConfig, tasks: Sequence[Task]):
+  """Each task's prompt, its questions as rows, and how many there are.
+
+  Raises:
+    TaskError: for no tasks, or one that does not fit.
+  """
+  if not tasks:
+    raise TaskError('no tasks to dream about')
+  most = max(len(task.questions()) for task in tasks)
+  return [
+    (prompt_row(t, cfg.length), *question_rows(t, cfg.answer, most))
+    for t in tasks
+  ]
+
+
 def _name(task) -> str:
   return getattr(task, 'name', type(task).__name__)
 
@@ -325,19 +350,12 @@ def run(
     tell: given the round, the task's number and its result.
 
   Returns:
-    (trained, list of the rounds' lists of Results). Without a single reward
-    `trained` comes back as it was.
+    Dreamt. Without a single reward `trained` is as it was.
 
   Raises:
     TaskError: for no tasks, or one that does not fit, before anything is done.
   """
-  if not tasks:
-    raise TaskError('no tasks to dream about')
-  most = max(len(task.questions()) for task in tasks)
-  ready = [
-    (prompt_row(t, cfg.length), *question_rows(t, cfg.answer, most))
-    for t in tasks
-  ]
+  ready = prepare(cfg, tasks)
   history = []
   for number in range(cfg.rounds):
     kept, paid, results = [], [], []
@@ -356,13 +374,18 @@ def run(
     if paid.any():
       texts = jax.tree.map(lambda *x: jnp.concatenate(x), *kept)
       trained = _imitate(cfg, made, params, context, trained, texts, paid)
-  return trained, history
+  own = jax.tree.map(lambda x: x[None], trained)
+  after = tuple(
+    float(made.examine(params, context, own, questions, count)[0])
+    for _, questions, count in ready
+  )
+  return Dreamt(trained, tuple(history), after)
 
 
 def _one_task(cfg, made, model, prompt, questions, count, key):
   params, context, trained = model
   dream_key, select_key = jax.random.split(key)
-  dreams = made.dream(params, context, prompt, dream_key)
+  dreams = made.dream(params, context, trained, prompt, dream_key)
   omega_m = made.weigh(params, context, trained, dreams)
   chosen = select(select_key, omega_m, cfg.top, cfg.random)
   dreams = jax.tree.map(lambda x: x[chosen], dreams)

@@ -12,6 +12,7 @@ import sleep_cases as cases
 from nestax.cms.experts import SlotsError
 from nestax.sleep import cycle, grow, replay, texts
 from nestax.sleep.cycle import CycleConfig
+from nestax.sleep.dream import DreamConfig, TaskError
 from nestax.sleep.gate import GateConfig, Lineage
 from nestax.sleep.reader import Said
 from nestax.sleep.seed import SeedConfig
@@ -53,13 +54,12 @@ def core():
   return Said(cases.tokens(4, 10, 9), jnp.full(4, 1), jnp.full(4, 10))
 
 
-def sleep(how=HOW, params=None, number=1, tell=None):
+def sleep(how=HOW, params=None, number=1, tell=None, tasks=()):
   made = tools(how)
   state = cases.day(made.cfg, 3)
   params = model()[1] if params is None else params
-  return state, cycle.night(
-    made, params, state, gathered(), core(), number, jax.random.key(0), tell
-  )
+  args = made, params, state, gathered(), core(), number, jax.random.key(0)
+  return state, cycle.night(*args, tell, tasks)
 
 
 @functools.cache
@@ -97,6 +97,42 @@ def test_only_slots_change_and_only_owners_are_emptied():
     for old, new in zip(before.delta, after.delta):
       assert not new[:, :2].any()
       np.testing.assert_array_equal(new[:, 2], old[:, 2])
+
+
+class After:
+  """After 1 comes 2."""
+
+  def context(self):
+    return [0, 1]
+
+  def questions(self):
+    return [([0, 1], [2])]
+
+
+def test_dreams_go_on_in_the_slowest_receivers_newest_slot():
+  dreams = DreamConfig(16, 8, 8, length=6, answer=3, rate=0.1)
+  how = dataclasses.replace(HOW, dream=dreams)
+  _, without = one_night()
+  _, slept = sleep(how, tasks=[After()])
+  m = slept.metrics
+  assert m['dream_paid'] > 0 and m['dream_after'] > m['dream_before']
+  assert slept.seconds['dream'] > 0 and 'dream' not in without.seconds
+  assert not any(name.startswith('dream') for name in without.metrics)
+  one, two = (grow.slots(tools().cfg, n.params, 1) for n in (without, slept))
+  np.testing.assert_array_equal(one.b_SxRxD[:, 0], two.b_SxRxD[:, 0])
+  assert (one.b_SxRxD[:, 1] != two.b_SxRxD[:, 1]).any()
+  assert same(
+    grow.slots(tools().cfg, without.params, 0),
+    grow.slots(tools().cfg, slept.params, 0),
+  )
+
+
+def test_a_task_that_does_not_fit_ends_the_night_before_it_begins():
+  how = dataclasses.replace(HOW, dream=DreamConfig(length=2, answer=3))
+  told = []
+  with pytest.raises(TaskError, match='After: a context of 2 tokens'):
+    sleep(how, tell=lambda *x: told.append(x), tasks=[After()])
+  assert not told
 
 
 def test_a_night_that_costs_too_much_is_rolled_back_to_the_bit():

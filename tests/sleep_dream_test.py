@@ -58,7 +58,8 @@ def prompt():
 
 def dreams_of(programs, params=None, key=0):
   params = table() if params is None else params
-  return programs.dream(params, None, prompt(), jax.random.key(key))
+  zeros = jnp.zeros((W, W))
+  return programs.dream(params, None, zeros, prompt(), jax.random.key(key))
 
 
 def test_a_dream_is_paid_exactly_if_it_helps():
@@ -78,21 +79,30 @@ def test_a_dream_is_paid_exactly_if_it_helps():
 def test_imitating_what_was_paid_makes_better_dreams():
   cfg = dataclasses.replace(CFG, rounds=4, dreams=32, top=8, random=8)
   zeros = jnp.zeros((W, W))
-  trained, history = dream.run(
+  trained, history, after = dream.run(
     cfg, made(cfg), table(), None, zeros, [After()], jax.random.key(0)
   )
   assert len(history) == 4
   assert history[-1][0].before > history[0][0].before + 0.1
   assert (trained != 0).any()
+  assert after[0] > history[-1][0].before
+
+
+def test_later_dreams_are_dreamt_with_what_was_learned():
+  programs = made()
+  learned = 99 * jax.nn.one_hot(jnp.full(W, 2), W)  # 2 comes after everything
+  said = programs.dream(table(), None, learned, prompt(), jax.random.key(0))
+  assert (said.tokens_BxL[:, 2:] == 2).all()
 
 
 def test_without_a_reward_nothing_is_learned():
   cfg = dataclasses.replace(CFG, margin=100.0)
   zeros = jnp.zeros((W, W))
-  trained, history = dream.run(
+  trained, history, after = dream.run(
     cfg, made(cfg), table(), None, zeros, [After()], jax.random.key(0)
   )
   np.testing.assert_array_equal(trained, zeros)
+  assert after == (history[0][0].before,)
   assert not history[0][0].rewards.any()
 
 
@@ -213,7 +223,7 @@ def test_a_model_dreams_in_a_slot_of_its_own():
     bos=BOS,
   )
   first = grow.take(cfg, params, 1, index)
-  _, ((result,),) = dream.run(
+  _, ((result,),), _ = dream.run(
     how, programs, params, None, first, [After()], jax.random.key(0)
   )
   assert np.isfinite(result.scores).all()
