@@ -24,6 +24,7 @@ _BLOCKS = flags.DEFINE_string('blocks', 'all', 'Which stacked blocks learn.')
 _RATE = flags.DEFINE_float('rate', 0.1, 'Inner rate of stacked levels.')
 _PIECE = flags.DEFINE_integer('piece', 1024, 'Tokens a call.')
 _WINDOW = flags.DEFINE_integer('window', 2048, 'Tokens attention sees.')
+_DTYPE = flags.DEFINE_string('dtype', None, 'float32 or bfloat16.')
 _TOKENS = flags.DEFINE_integer('tokens', 0, 'Read only so many; 0: all.')
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
     stack = novel.Stack(
       _STACK.value, tuple(_PERIODS.value), _BLOCKS.value, _RATE.value
     )
-    made = novel.load(_WORKDIR.value, _MODEL.value, stack)
+    made = novel.load(_WORKDIR.value, _MODEL.value, stack, _DTYPE.value)
     novel.run(made, _TEXT.value, modes, _OUT.value, _TOKENS.value)
   except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as e:
     print(f'nestax-evaluate: {e}', file=sys.stderr)

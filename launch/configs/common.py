@@ -164,8 +164,17 @@ def quiet() -> None:
     logging.set_verbosity(logging.WARNING)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(
+  argv: list[str],
+  values: flags.FlagValues = flags.FLAGS,
+  default: str = 'quickstart',
+) -> list[str]:
   """Parses a command line whose `--config` may be the bare name of a config.
+
+  Args:
+    argv: the command line.
+    values: what its flags are defined in.
+    default: name of the config where none is given.
 
   Returns:
     What is left after the flags, as absl's `flags.FLAGS` does.
@@ -175,7 +184,7 @@ def parse_flags(argv: list[str]) -> list[str]:
       or a config file that is not there.
   """
   try:
-    rest = flags.FLAGS(_expand(argv))
+    rest = values(_expand(argv, default))
     quiet()
     return rest
   # How a ConfigDict says that it has no such key, sometimes wrapped twice.
@@ -187,15 +196,15 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise FlagsError(str(error)) from error
 
 
-def _expand(argv: list[str]) -> list[str]:
+def _expand(argv: list[str], default: str) -> list[str]:
   """Replaces a config's bare name on a command line by its path.
 
-  Without a name it is the quickstart's: a default given to ml_collections
-  would read the overrides before the command line is ours to parse.
+  Without a name it is the default's: one given to ml_collections would read
+  the overrides before the command line is ours to parse.
   """
   words = argv[:1]
   if not any(word.split('=')[0] == '--config' for word in argv):
-    words.append(f'--config={path("quickstart")}')
+    words.append(f'--config={path(default)}')
   for word in argv[1:]:
     flag, equals, name = word.partition('=')
     if words[-1] == '--config':

@@ -1,5 +1,6 @@
 """A long text read several ways: levels on, off, reset; a table and a plot."""
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -50,8 +51,19 @@ def modes(
   return settings
 
 
-def load(workdir: str | None, model: str | None, stack: Stack):
+def load(
+  workdir: str | None,
+  model: str | None,
+  stack: Stack,
+  dtype: str | None = None,
+) -> trained.Trained:
   """Loads a run's model, or a pretrained one, stacked if that is asked for.
+
+  Args:
+    workdir: of a run; None for a pretrained model.
+    model: file of a pretrained model; None for a run's.
+    stack: of the pretrained model.
+    dtype: that it computes in; None for the run's own, and for float32.
 
   Raises:
     ValueError: if both or neither are named, or the stack does not fit.
@@ -61,8 +73,8 @@ def load(workdir: str | None, model: str | None, stack: Stack):
   if workdir is not None:
     if stack.how:
       raise ValueError('--stack is for a pretrained --model')
-    return trained.load(workdir)
-  made = trained.load_pretrained(model)
+    return _computing(trained.load(workdir), dtype)
+  made = _computing(trained.load_pretrained(model), dtype)
   if not stack.how:
     return made
   try:
@@ -74,6 +86,13 @@ def load(workdir: str | None, model: str | None, stack: Stack):
   cms = CMSConfig(periods=periods, blocks=stack.blocks, rate=stack.rate)
   cfg, params = stacking.stack(made.model.cfg, made.params, stack.how, cms)
   return made._replace(model=language_model.LanguageModel(cfg), params=params)
+
+
+def _computing(made: trained.Trained, dtype: str | None) -> trained.Trained:
+  if not dtype:
+    return made
+  cfg = dataclasses.replace(made.model.cfg, dtype=dtype)
+  return made._replace(model=language_model.LanguageModel(cfg))
 
 
 def run(
@@ -113,7 +132,7 @@ def run(
   readings, summaries = {}, {}
   for name, how in settings.items():
     began = time.perf_counter()
-    readings[name] = _read(made, tokens, name, how)
+    readings[name] = read(made, tokens, name, how)
     seconds = time.perf_counter() - began
     summaries[name] = streaming.summary(readings[name])
     summaries[name]['tokens_per_second'] = len(tokens) / seconds
@@ -132,7 +151,13 @@ def periods(model) -> tuple[int, ...]:
   return model.cfg.stream.periods if model.cfg.stream else ()
 
 
-def _read(made, tokens, name, how) -> list[streaming.Reading]:
+def read(
+  made: trained.Trained,
+  tokens: np.ndarray,
+  name: str,
+  how: streaming.Settings,
+) -> list[streaming.Reading]:
+  """Reads tokens under a progress bar of that name; see `streaming.read`."""
   columns = (
     *bars.Progress.get_default_columns(),
     bars.TextColumn('{task.fields[said]}'),

@@ -115,7 +115,7 @@ def make_lm(seeds: int, steps: int = 0) -> Suite:
     config.optimizer = name
     make[name] = contenders.of_config(config, _shapes(task))
   steps = config.train.steps
-  return Suite(task, make, _rates(1.5e-3, 5), seeds, steps, _every(steps, 20))
+  return Suite(task, make, _rates(1.5e-3, 7), seeds, steps, _every(steps, 20))
 
 
 def train(suite: Suite, title: str, name: str, folder: pathlib.Path) -> None:
