@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import memory_cases as cases
 import pytest
 
-from nestax.models.memory import tile, tile_backward
+from nestax.models.memory import tile, tile_backward, tile_front
 from nestax.models.memory.chunk import Chunk, chunk_step
-from nestax.models.memory.pallas_tpu import _lay, _marks, _rows, _unlay
+from nestax.models.memory.tpu_layout import as_rows, lay, unlay
+from nestax.models.memory.tpu_layout import marks as laid_marks
 from nestax.models.memory.types import (
   GATES,
   MemoryConfig,
@@ -62,21 +63,21 @@ def by_chunk_step(cfg, marks, together):
 def by_tiles(cfg, marks, together, given, gradients):
   """The same and its gradients, from the tiles."""
   initial, state, streams = given
-  slow = _lay(cfg, stack_initial(cfg, initial).stack, K)
+  slow = lay(cfg, stack_initial(cfg, initial).stack, K)
   slow = slow._replace(
-    gates_8xK=_rows([initial[gate]['kernel'] for gate in GATES])
+    gates_8xK=as_rows([initial[gate]['kernel'] for gate in GATES])
   )
-  bias = _rows([initial[gate]['bias'][None] for gate in GATES])
-  boundary, running = (_lay(cfg, x, K) for x in state)
+  bias = as_rows([initial[gate]['bias'][None] for gate in GATES])
+  boundary, running = (lay(cfg, x, K) for x in state)
   boundary = None if together else boundary
-  rows = _marks(*(None if m is None else m[None, None] for m in marks))
-  tokens = tile.Tokens(*streams, None if rows is None else rows[0, 0])
+  rows = laid_marks(*(None if m is None else m[None, None] for m in marks))
+  tokens = tile_front.Tokens(*streams, None if rows is None else rows[0, 0])
   end, new, out, saved = tile.forward(
     cfg, slow, bias, boundary, running, tokens, jnp.float64
   )
-  d_end = None if together else _lay(cfg, gradients[0], K)
+  d_end = None if together else lay(cfg, gradients[0], K)
   d_boundary, d_running, d_slow, d_logit, d_tokens = tile_backward.backward(
-    cfg, slow, bias, saved, tokens, d_end, _lay(cfg, gradients[1], K),
+    cfg, slow, bias, saved, tokens, d_end, lay(cfg, gradients[1], K),
     gradients[2], jnp.float64,
   )  # fmt: skip
   d_initial = {
@@ -86,9 +87,9 @@ def by_tiles(cfg, marks, together, given, gradients):
     gate: {'kernel': d_slow.gates_8xK[i], 'bias': d_logit[i].sum()}
     for i, gate in enumerate(GATES)
   }
-  d_before = jnp.zeros_like(state[0]) if together else _unlay(cfg, d_boundary)
-  values = (0.0 if together else _unlay(cfg, end), _unlay(cfg, new), out)
-  return values, (d_initial, (d_before, _unlay(cfg, d_running)), d_tokens)
+  d_before = jnp.zeros_like(state[0]) if together else unlay(cfg, d_boundary)
+  values = (0.0 if together else unlay(cfg, end), unlay(cfg, new), out)
+  return values, (d_initial, (d_before, unlay(cfg, d_running)), d_tokens)
 
 
 @pytest.mark.parametrize('name', list(RULES))

@@ -1,86 +1,180 @@
-"""The backward pass of `tile.forward`, by hand.
+"""The backward pass of `tile.forward`, by hand, from the end to the front.
 
-`d_x` is the gradient of x. Gradients of a token's scalars are gathered as
-columns where they come from maps and as rows where they come from gates, all
-of logarithms: every product of gates is the exponential of a difference of
-`total` at two tokens, and its gradient a difference of row and column sums.
+`d_x` is the gradient of x. What the parts gather of the fast and slow values
+is added up in `Gathered`; gradients of the gates go to `tile_gates`.
 """
 
 import jax
 import jax.numpy as jnp
 
 from nestax.models.memory import tile
-from nestax.models.memory.tile import Maps, nn, nt, tn
+from nestax.models.memory.tile_adjoint import (
+  Chunk,
+  Gathered,
+  alive,
+  at_gates,
+  outer,
+  place,
+  read_back,
+  unit_back,
+  widen,
+)
+from nestax.models.memory.tile_front import Maps, front
+from nestax.models.memory.tile_gates import gates_back
+from nestax.models.memory.tile_ops import columns_of, exact, nn, nt, tn
 
 
-class _Sums:
-  """Gathers gradients of log gates: name -> list of `[C, 1]` or `[1, C]`."""
+def _from_new(c: Chunk, d: Gathered, d_new: Maps):
+  """From the new fast parts: gradients of Z, of Zg, of the parts before.
 
-  def __init__(self):
-    self.columns, self.rows = {}, {}
-
-  def column(self, name, x_CxN):
-    total = jnp.sum(x_CxN, axis=1, keepdims=True)
-    self.columns[name] = self.columns.get(name, 0.0) + total
-
-  def row(self, name, x_NxC):
-    total = jnp.sum(x_NxC, axis=0, keepdims=True)
-    self.rows[name] = self.rows.get(name, 0.0) + total
-
-  def all_rows(self):
-    """Everything as rows: one transposition."""
-    names = list(self.columns)
-    C = self.columns[names[0]].shape[0]
-    lane = jax.lax.broadcasted_iota(jnp.int32, (C, tile.ROWS), 1)
-    turned = jnp.zeros((C, tile.ROWS), self.columns[names[0]].dtype)
-    for i, name in enumerate(names):
-      turned = jnp.where(lane == i, self.columns[name], turned)
-    turned = turned.T
-    rows = dict(self.rows)
-    for i, name in enumerate(names):
-      rows[name] = rows.get(name, 0.0) + turned[i : i + 1]
-    return rows
+  The last is of what they were multiplied by.
+  """
+  k, last = c.f.k_CxK, c.f.columns['last']
+  last_k = last * k
+  d_Z = nn(last_k, d_new.maps_KxM, c.dtype)
+  d_Zg = nt(d_new.gates_8xK, last_k, c.dtype)
+  d_last_k = nt(c.saved.Z_CxM, d_new.maps_KxM, c.dtype)
+  d_last_k = d_last_k + outer(c.saved.Zg_8xC, d_new.gates_8xK)
+  d.k = last * d_last_k
+  d.sums.column('last', d_last_k * last_k)
+  kept = c.f.rows['g'][:, -1:]
+  d_running = jax.tree.map(lambda x: kept * x, d_new)
+  d_kept = jnp.zeros_like(kept)
+  for gradient, value in zip(d_running, c.running):
+    total = jnp.sum(gradient * value, axis=0, keepdims=True)
+    d_kept = d_kept + jnp.sum(total, axis=1, keepdims=True)
+  return d_Z, d_Zg, d_running, d_kept
 
 
-def _read_back(d_out, x, slow, fast, alive, dtype):
-  """Of `tile._read`: gradients of x, of the slow and of the fast part."""
-  if alive is None:
-    d_maps = tn(x, d_out, dtype)
-    return nt(d_out, slow + fast, dtype), d_maps, d_maps
-  d_fast = alive * d_out
-  d_x = nt(d_out, slow, dtype) + nt(d_fast, fast, dtype)
-  return d_x, tn(x, d_out, dtype), tn(x, d_fast, dtype)
+def _from_output(c: Chunk, d: Gathered, d_out, d_Z):
+  """From the output; returns the gradient of Z with its part."""
+  cfg, dtype, q, k, g = c.cfg, c.dtype, c.f.q_CxK, c.f.k_CxK, c.f.columns['g']
+  slow_mem = c.slow.maps_KxM[:, c.mem]
+  if 'mem' in cfg.identity:
+    d.q = d.q + d_out
+  if cfg.read == 'boundary':
+    d_q, d.slow['mem'], d.boundary['mem'] = read_back(
+      d_out, q, slow_mem, c.boundary.maps_KxM[:, c.mem], c.f.alive_Cx1, dtype
+    )
+    d.q = d.q + d_q
+    return d_Z
+  d_fast = g * d_out
+  qk = nt(q, k, dtype)
+  d_read = nt(d_fast, c.running.maps_KxM[:, c.mem], dtype)
+  d.q = d.q + nt(d_out, slow_mem, dtype) + d_read
+  d.sums.column('g', q * d_read)
+  d.slow['mem'] = tn(q, d_out, dtype)
+  d.running['mem'] = tn(q, d_fast, dtype)
+  d_qk = c.f.G_CxC * nt(d_out, c.saved.Z_CxM[:, c.mem], dtype)
+  d_log_G = d_qk * qk
+  d.sums.column('g', d_log_G)
+  d.sums.row('minus', d_log_G)
+  d.q = d.q + nn(d_qk, k, dtype)
+  d.k = d.k + tn(d_qk, q, dtype)
+  d_Z_mem = d_Z[:, c.mem] + tn(c.f.G_CxC * qk, d_out, dtype)
+  return jnp.concatenate([d_Z[:, : c.mem.start], d_Z_mem], axis=1)
 
 
-def _outer(rows_8xC, gates_8xK):
-  """`rows^T gates` of the two gates' rows."""
-  columns = rows_8xC.T
-  return columns[:, 0:1] * gates_8xK[0:1] + columns[:, 1:2] * gates_8xK[1:2]
+def _from_system(c: Chunk, d: Gathered, d_Z, d_Zg):
+  """Through `Z = T rhs`: gradients of both right-hand sides."""
+  if not c.cfg.delta:
+    return d_Z, d_Zg
+  k = c.f.k_CxK
+  d_rhs = tn(c.saved.T_CxC, d_Z, c.dtype)
+  d_rhs_g = nn(d_Zg, c.saved.T_CxC, c.dtype)
+  d_L = -nt(d_rhs, c.saved.Z_CxM, c.dtype) - outer(d_rhs_g, c.saved.Zg_8xC)
+  d_kk = c.f.E_CxC * d_L
+  d_log_E = d_kk * nt(k, k, c.dtype)
+  d.sums.column('row', d_log_E)
+  d.sums.row('minus', d_log_E)
+  d.k = d.k + nn(d_kk, k, c.dtype) + tn(d_kk, k, c.dtype)
+  return d_rhs, d_rhs_g
 
 
-def _unit_back(d_y, y, norm):
-  return norm * (d_y - y * jnp.sum(d_y * y, axis=1, keepdims=True))
+def _from_kept(c: Chunk, d: Gathered, d_rhs, d_rhs_g, point, d_running):
+  """From the right-hand sides' reads of the running parts; returns theirs."""
+  cfg, dtype, k = c.cfg, c.dtype, c.f.k_CxK
+  rows, columns = c.f.rows, c.f.columns
+  first, second = tile.gate_terms(
+    cfg, c.slow, c.boundary, c.running, point, k, rows, dtype
+  )
+  d.sums.row('eta', d_rhs_g * first)
+  e_g = -rows['eta'] * d_rhs_g
+  lhs, maps, gates = None, *d_running
+  if cfg.delta:
+    s_g = -rows['eta_g'] * d_rhs_g
+    kept_part = -columns['eta_g'] * nt(d_rhs, c.running.maps_KxM, dtype)
+    d.k = d.k + kept_part + outer(s_g, c.running.gates_8xK)
+    d.sums.column('row', kept_part * k)
+    d.sums.row('row', d_rhs_g * second)
+    lhs = -columns['eta_g'] * k
+    gates = gates + nn(s_g, k, dtype)
+  if not c.apart:
+    # both of the running parts' reads in one product
+    at_boundary = alive(c, columns['eta']) * point
+    lhs = -at_boundary if lhs is None else lhs - at_boundary
+    gates = gates + nn(e_g * rows.get('alive', 1.0), point, dtype)
+  if lhs is not None:
+    maps = maps + tn(lhs, d_rhs, dtype)
+  return Maps(maps, gates), e_g
 
 
-def _place(parts, boxes, like):
-  """Maps `[K, K]` of some boxes side by side, zeros for the others."""
-  zero = jnp.zeros_like(like)
-  return jnp.concatenate([parts.get(box, zero) for box in boxes], axis=1)
+def _from_errors(c: Chunk, d: Gathered, d_rhs, e_g, point):
+  """From the inner gradients, read at the boundary: of slow and boundary.
+
+  The boundary's are zero where it is the running parts: `_from_kept` has them.
+  """
+  cfg, dtype, eta = c.cfg, c.dtype, c.f.columns['eta']
+  slow, boundary = c.slow.maps_KxM, c.boundary.maps_KxM
+  if c.f.alive_Cx1 is None:
+    d_point = nt(d_rhs, slow + boundary, dtype)
+  else:
+    d_point = nt(d_rhs, slow, dtype)
+    d_point = d_point + c.f.alive_Cx1 * nt(d_rhs, boundary, dtype)
+  d_point = -eta * d_point
+  d_slow = Maps(tn(-eta * point, d_rhs, dtype), nn(e_g, point, dtype))
+  d_boundary = jax.tree.map(jnp.zeros_like, d_slow)
+  if c.apart:
+    d_boundary = Maps(
+      tn(-alive(c, eta) * point, d_rhs, dtype),
+      nn(e_g * c.f.rows.get('alive', 1.0), point, dtype),
+    )
+  of_k = of_v = jnp.zeros_like(point)
+  for box in cfg.boxes:
+    part = d_rhs[:, columns_of(cfg, box, c.K)]
+    of_v = of_v + part
+    if cfg.objective == 'l2' and box in cfg.identity:
+      of_k = of_k + part
+  d_e_k, d_e_v = -eta * of_k, eta * of_v
+  d.sums.column('eta', d_point * point + d_e_k * c.f.k_CxK + d_e_v * c.f.v_CxK)
+  d_point = d_point + at_gates(c, e_g)
+  d.k = d.k + d_e_k
+  d.v = d_e_v
+  if cfg.objective == 'l2':
+    d.k = d.k + d_point
+  if cfg.generated:
+    d.v = d.v - d_point
+  return d_slow, d_boundary
 
 
-def _solve_back(cfg, saved, d_Z, d_Zg, dtype):
-  """Through `Z = T rhs`: gradients of both right-hand sides, and of L."""
-  if not cfg.delta:
-    return d_Z, d_Zg, None
-  d_rhs = tn(saved.T_CxC, d_Z, dtype)
-  d_rhs_g = nn(d_Zg, saved.T_CxC, dtype)
-  d_L = -nt(d_rhs, saved.Z_CxM, dtype) - _outer_rows(d_rhs_g, saved.Zg_8xC)
-  return d_rhs, d_rhs_g, d_L
-
-
-def _outer_rows(a_8xC, b_8xC):
-  columns = a_8xC.T
-  return columns[:, 0:1] * b_8xC[0:1] + columns[:, 1:2] * b_8xC[1:2]
+def _from_projections(c: Chunk, d: Gathered):
+  """From q, k, v: gradients of query, key, value but by the gates."""
+  cfg, f, tokens = c.cfg, c.f, c.tokens
+  of_tokens = []
+  for box, d_y, y, norm, x in zip(
+    ('q', 'k', 'v'), (d.q, d.k, d.v), f[:3], f.norms, tokens[:3]
+  ):
+    d_y = d_y if norm is None else unit_back(d_y, y, norm)
+    d_x = d_y
+    if box in cfg.boxes:
+      at = columns_of(cfg, box, c.K)
+      d_x, d.slow[box], d.boundary[box] = read_back(
+        d_y, x, c.slow.maps_KxM[:, at], c.boundary.maps_KxM[:, at],
+        f.alive_Cx1, c.dtype,
+      )  # fmt: skip
+      d_x = d_x + d_y if box in cfg.identity else d_x
+    of_tokens.append(d_x)
+  return of_tokens
 
 
 def backward(
@@ -99,219 +193,44 @@ def backward(
     (of the boundary before or None, of the running parts before, of the slow
     values, of the gates' logits `[8, C]`, of query, key and value).
   """
-  K = tokens.key_CxK.shape[1]
-  running = saved.running._replace(
-    maps_KxM=saved.running.maps_KxM.astype(d_out.dtype)
+  K, apart = tokens.key_CxK.shape[1], saved.boundary is not None
+  running = widen(saved.running, d_out)
+  boundary = widen(saved.boundary, d_out) if apart else running
+  f = front(cfg, slow, bias_8x1, boundary, tokens, dtype)
+  mem = columns_of(cfg, 'mem', K)
+  c = Chunk(
+    cfg, dtype, slow, boundary, running, apart, saved, tokens, f, mem, K
   )
-  boundary = running
-  if saved.boundary is not None:
-    boundary = saved.boundary._replace(
-      maps_KxM=saved.boundary.maps_KxM.astype(d_out.dtype)
-    )
-  f = tile.front(cfg, slow, bias_8x1, boundary, tokens, dtype)
-  q, k, v, rows, columns = f.q_CxK, f.k_CxK, f.v_CxK, f.rows, f.columns
-  C = q.shape[0]
-  mem = tile._columns_of(cfg, 'mem', K)
-  sums = _Sums()
-  d_q = jnp.zeros_like(q)
+  d = Gathered(f.q_CxK)
+  point = tile.inner_point(cfg, f.k_CxK, f.v_CxK)
 
-  # the new fast parts
-  last_k = columns['last'] * k
-  d_Z = nn(last_k, d_new.maps_KxM, dtype)
-  d_Zg = nt(d_new.gates_8xK, last_k, dtype)
-  d_last_k = nt(saved.Z_CxM, d_new.maps_KxM, dtype)
-  d_last_k = d_last_k + _outer(saved.Zg_8xC, d_new.gates_8xK)
-  d_k = columns['last'] * d_last_k
-  sums.column('last', d_last_k * last_k)
-  kept = rows['g'][:, C - 1 :]
-  d_running = jax.tree.map(lambda x: kept * x, d_new)
-  d_kept = jnp.sum(d_running.maps_KxM * running.maps_KxM, axis=0, keepdims=True)
-  d_kept = jnp.sum(d_kept, axis=1, keepdims=True)
-  d_gate = jnp.sum(d_running.gates_8xK * running.gates_8xK, 0, keepdims=True)
-  d_kept = d_kept + jnp.sum(d_gate, axis=1, keepdims=True)
+  d_Z, d_Zg, d_running, d_kept = _from_new(c, d, d_new)
+  d_Z = _from_output(c, d, d_out, d_Z)
+  d_rhs, d_rhs_g = _from_system(c, d, d_Z, d_Zg)
+  d_running, e_g = _from_kept(c, d, d_rhs, d_rhs_g, point, d_running)
+  d_slow, d_before = _from_errors(c, d, d_rhs, e_g, point)
+  d_logit = gates_back(cfg, f, d.sums.all_rows(), d_kept, tokens)
+  d_query, d_key, d_value = _from_projections(c, d)
+  d_key = d_key + at_gates(c, d_logit)
 
-  # the output
-  mem_slow, mem_boundary = {}, {}
-  mem_running = {}
-  if 'mem' in cfg.identity:
-    d_q = d_q + d_out
-  if cfg.read == 'token':
-    Z_mem = saved.Z_CxM[:, mem]
-    d_fast = columns['g'] * d_out
-    qk = nt(q, k, dtype)
-    d_read = nt(d_fast, running.maps_KxM[:, mem], dtype)
-    d_q = d_q + nt(d_out, slow.maps_KxM[:, mem], dtype) + d_read
-    sums.column('g', q * d_read)
-    mem_slow['mem'] = tn(q, d_out, dtype)
-    mem_running['mem'] = tn(q, d_fast, dtype)
-    d_qk = f.G_CxC * nt(d_out, Z_mem, dtype)
-    d_log_G = d_qk * qk
-    sums.column('g', d_log_G)
-    sums.row('minus', d_log_G)
-    d_q = d_q + nn(d_qk, k, dtype)
-    d_k = d_k + tn(d_qk, q, dtype)
-    d_Z_mem = tn(f.G_CxC * qk, d_out, dtype)
-    d_Z = jnp.concatenate([d_Z[:, : mem.start], d_Z[:, mem] + d_Z_mem], axis=1)
-  else:
-    d_x, mem_slow['mem'], mem_boundary['mem'] = _read_back(
-      d_out,
-      q,
-      slow.maps_KxM[:, mem],
-      boundary.maps_KxM[:, mem],
-      f.alive_Cx1,
-      dtype,
-    )
-    d_q = d_q + d_x
-
-  # the system
-  d_rhs, d_rhs_g, d_L = _solve_back(cfg, saved, d_Z, d_Zg, dtype)
-  if d_L is not None:
-    d_kk = f.E_CxC * d_L
-    d_log_E = d_kk * nt(k, k, dtype)
-    sums.column('row', d_log_E)
-    sums.row('minus', d_log_E)
-    d_k = d_k + nn(d_kk, k, dtype) + tn(d_kk, k, dtype)
-
-  # the right-hand side, its read of the running parts
-  point = tile._point(cfg, k, v)
-  first, second = tile._gate_terms(
-    cfg, slow, boundary, running, point, k, rows, dtype
-  )
-  sums.row('eta', d_rhs_g * first)
-  e_g = -rows['eta'] * d_rhs_g
-  eta, eta_g = columns['eta'], columns['eta_g']
-  d_running_maps, d_running_gates = d_running
-  alive_eta = eta if f.alive_Cx1 is None else eta * f.alive_Cx1
-  if cfg.delta:
-    d_kept_k = nt(d_rhs, running.maps_KxM, dtype)
-    s_g = -rows['eta_g'] * d_rhs_g
-    kept_part = -eta_g * d_kept_k
-    d_k = d_k + kept_part + _outer(s_g, running.gates_8xK)
-    sums.column('row', kept_part * k)
-    sums.row('row', d_rhs_g * second)
-    lhs = -eta_g * k
-    if saved.boundary is None:
-      # both of the running parts' reads in one product
-      lhs = lhs - alive_eta * point
-      gate_lhs = nn(e_g * rows.get('alive', 1.0), point, dtype)
-      d_running_gates = d_running_gates + gate_lhs
-    d_running_maps = d_running_maps + tn(lhs, d_rhs, dtype)
-    d_running_gates = d_running_gates + nn(s_g, k, dtype)
-  elif saved.boundary is None:
-    d_running_maps = d_running_maps - tn(alive_eta * point, d_rhs, dtype)
-    d_running_gates = d_running_gates + nn(
-      e_g * rows.get('alive', 1.0), point, dtype
-    )
-
-  # its inner gradients, read at the boundary
-  if f.alive_Cx1 is None:
-    d_point = nt(d_rhs, slow.maps_KxM + boundary.maps_KxM, dtype)
-  else:
-    d_point = nt(d_rhs, slow.maps_KxM, dtype)
-    d_point = d_point + f.alive_Cx1 * nt(d_rhs, boundary.maps_KxM, dtype)
-  d_point = -eta * d_point
-  d_slow_maps = tn(-eta * point, d_rhs, dtype)
-  d_slow_gates = nn(e_g, point, dtype)
-  d_boundary_maps = jnp.zeros_like(d_slow_maps)
-  d_boundary_gates = jnp.zeros_like(d_slow_gates)
-  if saved.boundary is not None:
-    d_boundary_maps = tn(-alive_eta * point, d_rhs, dtype)
-    d_boundary_gates = nn(e_g * rows.get('alive', 1.0), point, dtype)
-  of_k = of_v = jnp.zeros_like(k)
-  for box in cfg.boxes:
-    part = d_rhs[:, tile._columns_of(cfg, box, K)]
-    of_v = of_v + part
-    if cfg.objective == 'l2' and box in cfg.identity:
-      of_k = of_k + part
-  d_e_k, d_e_v = -eta * of_k, eta * of_v
-  sums.column('eta', d_point * point + d_e_k * k + d_e_v * v)
-  if f.alive_Cx1 is None:
-    d_point = d_point + _outer(e_g, slow.gates_8xK + boundary.gates_8xK)
-  else:
-    d_point = d_point + _outer(e_g, slow.gates_8xK)
-    d_point = d_point + f.alive_Cx1 * _outer(e_g, boundary.gates_8xK)
-  d_k = d_k + d_e_k
-  d_v = d_e_v
-  if cfg.objective == 'l2':
-    d_k = d_k + d_point
-  if cfg.generated:
-    d_v = d_v - d_point
-
-  # the gates
-  d_logit = _gates_back(cfg, f, sums.all_rows(), d_kept, tokens)
-  if f.alive_Cx1 is None:
-    d_key = _outer(d_logit, slow.gates_8xK + boundary.gates_8xK)
-  else:
-    d_key = _outer(d_logit, slow.gates_8xK)
-    d_key = d_key + f.alive_Cx1 * _outer(d_logit, boundary.gates_8xK)
-  alive_logit = d_logit * rows.get('alive', 1.0)
-  d_slow_gates = d_slow_gates + tile.exact(d_logit, tokens.key_CxK)
-  d_boundary_gates = d_boundary_gates + tile._adaptive(
-    cfg, tile.exact(alive_logit, tokens.key_CxK)
-  )
-
-  # the projections
-  raw = {'q': d_q, 'k': d_k, 'v': d_v}
-  inputs = {
-    'q': (q, f.norms[0], tokens.query_CxK),
-    'k': (k, f.norms[1], tokens.key_CxK),
-    'v': (v, f.norms[2], tokens.value_CxK),
-  }
-  d_tokens = {}
-  for box, (y, norm, x) in inputs.items():
-    d_y = raw[box] if norm is None else _unit_back(raw[box], y, norm)
-    d_tokens[box] = d_y
-    if box in cfg.boxes:
-      at = tile._columns_of(cfg, box, K)
-      d_x, mem_slow[box], mem_boundary[box] = _read_back(
-        d_y, x, slow.maps_KxM[:, at], boundary.maps_KxM[:, at],
-        f.alive_Cx1, dtype,
-      )  # fmt: skip
-      d_tokens[box] = d_x + d_y if box in cfg.identity else d_x
-  d_tokens['k'] = d_tokens['k'] + d_key
-
+  alive_logit = d_logit * f.rows.get('alive', 1.0)
+  by_gates = exact(d_logit, tokens.key_CxK)
+  by_boundary = tile.adaptive(cfg, exact(alive_logit, tokens.key_CxK))
   like = slow.maps_KxM[:, mem]
-  d_slow_maps = d_slow_maps + _place(mem_slow, cfg.boxes, like)
-  d_boundary_maps = d_boundary_maps + _place(mem_boundary, cfg.boxes, like)
-  if mem_running:
-    d_running_maps = d_running_maps + _place(mem_running, cfg.boxes, like)
-  if saved.boundary is None:
-    d_running_maps = d_running_maps + d_boundary_maps
-    d_running_gates = d_running_gates + d_boundary_gates
-    d_before = None
-  else:
-    after = 1.0 if f.alive_Cx1 is None else rows['alive'][:, C - 1 :]
-    d_before = Maps(
-      d_boundary_maps + after * d_boundary.maps_KxM,
-      d_boundary_gates + after * d_boundary.gates_8xK,
-    )
-  return (
-    d_before,
-    Maps(d_running_maps, d_running_gates),
-    Maps(d_slow_maps, d_slow_gates),
-    d_logit,
-    tuple(d_tokens[box] for box in ('q', 'k', 'v')),
+  d_slow = Maps(
+    d_slow.maps_KxM + place(d.slow, cfg.boxes, like),
+    d_slow.gates_8xK + by_gates,
   )
-
-
-def _gates_back(cfg, f, sums, d_kept, tokens):
-  """Gradients of the logits from those of the gates' products."""
-  C = f.q_CxK.shape[0]
-  zero = jnp.zeros_like(f.rows['total'])
-  d_last, d_g = sums['last'], sums.get('g', zero)
-  d_row, d_minus = sums.get('row', zero), sums.get('minus', zero)
-  end = jnp.sum(d_last, axis=1, keepdims=True) + d_kept
-  at_end = jax.lax.broadcasted_iota(jnp.int32, zero.shape, 1) == C - 1
-  d_total = d_g - d_minus - d_last + d_row + jnp.where(at_end, end, 0.0)
-  # total and before are sums of log alpha; before leaves out the token itself
-  triangle = tile._ones_triangle(C, d_total.dtype)
-  stacked = tile._stack([d_total], d_total.dtype)
-  d_alpha = tile.exact(stacked, triangle, ((1,), (1,)))[0:1] - d_row
-  d_eta = sums['eta'] + d_row
-  if not cfg.retention:
-    d_alpha = zero
-  if tokens.marks_2xC is not None:
-    live = tokens.marks_2xC[1:2] != 0
-    d_alpha, d_eta = jnp.where(live, d_alpha, 0.0), jnp.where(live, d_eta, 0.0)
-  d_log = tile._stack([d_eta, d_alpha], d_total.dtype)
-  return d_log * jax.nn.sigmoid(-f.logit_8xC)
+  d_before = Maps(
+    d_before.maps_KxM + place(d.boundary, cfg.boxes, like),
+    d_before.gates_8xK + by_boundary,
+  )
+  if d.running:
+    maps = d_running.maps_KxM + place(d.running, cfg.boxes, like)
+    d_running = d_running._replace(maps_KxM=maps)
+  if not apart:
+    d_running, d_before = jax.tree.map(jnp.add, d_running, d_before), None
+  else:
+    after = 1.0 if f.alive_Cx1 is None else f.rows['alive'][:, -1:]
+    d_before = jax.tree.map(lambda x, y: x + after * y, d_before, d_boundary)
+  return d_before, d_running, d_slow, d_logit, (d_query, d_key, d_value)

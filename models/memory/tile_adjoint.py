@@ -1,0 +1,79 @@
+"""What the parts of the backward pass share: see `tile_backward`."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from nestax.models.memory import tile
+from nestax.models.memory.tile_front import Front, Maps, Tokens
+from nestax.models.memory.tile_gates import Sums
+from nestax.models.memory.tile_ops import nt, tn
+
+
+class Chunk(NamedTuple):
+  """What is known of a chunk, the forward pass's values again."""
+
+  cfg: object
+  dtype: object
+  slow: Maps
+  boundary: Maps
+  running: Maps
+  apart: bool  # the boundary is not the running parts
+  saved: tile.Saved
+  tokens: Tokens
+  f: Front
+  mem: slice
+  K: int
+
+
+class Gathered:
+  """Gradients that several parts add to: tokens', and values' by box."""
+
+  def __init__(self, like):
+    zero = jnp.zeros_like(like)
+    self.q, self.k, self.v = zero, zero, zero
+    # box -> of its columns of the slow values, the boundary, the running parts
+    self.slow, self.boundary, self.running = {}, {}, {}
+    self.sums = Sums()
+
+
+def read_back(d_out, x, slow, fast, alive, dtype):
+  """Of `tile_front.read`: gradients of x, of the slow and of the fast part."""
+  if alive is None:
+    d_maps = tn(x, d_out, dtype)
+    return nt(d_out, slow + fast, dtype), d_maps, d_maps
+  d_fast = alive * d_out
+  d_x = nt(d_out, slow, dtype) + nt(d_fast, fast, dtype)
+  return d_x, tn(x, d_out, dtype), tn(x, d_fast, dtype)
+
+
+def outer(rows_8xC, gates_8xN):
+  """`rows^T gates` of the two gates' rows."""
+  columns = rows_8xC.T
+  return columns[:, 0:1] * gates_8xN[0:1] + columns[:, 1:2] * gates_8xN[1:2]
+
+
+def unit_back(d_y, y, norm):
+  return norm * (d_y - y * jnp.sum(d_y * y, axis=1, keepdims=True))
+
+
+def place(parts, boxes, like):
+  """Maps `[K, K]` of some boxes side by side, zeros for the others."""
+  zero = jnp.zeros_like(like)
+  return jnp.concatenate([parts.get(box, zero) for box in boxes], axis=1)
+
+
+def at_gates(c: Chunk, rows_8xC):
+  """`rows^T (W + D)` of the gates as they were read at the boundary."""
+  slow, fast = c.slow.gates_8xK, c.boundary.gates_8xK
+  if c.f.alive_Cx1 is None:
+    return outer(rows_8xC, slow + fast)
+  return outer(rows_8xC, slow) + c.f.alive_Cx1 * outer(rows_8xC, fast)
+
+
+def alive(c: Chunk, x_CxN):
+  return x_CxN if c.f.alive_Cx1 is None else x_CxN * c.f.alive_Cx1
+
+
+def widen(maps: Maps, like):
+  return maps._replace(maps_KxM=maps.maps_KxM.astype(like.dtype))

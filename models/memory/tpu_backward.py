@@ -1,0 +1,101 @@
+"""The backward kernel for TPUs: the chunks of a walk in reverse."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from nestax.models.memory import tile_backward
+from nestax.models.memory.tile_ops import ROWS
+from nestax.models.memory.tpu_grid import (
+  Specs,
+  call,
+  due_of,
+  head_of,
+  like,
+  put,
+)
+from nestax.models.memory.tpu_layout import Given, Shape, Stream
+
+
+def backward(shape: Shape, interpret: bool, given, stream, saved, gradients):
+  """Gradients of `given` and `stream`."""
+  specs = Specs(shape, given.running.maps_KxM.shape[2], reverse=True)
+  d_boundary, d_running, d_out = gradients
+  B, H = given.running.maps_KxM.shape[:2]
+  ends = (d_boundary, d_running)
+  logit = jax.ShapeDtypeStruct((B, H, ROWS, shape.C), jnp.float32)
+  d_slow = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((B, *x.shape), jnp.float32), given.slow
+  )
+  d_tokens = like(tuple(stream[:3]))
+  totals, tokens = call(
+    functools.partial(_backward_kernel, shape),
+    shape,
+    given,
+    interpret,
+    ((given.slow, given.bias), stream, saved, ends, d_out),
+    (
+      (jax.tree.map(specs.slow, given.slow), specs.slow(given.bias)),
+      specs.stream(stream),
+      jax.tree.map(specs.saved, saved),
+      jax.tree.map(specs.state, ends),
+      specs.tokens(d_out),
+    ),
+    ((like(ends), d_slow, logit), d_tokens),
+    (
+      jax.tree.map(specs.state, (ends, d_slow, logit)),
+      jax.tree.map(specs.tokens, d_tokens),
+    ),
+  )
+  (d_boundary, d_running), d_slow, d_logit = totals
+  d_slow = jax.tree.map(lambda x: jnp.sum(x, axis=0), d_slow)
+  d_bias = jnp.sum(d_logit, axis=(0, 3))[..., None]
+  return (
+    Given(d_slow, d_bias, d_boundary, d_running),
+    Stream(*tokens, None, None),
+  )
+
+
+def _backward_kernel(shape, given, stream, saved, starts, d_out, totals, outs):
+  (d_boundary, d_running), d_slow, d_logit = totals
+  cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
+  given = Given(*given, None, None)
+
+  @pl.when(pl.program_id(2) == 0)
+  def _():
+    ends = (d_boundary, d_running)
+    jax.tree.map(lambda to, at: to.__setitem__(..., at[...]), ends, starts)
+    for ref in jax.tree.leaves((d_slow, d_logit)):
+      ref[...] = jnp.zeros_like(ref)
+
+  for p in range(shape.heads):
+    slow, bias, tokens, lanes = head_of(shape, given, stream, p)
+    kept = jax.tree.map(lambda ref: ref[0, p, 0], saved)  # noqa: B023
+    of_boundary, of_new = jax.tree.map(
+      lambda ref: ref[0, p],  # noqa: B023
+      (d_boundary, d_running),
+    )
+    if d_boundary is not None:
+      M, K = of_new.maps_KxM.shape[1], lanes.stop - lanes.start
+      due = due_of(cfg, stream.due, M, K)
+      of_new = jax.tree.map(lambda d, r, b: r + d * b, due, of_new, of_boundary)
+      of_boundary = jax.tree.map(lambda d, b: (1 - d) * b, due, of_boundary)
+    of_boundary, of_running, of_slow, of_logit, of_tokens = (
+      tile_backward.backward(
+        cfg, slow, bias, kept, tokens, of_boundary, of_new,
+        d_out[0, :, lanes], dtype,
+      )
+    )  # fmt: skip
+    put(d_running, p, of_running)
+    if d_boundary is not None:
+      put(d_boundary, p, of_boundary)
+    total = jax.tree.map(
+      lambda ref, x: ref[0, p] + x,  # noqa: B023
+      (d_slow, d_logit),
+      (of_slow, of_logit),
+    )
+    put((d_slow, d_logit), p, total)
+    for ref, value in zip(outs, of_tokens):
+      ref[0, :, lanes] = value.astype(ref.dtype)

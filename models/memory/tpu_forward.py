@@ -1,0 +1,90 @@
+"""The forward kernel for TPUs: a chunk of a few heads a grid step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from nestax.models.memory import tile
+from nestax.models.memory.tile import Saved
+from nestax.models.memory.tile_front import Maps
+from nestax.models.memory.tile_ops import ROWS
+from nestax.models.memory.tpu_grid import (
+  Specs,
+  call,
+  due_of,
+  head_of,
+  like,
+  put,
+)
+from nestax.models.memory.tpu_layout import Given, Shape
+
+
+def _saved_shapes(shape: Shape, given: Given):
+  """What the forward kernel keeps for the backward one, `[B, H, n, ...]`."""
+  B, H, K, M = given.running.maps_KxM.shape
+  lead, dtype = (B, H, shape.n), jnp.dtype(shape.dtype)
+
+  def array(rows, columns, dtype):
+    return jax.ShapeDtypeStruct((*lead, rows, columns), dtype)
+
+  def fast():
+    return Maps(array(K, M, dtype), array(ROWS, K, jnp.float32))
+
+  return Saved(
+    fast(),
+    None if given.boundary is None else fast(),
+    array(shape.C, shape.C, dtype),
+    array(shape.C, M, dtype),
+    array(ROWS, shape.C, jnp.float32),
+  )
+
+
+def forward(shape: Shape, save: bool, interpret: bool, given, stream):
+  """((boundary or None, running, output), Saved or None)."""
+  specs = Specs(shape, given.running.maps_KxM.shape[2], reverse=False)
+  out = jax.ShapeDtypeStruct(stream.query.shape, jnp.float32)
+  end = (given.boundary, given.running)
+  saved = _saved_shapes(shape, given) if save else None
+  return call(
+    functools.partial(_forward_kernel, shape),
+    shape,
+    given,
+    interpret,
+    (given, stream),
+    (specs.given(given), specs.stream(stream)),
+    ((*like(end), out), saved),
+    (
+      (*jax.tree.map(specs.state, end), specs.tokens(out)),
+      jax.tree.map(specs.saved, saved),
+    ),
+  )
+
+
+def _forward_kernel(shape: Shape, given, stream, ends, saved):
+  boundary, running, out = ends
+  cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
+
+  @pl.when(pl.program_id(2) == 0)
+  def _():
+    starts = (given.boundary, given.running)
+    jax.tree.map(lambda to, at: to.__setitem__(..., at[...]), ends[:2], starts)
+
+  for p in range(shape.heads):
+    slow, bias, tokens, lanes = head_of(shape, given, stream, p)
+    fast, at_boundary = jax.tree.map(lambda ref: ref[0, p], (running, boundary))  # noqa: B023
+    at_boundary, new, y, kept = tile.forward(
+      cfg, slow, bias, at_boundary, fast, tokens, dtype
+    )
+    if boundary is not None:
+      M, K = new.maps_KxM.shape[1], y.shape[1]
+      due = due_of(cfg, stream.due, M, K)
+      at_boundary = jax.tree.map(
+        lambda d, r, b: jnp.where(d != 0, r, b), due, new, at_boundary
+      )
+      put(boundary, p, at_boundary)
+    put(running, p, new)
+    out[0, :, lanes] = y
+    if saved is not None:
+      put(saved, p, kept)

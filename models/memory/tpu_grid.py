@@ -1,0 +1,106 @@
+"""Grid, blocks and heads of the TPU kernels, forward and backward alike."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from nestax.models.memory.tile_front import Maps, Tokens
+from nestax.models.memory.tpu_layout import Given, Shape, Stream
+
+VMEM_BYTES = 100 * 2**20  # of 128 MiB
+
+
+class Specs:
+  """Block specs of a grid of (sequences, groups of heads, chunks)."""
+
+  def __init__(self, shape: Shape, K: int, reverse: bool):
+    self.heads, self.C, self.K, n = shape.heads, shape.C, K, shape.n
+    self.chunk = (lambda i: n - 1 - i) if reverse else (lambda i: i)
+
+  def slow(self, x):
+    """`[H, ...]`: the same for every sequence and chunk."""
+    block = (self.heads, *x.shape[1:])
+    return pl.BlockSpec(block, lambda b, h, i: (h, 0, 0))
+
+  def state(self, x):
+    """`[B, H, ...]`: stays in VMEM for a whole walk."""
+    block = (1, self.heads, *x.shape[2:])
+    return pl.BlockSpec(block, lambda b, h, i: (b, h, 0, 0))
+
+  def saved(self, x):
+    """`[B, H, n, ...]`."""
+    block = (1, self.heads, 1, *x.shape[3:])
+    return pl.BlockSpec(block, lambda b, h, i: (b, h, self.chunk(i), 0, 0))
+
+  def tokens(self, x):
+    """`[B, n C, H K]`."""
+    del x
+    block = (1, self.C, self.heads * self.K)
+    return pl.BlockSpec(block, lambda b, h, i: (b, self.chunk(i), h))
+
+  def chunks(self, x):
+    """`[B, n, 2, C]`: the same for every head."""
+    block = (1, 1, *x.shape[2:])
+    return pl.BlockSpec(block, lambda b, h, i: (b, self.chunk(i), 0, 0))
+
+  def given(self, given: Given):
+    return Given(
+      jax.tree.map(self.slow, given.slow),
+      self.slow(given.bias),
+      jax.tree.map(self.state, given.boundary),
+      jax.tree.map(self.state, given.running),
+    )
+
+  def stream(self, stream: Stream):
+    marks = jax.tree.map(self.chunks, (stream.marks, stream.due))
+    return Stream(*map(self.tokens, stream[:3]), *marks)
+
+
+def like(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def call(kernel, shape, given, interpret, args, in_specs, outs, out_specs):
+  B, groups = given.running.maps_KxM.shape[:2]
+  return pl.pallas_call(
+    kernel,
+    grid=(B, groups // shape.heads, shape.n),
+    in_specs=in_specs,
+    out_specs=out_specs,
+    out_shape=outs,
+    interpret=interpret,
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'parallel', 'arbitrary'),
+      vmem_limit_bytes=VMEM_BYTES,
+    ),
+    name=kernel.func.__name__.strip('_'),
+  )(*args)
+
+
+def head_of(shape: Shape, given: Given, stream: Stream, p: int):
+  """(slow, bias, tokens) of one head of a block."""
+  K = stream.query.shape[2] // shape.heads
+  lanes = slice(p * K, (p + 1) * K)
+  slow = jax.tree.map(lambda ref: ref[p], given.slow)
+  marks = None if stream.marks is None else stream.marks[0, 0]
+  tokens = Tokens(*(ref[0, :, lanes] for ref in stream[:3]), marks)
+  return slow, given.bias[p], tokens, lanes
+
+
+def put(refs, p: int, values):
+  """Writes one head's part of blocks `[1, P, ...]` or `[1, P, 1, ...]`."""
+
+  def one(ref, value):
+    at = (0, p, 0) if ref.ndim == 5 else (0, p)
+    ref[at] = value.astype(ref.dtype)
+
+  jax.tree.map(one, refs, values)
+
+
+def due_of(cfg, due_ref, M: int, K: int):
+  """1 where columns of the maps commit, `[1, M]`, and the gates, `[1, 1]`."""
+  due = due_ref[0, 0][:, 0:1]
+  is_mem = jax.lax.broadcasted_iota(jnp.int32, (1, M), 1) >= M - K
+  maps = jnp.where(is_mem, due[1:2], due[0:1])
+  return Maps(maps, due[0:1])
