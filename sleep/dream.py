@@ -9,34 +9,17 @@ copies differ in one slot only, and all else is there once.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from nestax.models.config import ModelConfig
 from nestax.sleep import reader as readers
 from nestax.sleep import seed
 from nestax.sleep.reader import Reader, Said
-
-Tokens = Sequence[int]
-
-
-class Task(Protocol):
-  """What a user writes to have a model dream about something."""
-
-  def context(self) -> Tokens:
-    """What is read before a dream."""
-
-  def questions(self) -> Sequence[tuple[Tokens, Tokens]]:
-    """Pairs of a prompt and its right answer: a dream must help with them."""
-
-
-class TaskError(ValueError):
-  """A task does not fit the rows that dreams are made in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,23 +88,6 @@ class Programs(NamedTuple):
   study: Callable  # (params, context, trained, opt_state, dreams, paid_B)
 
 
-class Result(NamedTuple):
-  """What became of one task in one round."""
-
-  before: float  # score without any dream
-  scores: np.ndarray  # with each dream that was kept
-  chosen: np.ndarray  # which of the dreams those were
-  rewards: np.ndarray  # 0 or 1 each
-
-
-class Dreamt(NamedTuple):
-  """What a night's dreams came to."""
-
-  trained: Any  # what was learned from those that were paid
-  rounds: tuple[list[Result], ...]  # each of them task by task
-  after: tuple[float, ...]  # each task's score with `trained`
-
-
 def random_expert(cfg: ModelConfig, params, key):
   """Activates one random expert more in every level of every block.
 
@@ -143,13 +109,6 @@ def random_expert(cfg: ModelConfig, params, key):
     b = jnp.where(twice_NxS[..., None, None], 2 * slots['b'], slots['b'])
     blocks[f'level_{i}'] = level | {'slots': slots | {'active': active, 'b': b}}
   return params | {'blocks': blocks}
-
-
-def select(key, omega_m, top: int, random: int):
-  """Indices of the `top` largest and of `random` others, in no order."""
-  order_m = jnp.argsort(-omega_m)
-  rest = jax.random.permutation(key, order_m[top:])
-  return jnp.concatenate([order_m[:top], rest[:random]])
 
 
 def alone(texts: Said, bos: int) -> Said:
@@ -261,149 +220,3 @@ def programs(
 def optimizer(cfg: DreamConfig) -> optax.GradientTransformation:
   """Of the imitation of what was paid."""
   return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(cfg.rate))
-
-
-def prompt_row(task: Task, length: int) -> Said:
-  """A task's context as one row with room for a dream.
-
-  Raises:
-    TaskError: if there is no context, or no room.
-  """
-  tokens = list(task.context())
-  if not 1 <= len(tokens) < length:
-    raise TaskError(
-      f'{_name(task)}: a context of {len(tokens)} tokens; from 1 to '
-      f'{length - 1} leave room for a dream in rows of length={length}'
-    )
-  row = np.zeros((1, length), np.int32)
-  row[0, : len(tokens)] = tokens
-  start = jnp.array([len(tokens)], jnp.int32)
-  return Said(jnp.asarray(row), start, start)
-
-
-def question_rows(task: Task, answer: int, rows: int) -> tuple[Said, int]:
-  """A task's questions as rows, and how many there are.
-
-  Args:
-    task: with 1 to `rows` questions.
-    answer: tokens a row.
-    rows: how many to make, the last ones empty.
-
-  Raises:
-    TaskError: if there are none, or one that is empty or too long.
-  """
-  pairs = [(list(q), list(a)) for q, a in task.questions()]
-  if not pairs:
-    raise TaskError(f'{_name(task)}: no questions, so no dream could help')
-  tokens = np.zeros((rows, answer), np.int32)
-  start, length = np.ones(rows, np.int32), np.ones(rows, np.int32)
-  for i, (q, a) in enumerate(pairs):
-    if not q or not a or len(q) + len(a) > answer:
-      raise TaskError(
-        f'{_name(task)}: question {i} has {len(q)} and its answer {len(a)} '
-        f'tokens; at least one each, and together at most answer={answer}'
-      )
-    tokens[i, : len(q) + len(a)] = q + a
-    start[i], length[i] = len(q), len(q) + len(a)
-  return Said(*map(jnp.asarray, (tokens, start, length))), len(pairs)
-
-
-def prepare(cfg: DreamConfig, tasks: Sequence[Task]):
-  """Each task's prompt, its questions as rows, and how many there are.
-
-  Raises:
-    TaskError: for no tasks, or one that does not fit.
-  """
-  if not tasks:
-    raise TaskError('no tasks to dream about')
-  most = max(len(task.questions()) for task in tasks)
-  return [
-    (prompt_row(t, cfg.length), *question_rows(t, cfg.answer, most))
-    for t in tasks
-  ]
-
-
-def _name(task) -> str:
-  return getattr(task, 'name', type(task).__name__)
-
-
-def run(
-  cfg: DreamConfig,
-  made: Programs,
-  params,
-  context,
-  trained,
-  tasks: Sequence[Task],
-  key,
-  tell: Callable[[int, int, Result], None] | None = None,
-):
-  """Dreams about every task, and imitates the dreams that helped.
-
-  Args:
-    cfg: how to dream.
-    made: from `programs`.
-    params: of the model, without what is trained.
-    context: what the rows know, of one owner, see `reader.Reader`; or None.
-    trained: first value of what is trained.
-    tasks: what to dream about.
-    key: of all that is random.
-    tell: given the round, the task's number and its result.
-
-  Returns:
-    Dreamt. Without a single reward `trained` is as it was.
-
-  Raises:
-    TaskError: for no tasks, or one that does not fit, before anything is done.
-  """
-  ready = prepare(cfg, tasks)
-  history = []
-  for number in range(cfg.rounds):
-    kept, paid, results = [], [], []
-    for i, (prompt, questions, count) in enumerate(ready):
-      own = jax.random.fold_in(jax.random.fold_in(key, number), i)
-      dreams, result = _one_task(
-        cfg, made, (params, context, trained), prompt, questions, count, own
-      )
-      kept.append(dreams)
-      paid.append(result.rewards)
-      results.append(result)
-      if tell:
-        tell(number, i, result)
-    history.append(results)
-    paid = np.concatenate(paid)
-    if paid.any():
-      texts = jax.tree.map(lambda *x: jnp.concatenate(x), *kept)
-      trained = _imitate(cfg, made, params, context, trained, texts, paid)
-  own = jax.tree.map(lambda x: x[None], trained)
-  after = tuple(
-    float(made.examine(params, context, own, questions, count)[0])
-    for _, questions, count in ready
-  )
-  return Dreamt(trained, tuple(history), after)
-
-
-def _one_task(cfg, made, model, prompt, questions, count, key):
-  params, context, trained = model
-  dream_key, select_key = jax.random.split(key)
-  dreams = made.dream(params, context, trained, prompt, dream_key)
-  omega_m = made.weigh(params, context, trained, dreams)
-  chosen = select(select_key, omega_m, cfg.top, cfg.random)
-  dreams = jax.tree.map(lambda x: x[chosen], dreams)
-  copies = made.adapt(params, context, trained, dreams)
-  awake = jax.tree.map(lambda x: x[None], trained)
-  before = made.examine(params, context, awake, questions, count)[0]
-  after = np.asarray(made.examine(params, context, copies, questions, count))
-  # a copy whose score is not a number has not helped
-  rewards = (after > float(before) + cfg.margin).astype(np.float32)
-  return dreams, Result(float(before), after, np.asarray(chosen), rewards)
-
-
-def _imitate(cfg, made, params, context, trained, texts, paid):
-  """Fine-tunes on the paid dreams after their contexts (ReST-EM)."""
-  opt_state = optimizer(cfg).init(trained)
-  paid_B = jnp.asarray(paid)
-  for _ in range(cfg.steps):
-    trained, opt_state = made.study(
-      params, context, trained, opt_state, texts, paid_B
-    )
-  return trained

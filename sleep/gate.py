@@ -1,18 +1,12 @@
 """The end of a night: is the new version good enough to wake up as?
 
 A night is accepted if the core has not lost more than a margin, and what the
-day brought has not got worse than the model without the night would be. Each
-decision is one line of the lineage, a JSON lines file.
+day brought has not got worse than the model without the night would be.
 """
 
 import dataclasses
-import datetime
 import functools
-import json
 import math
-import os
-import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +14,6 @@ import numpy as np
 
 from nestax.sleep import reader as readers
 from nestax.sleep.reader import Reader
-
-
-class LineageError(ValueError):
-  """The lineage names no such version, or its file is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,89 +111,3 @@ def decide(cfg: GateConfig, before: dict, after: dict) -> Decision:
     True,
     f"accepted: core loss {rise:+.2%}, loss on the day's content {-fall:+.2%}",
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class Version:
-  """One line of the lineage.
-
-  Attributes:
-    version: number of the night, 0 for the model that never slept.
-    parent: version that it came from; -1 for none.
-    config: of the night, plain values.
-    metrics: what was measured, plain values.
-    accepted: whether the gate let it through.
-    reason: the gate's words.
-    checkpoint: where its parameters are; '' if it was rolled back.
-    time: UTC, ISO 8601.
-  """
-
-  version: int
-  parent: int
-  config: dict[str, Any]
-  metrics: dict[str, Any]
-  accepted: bool
-  reason: str
-  checkpoint: str = ''
-  time: str = ''
-
-
-class Lineage:
-  """Every night there was, in one file that a person can read."""
-
-  def __init__(self, path: str | os.PathLike):
-    self.path = pathlib.Path(path)
-
-  def versions(self) -> list[Version]:
-    """All lines, oldest first.
-
-    Raises:
-      LineageError: naming the line that cannot be read.
-    """
-    if not self.path.exists():
-      return []
-    versions = []
-    lines = self.path.read_text(encoding='utf-8').splitlines()
-    for number, line in enumerate(lines, 1):
-      try:
-        versions.append(Version(**json.loads(line)))
-      except (TypeError, json.JSONDecodeError) as error:
-        raise LineageError(
-          f'{self.path}, line {number}: not a line of a lineage ({error})'
-        ) from error
-    return versions
-
-  def current(self) -> Version | None:
-    """The newest accepted version."""
-    accepted = [v for v in self.versions() if v.accepted]
-    return accepted[-1] if accepted else None
-
-  def add(self, version: Version) -> Version:
-    """Appends a line, whole or not at all; gives it a time.
-
-    Raises:
-      LineageError: if its number is not the next one, or its parent no
-        accepted version.
-    """
-    versions = self.versions()
-    if version.version != len(versions):
-      raise LineageError(
-        f'version {version.version} cannot follow the {len(versions)} in '
-        f'{self.path}: the next is {len(versions)}'
-      )
-    parents = {v.version for v in versions if v.accepted} | {-1}
-    if version.parent not in parents:
-      raise LineageError(
-        f'version {version.version} comes from {version.parent}, which is no '
-        f'accepted version in {self.path}'
-      )
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    version = dataclasses.replace(version, time=now)
-    lines = [dataclasses.asdict(v) for v in [*versions, version]]
-    temporary = self.path.with_name(f'{self.path.name}.{os.getpid()}.tmp')
-    with temporary.open('w', encoding='utf-8') as file:
-      file.writelines(json.dumps(line) + '\n' for line in lines)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(self.path)
-    return version

@@ -6,7 +6,7 @@ import pathlib
 import random
 from collections.abc import Callable, Sequence
 
-from nestax.sleep.dream import TaskError, Tokens
+from nestax.sleep.task import TaskError, Tokens
 
 Encode = Callable[[str], list[int]]
 

@@ -11,12 +11,14 @@ import sleep_cases as cases
 
 from nestax.cms.experts import SlotsError
 from nestax.sleep import cycle, grow, replay, texts
-from nestax.sleep.cycle import CycleConfig
-from nestax.sleep.dream import DreamConfig, TaskError
-from nestax.sleep.gate import GateConfig, Lineage
+from nestax.sleep import tools as tools_
+from nestax.sleep.dream import DreamConfig
+from nestax.sleep.gate import GateConfig
 from nestax.sleep.reader import Said
 from nestax.sleep.seed import SeedConfig
+from nestax.sleep.task import TaskError
 from nestax.sleep.texts import TextsConfig, Words
+from nestax.sleep.tools import CycleConfig
 
 HOW = CycleConfig(
   SeedConfig(steps=25, rate=0.03, rows=4, alpha=1.0, on_policy=0.0),
@@ -35,7 +37,7 @@ def model(**cms):
 
 @functools.cache
 def tools(how=HOW, **cms):
-  return cycle.tools(model(**cms)[0], how, WORDS)
+  return tools_.of_model(model(**cms)[0], how, WORDS)
 
 
 def buffer(owners=OWNERS[:2]):
@@ -146,7 +148,7 @@ def test_a_night_that_costs_too_much_is_rolled_back_to_the_bit():
   assert slept.params is params and slept.state is state
 
 
-def test_a_killed_night_leaves_the_model_and_the_lineage(tmp_path):
+def test_a_night_that_is_cut_short_leaves_the_model():
   class Killed(Exception):
     pass
 
@@ -158,47 +160,12 @@ def test_a_killed_night_leaves_the_model_and_the_lineage(tmp_path):
   with pytest.raises(Killed):
     sleep(tell=tell)
   assert same(params, model()[1])
-  lineage = Lineage(tmp_path / 'lineage.jsonl')
-  accepted = one_night()[1]
-
-  def disk_full(number, params):
-    raise OSError('no space left')
-
-  with pytest.raises(OSError, match='no space'):
-    cycle.record(lineage, HOW, accepted, disk_full)
-  assert lineage.versions() == []
-  saved = []
-  for _ in range(2):
-    cycle.record(lineage, HOW, accepted, lambda n, p: saved.append(n) or f'{n}')
-  assert [v.parent for v in lineage.versions()] == [-1, 0]
-  assert lineage.current().checkpoint == '1' and saved == [0, 1]
-  assert lineage.current().config['seed']['steps'] == 25
 
 
-def test_full_levels_end_the_night_in_words_or_are_merged():
+def test_full_levels_end_the_night_in_words():
   _, slept = one_night()
   with pytest.raises(SlotsError, match='period 8: all 2 expert slots'):
     sleep(params=slept.params, number=2)
-  for lost, works in ((0.0, False), (1.0, True)):
-    how = dataclasses.replace(HOW, full='merge', lost=lost)
-    made = tools()._replace(how=how)
-    call = functools.partial(
-      cycle._room, made, slept.params, 1, gathered(), jax.random.key(0)
-    )
-    if not works:
-      with pytest.raises(SlotsError, match='merging them .* would lose'):
-        call()
-      continue
-    params, index, error = call()
-    assert index == 0 and 0 < error <= 1
-    assert grow.used(made.cfg, params, 1) == 1
-
-
-def test_pairs_are_due_at_their_own_nights():
-  how = CycleConfig(every=2)
-  assert [how.due(n, 3) for n in (1, 2, 3, 4)] == [
-    (0,), (1, 0), (0,), (2, 1, 0)
-  ]  # fmt: skip
 
 
 def test_garbage_stays_in_the_fast_levels():

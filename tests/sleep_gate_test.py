@@ -1,6 +1,4 @@
-"""The gate rolls back what harms, and the lineage says so."""
-
-import dataclasses
+"""The gate rolls back what harms."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,7 @@ import pytest
 import sleep_cases as cases
 
 from nestax.sleep import gate
-from nestax.sleep.gate import GateConfig, Lineage, LineageError, Version
+from nestax.sleep.gate import GateConfig
 
 BEFORE = {'core': 2.0, 'day': 4.0}
 
@@ -49,58 +47,6 @@ def test_losses_are_means_over_tokens_that_count():
   for at_a_time in (2, 5, 8):
     got = gate.loss(reader, table, None, tokens, length, at_a_time)
     np.testing.assert_allclose(got, np.mean(sum(nats, [])), rtol=1e-5)
-
-
-def version(n, parent, accepted=True):
-  return Version(n, parent, {'steps': 3}, {'core': 1.5}, accepted, 'why')
-
-
-def test_the_lineage_remembers(tmp_path):
-  lineage = Lineage(tmp_path / 'lineage.jsonl')
-  assert lineage.current() is None
-  for v in (version(0, -1), version(1, 0), version(2, 1, accepted=False)):
-    lineage.add(v)
-  again = Lineage(tmp_path / 'lineage.jsonl')
-  assert [v.version for v in again.versions()] == [0, 1, 2]
-  assert again.current().version == 1
-  assert again.versions()[0].time
-  assert dataclasses.replace(again.current(), time='') == version(1, 0)
-  assert [p.name for p in tmp_path.iterdir()] == ['lineage.jsonl']
-
-
-def test_a_line_that_cannot_be_is_refused_and_nothing_is_written(tmp_path):
-  lineage = Lineage(tmp_path / 'lineage.jsonl')
-  lineage.add(version(0, -1))
-  lineage.add(version(1, 0, accepted=False))
-  there = lineage.path.read_bytes()
-  for bad, words in (
-    (version(3, 0), 'the next is 2'),
-    (version(2, 1), 'no accepted version'),
-    (version(2, 7), 'no accepted version'),
-  ):
-    with pytest.raises(LineageError, match=words):
-      lineage.add(bad)
-  assert lineage.path.read_bytes() == there
-
-
-def test_a_write_that_fails_leaves_the_lineage(tmp_path, monkeypatch):
-  lineage = Lineage(tmp_path / 'lineage.jsonl')
-  lineage.add(version(0, -1))
-  there = lineage.path.read_bytes()
-
-  def no_room(fd):
-    raise OSError('no space left')
-
-  monkeypatch.setattr(gate.os, 'fsync', no_room)
-  with pytest.raises(OSError, match='no space'):
-    lineage.add(version(1, 0))
-  assert lineage.path.read_bytes() == there
-
-
-def test_a_damaged_lineage_is_named(tmp_path):
-  (tmp_path / 'x').write_text('{"version": 0}\n')
-  with pytest.raises(LineageError, match='line 1: not a line of a lineage'):
-    Lineage(tmp_path / 'x').versions()
 
 
 @pytest.mark.parametrize('values', [{'core': -0.1}, {'day': 1.0}], ids=str)

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from nestax.sleep import tasks
-from nestax.sleep.dream import TaskError
+from nestax.sleep.task import TaskError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DATA = pathlib.Path(os.environ.get('NESTAX_DATA', ROOT.parent / 'shared/data'))

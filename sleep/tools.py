@@ -1,0 +1,100 @@
+"""What all nights of a model share: how they go, and their programs."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from nestax.models import language_model
+from nestax.models.config import ModelConfig
+from nestax.sleep import dream, grow, seed, texts
+from nestax.sleep import reader as readers
+from nestax.sleep.dream import DreamConfig
+from nestax.sleep.gate import GateConfig
+from nestax.sleep.reader import Reader
+from nestax.sleep.seed import SeedConfig
+from nestax.sleep.texts import TextsConfig, Words
+
+FULL = ('error', 'merge')
+
+
+@dataclasses.dataclass(frozen=True)
+class CycleConfig:
+  """A night.
+
+  Attributes:
+    seed: how a slot learns.
+    texts: what it learns from.
+    gate: what a night may cost.
+    dream: how it dreams, if it is given tasks.
+    every: the pair with sender k is due in nights that are multiples of
+      `every ** k`.
+    full: if a receiver has no free slot, 'error' ends the night, 'merge' folds
+      its slots into its MLP first.
+    lost: greatest error of a merge, see `experts.fold`; above it, an error.
+  """
+
+  seed: SeedConfig = SeedConfig()
+  texts: TextsConfig = TextsConfig()
+  gate: GateConfig = GateConfig()
+  dream: DreamConfig = DreamConfig()
+  every: int = 1
+  full: str = 'error'
+  lost: float = 0.2
+
+  def __post_init__(self):
+    if self.full not in FULL:
+      raise ValueError(f'full={self.full!r}: one of {", ".join(FULL)}')
+    if self.every < 1:
+      raise ValueError(f'every={self.every}: at least 1')
+    if not 0 <= self.lost <= 1:
+      raise ValueError(f'lost={self.lost}: from 0 to 1')
+
+  def due(self, night: int, P: int) -> tuple[int, ...]:
+    """The senders of a night (from 1) of P levels, the slowest first."""
+    return tuple(k for k in reversed(range(P)) if night % self.every**k == 0)
+
+
+class Tools(NamedTuple):
+  """The programs of all nights of a model, compiled once."""
+
+  cfg: ModelConfig
+  how: CycleConfig
+  words: Words
+  reader: Reader
+  compute: Callable  # (params, state) -> state
+  speak: Callable  # (params, context, prompts, key) -> Said
+  seeds: tuple[seed.Programs, ...]  # by receiver
+  dreams: tuple[dream.Programs, ...]  # by receiver
+
+
+def of_model(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
+  """Makes the programs.
+
+  Raises:
+    SlotsError: for a model that cannot sleep.
+  """
+  grow.check(cfg)
+  reader = readers.of_model(cfg, words.allowed_V)
+
+  def put(k, place, new):
+    params, index = place
+    return grow.put(cfg, params, k, index, new)
+
+  puts = [functools.partial(put, k) for k in range(len(cfg.groups))]
+  disturb = functools.partial(dream.random_expert, cfg)
+  return Tools(
+    cfg,
+    how,
+    words,
+    reader,
+    jax.jit(functools.partial(language_model.flush, cfg)),
+    texts.speaker(how.texts, reader, words),
+    tuple(seed.programs(how.seed, reader, put, words.eos) for put in puts),
+    tuple(
+      dream.programs(how.dream, reader, put, disturb, words.bos, words.eos)
+      for put in puts
+    ),
+  )
