@@ -1,11 +1,14 @@
 """A batch of fresh sequences: the schedule as nested scans (NL Eq. 71)."""
 
+import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nestax.cms import level as levels_
+from nestax.cms.level import LevelState
 from nestax.cms.stream import (
   Net,
   Piece,
@@ -37,34 +40,14 @@ def run(
     remat: recompute chunks in the backward pass; 'full' always does.
 
   Returns:
-    `y` of every token.
+    (`y` of every token, the levels at the end, the mean objective of the last
+    chunk that each sequence learned from, `[B]`).
   """
   full = cfg.differentiate == 'full'
   B, L = piece.tokens_BxL.shape
   group = _remat_level(cfg.periods, L) if full else None
-
-  def chunk(carry, piece):
-    mixers, levels = carry
-    alive_BxL = None
-    if piece.reset_BxL is not None:
-      levels = tuple(levels_.forget(s, piece.reset_BxL[:, 0]) for s in levels)
-      inside = piece.reset_BxL.at[:, 0].set(False)
-      alive_BxL = jnp.cumsum(inside, axis=1) == 0
-    weights, where = written(levels), (None, alive_BxL)
-    if piece.tokens_BxL.shape[1] < cfg.periods[0]:
-      mixers, y, _ = net.forward(weights, mixers, piece, *where)
-      return (mixers, levels), y
-    mixers, y, grads, _, count_B = gradients(
-      net, not full, weights, mixers, piece, *where
-    )
-    learn_B = jnp.ones((B,), bool) if alive_BxL is None else alive_BxL[:, -1]
-    levels = tuple(
-      levels_.accumulate(s, g, count_B, learn_B) for s, g in zip(levels, grads)
-    )
-    if alive_BxL is not None:
-      levels = tuple(levels_.forget(s, ~learn_B) for s in levels)
-    return (mixers, levels), y
-
+  every_B = jnp.ones((B,), bool)
+  chunk = functools.partial(_chunk, cfg, net)
   if full or remat:
     chunk = jax.checkpoint(chunk, prevent_cse=False)
 
@@ -86,28 +69,60 @@ def run(
     return carry, jax.tree.map(lambda *y: jnp.concatenate(y, 1), *ys)
 
   def loop(k, n, carry, piece):
-    mixers, levels = carry
     # what the slower levels have written is a constant of this scan
-    fixed = [(s.delta, s.moment) for s in levels[k + 1 :]]
+    fixed = [(s.delta, s.moment) for s in carry.levels[k + 1 :]]
 
     def body(carry, piece):
-      mixers, moving = carry
-      levels = _whole(moving, k, fixed)
-      (mixers, levels), y = walk(k - 1, (mixers, levels), piece)
-      levels = commit(cfg, levels, rates, k, jnp.ones((B,), bool))
-      return (mixers, _moving(levels, k)), y
+      carry = carry._replace(levels=_whole(carry.levels, k, fixed))
+      carry, y = walk(k - 1, carry, piece)
+      levels = commit(cfg, carry.levels, rates, k, every_B)
+      return carry._replace(levels=_moving(levels, k)), y
 
     if k == group:
       body = jax.checkpoint(body, prevent_cse=False)
     xs = jax.tree.map(lambda x: _cut(x, n), piece)
-    carry = mixers, _moving(levels, k)
-    remat = full and group is None
-    (mixers, moving), ys = _scan(body, carry, xs, n, remat)
+    carry = carry._replace(levels=_moving(carry.levels, k))
+    carry, ys = _scan(body, carry, xs, n, full and group is None)
     ys = jax.tree.map(lambda y: _join(y), ys)
-    return (mixers, _whole(moving, k, fixed)), ys
+    return carry._replace(levels=_whole(carry.levels, k, fixed)), ys
 
-  _, y = walk(len(cfg.periods) - 1, (mixers, tuple(levels)), piece)
-  return y
+  start = Carry(mixers, tuple(levels), jnp.zeros((B,), jnp.float32))
+  end, y = walk(len(cfg.periods) - 1, start, piece)
+  return y, end.levels, end.surprise_B
+
+
+class Carry(NamedTuple):
+  """What goes from chunk to chunk."""
+
+  mixers: Any
+  levels: tuple[LevelState, ...]
+  surprise_B: jax.Array  # mean objective of the last chunk learned from
+
+
+def _chunk(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
+  """Reads a chunk, or what is left of one, and adds to all levels' totals."""
+  mixers, levels, surprise_B = carry
+  B, length = piece.tokens_BxL.shape
+  alive_BxL = None
+  if piece.reset_BxL is not None:
+    levels = tuple(levels_.forget(s, piece.reset_BxL[:, 0]) for s in levels)
+    inside = piece.reset_BxL.at[:, 0].set(False)
+    alive_BxL = jnp.cumsum(inside, axis=1) == 0
+  weights, where = written(levels), (None, alive_BxL)
+  if length < cfg.periods[0]:
+    mixers, y, _ = net.forward(weights, mixers, piece, *where)
+    return Carry(mixers, levels, surprise_B), y
+  mixers, y, grads, sum_B, count_B = gradients(
+    net, cfg.differentiate == 'first_order', weights, mixers, piece, *where
+  )
+  learn_B = jnp.ones((B,), bool) if alive_BxL is None else alive_BxL[:, -1]
+  levels = tuple(
+    levels_.accumulate(s, g, count_B, learn_B) for s, g in zip(levels, grads)
+  )
+  if alive_BxL is not None:
+    levels = tuple(levels_.forget(s, ~learn_B) for s in levels)
+  mean_B = jax.lax.stop_gradient(sum_B / jnp.maximum(count_B, 1.0))
+  return Carry(mixers, levels, jnp.where(learn_B, mean_B, surprise_B)), y
 
 
 def _moving(levels, k: int):

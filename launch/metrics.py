@@ -6,6 +6,7 @@ import os
 import pathlib
 import time
 
+import numpy as np
 import tensorboardX
 
 # Dense bf16 FLOP/s of one device, by the beginning of its kind.
@@ -104,6 +105,38 @@ def _replace(path: pathlib.Path, rows: list[dict]) -> None:
   fresh = path.with_suffix('.new')
   fresh.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   fresh.replace(path)
+
+
+LEVEL = ('commits', 'moved', 'size', 'rate')
+
+
+def of_levels(said, rates) -> dict[str, float]:
+  """Names what levels did: `surprise`, `level_0_moved` and so on.
+
+  Args:
+    said: `models.telemetry.Telemetry` of one batch or more, on the host.
+    rates: inner learning rates of each level, one a block.
+
+  Returns:
+    For each level, the fastest 0, of the sequences' ends the mean number of
+    `commits` and the norms of the last update (`moved`) and of all that is
+    written (`size`); of its blocks the geometric mean `rate`. `surprise` is
+    in nats a token for the objective next_token. Empty without levels.
+  """
+  if not rates or not said:
+    return {}
+  numbers = {'surprise': float(np.mean([one.surprise for one in said]))}
+  for k, rate_n in enumerate(rates):
+    values = [
+      np.mean([part[k] for part in parts])
+      for parts in zip(
+        *((one.commits_P, one.moved_P, one.size_P) for one in said)
+      )
+    ]
+    values.append(np.exp(np.mean(np.log(rate_n))))
+    names = (f'level_{k}_{name}' for name in LEVEL)
+    numbers |= dict(zip(names, map(float, values)))
+  return numbers
 
 
 class Speed:

@@ -83,3 +83,39 @@ def levels(
     if axes.get_legend_handles_labels()[0]:
       axes.legend(fontsize='small')
   picture.savefig(path)
+
+
+def trained_levels(
+  rows: Sequence[dict],
+  periods: Sequence[int],
+  path: str | os.PathLike,
+  title: str,
+) -> None:
+  """Draws over the steps of a run what its levels do, as a PNG.
+
+  Args:
+    rows: of `metrics.Log`; the numbers of `metrics.of_levels` are drawn.
+    periods: of the levels that learn.
+    path: of the PNG.
+    title: above the picture.
+  """
+  shown = (
+    ('rate', 'inner learning rate'),
+    ('moved', 'norm of the last update'),
+    ('size', 'norm of all written'),
+  )
+  picture = figure.Figure(figsize=(7, 7.5), dpi=120, layout='constrained')
+  rows = [row for row in rows if 'level_0_rate' in row]
+  for (name, words), axes in zip(shown, picture.subplots(len(shown), 1)):
+    for k, period in enumerate(periods):
+      axes.plot(
+        [row['step'] for row in rows],
+        [_number(row[f'level_{k}_{name}']) for row in rows],
+        marker='.',
+        label=f'every {period}',
+      )
+    axes.set(ylabel=words, xlabel='step')
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize='small')
+  picture.suptitle(title, fontsize='medium')
+  picture.savefig(path)

@@ -131,3 +131,15 @@ def summarise(rows: list[tuple[str, str]], title: str) -> None:
   for name, value in rows:
     table.add_row(name, value)
   console.print(table)
+
+
+def level(numbers: dict[str, float], k: int) -> str:
+  """Says what level k did, from the numbers of `metrics.of_levels`."""
+  commits, moved, size, rate = (
+    numbers[f'level_{k}_{name}']
+    for name in ('commits', 'moved', 'size', 'rate')
+  )
+  return (
+    f'{commits:.1f} commits a row, inner rate {rate:.3g}, written {size:.3g} '
+    f'(last update {moved:.3g})'
+  )

@@ -167,7 +167,7 @@ def _train(plan: Plan) -> dict[str, float]:
       rows_axes,
     )
     evaluate = functools.partial(
-      _evaluate, steps.eval_step(plan.model), plan.mesh, valid
+      _evaluate, cfg, steps.eval_step(plan.model), plan.mesh, valid
     )
 
     # ---- what is written and shown
@@ -238,8 +238,15 @@ def _train(plan: Plan) -> dict[str, float]:
   if process == 0:
     title = f'{config.name}: bits per byte'
     plots.loss_curve(log.rows, plan.workdir / 'loss.png', bigram, title)
+    if cfg.stream:
+      picture = plan.workdir / 'levels.png'
+      title = f'{config.name}: levels at the end of a validation row'
+      plots.trained_levels(log.rows, cfg.stream.periods, picture, title)
   seconds = time.perf_counter() - began
-  rows = _summary(log, last, final, bigram, speed, seconds, plan.workdir)
+  periods = cfg.stream.periods if cfg.stream else ()
+  rows = _summary(
+    log, last, final, bigram, speed, seconds, plan.workdir, periods
+  )
   progress.summarise(rows, f'{config.name}: done')
   names = ('loss', 'bits_per_byte')
   return {name: final[name] for name in names} | {'bigram': bigram}
@@ -277,14 +284,18 @@ def _report(config, log, speed, show, done, last, number, fresh):
 
 
 def _evaluate(
-  step, mesh: Mesh, batches: Iterable[dict], params
+  cfg: ModelConfig, step, mesh: Mesh, batches: Iterable[dict], params
 ) -> dict[str, float]:
   """Means over all validation batches, summed in float64."""
   total = loss.Sums(*np.zeros(len(loss.Sums._fields)))
+  levels = []
   for batch in batches:
-    sums = jax.device_get(step(params, meshes.put(mesh, batch)))
+    sums, moved = jax.device_get(step(params, meshes.put(mesh, batch)))
     total = jax.tree.map(lambda a, b: a + np.float64(b), total, sums)
-  return {name: float(value) for name, value in loss.means(total).items()}
+    levels.append(moved)
+  numbers = {name: float(value) for name, value in loss.means(total).items()}
+  rates = jax.device_get(language_model.inner_rates(cfg, params))
+  return numbers | metrics.of_levels(levels, rates)
 
 
 def _write_sample(plan: Plan, params) -> None:
@@ -302,7 +313,7 @@ def _write_sample(plan: Plan, params) -> None:
 
 
 def _summary(
-  log, last, final, bigram, speed, seconds, workdir
+  log, last, final, bigram, speed, seconds, workdir, periods
 ) -> list[tuple[str, str]]:
   train = log.last('train', last) or {}
   rate = speed.total()
@@ -318,7 +329,15 @@ def _summary(
   if 'mfu' in rate:
     rows.append(('MFU', f'{rate["mfu"]:.1%}'))
   rows.append(('time', progress.clock(seconds)))
-  files = ('loss.png', 'sample.txt', 'metrics.jsonl', 'checkpoints')
+  for k, period in enumerate(periods):
+    rows.append((f'level every {period}', progress.level(final, k)))
+  files = (
+    'loss.png',
+    'levels.png',
+    'sample.txt',
+    'metrics.jsonl',
+    'checkpoints',
+  )
   there = [workdir / name for name in files if (workdir / name).exists()]
   return rows + [(path.name, str(path)) for path in there]
 

@@ -10,7 +10,7 @@ import optax
 
 from nestax.launch import loss
 from nestax.launch import mesh as meshes
-from nestax.models import axes, language_model
+from nestax.models import axes, language_model, telemetry
 
 
 class TrainState(NamedTuple):
@@ -211,12 +211,19 @@ def train_step(model, tx, schedule, layout, parts: int = 1, rows_axes=None):
 
 
 def eval_step(model):
-  """Makes `(params, batch) -> loss.Sums`, jitted, every row a new sequence."""
+  """Makes `(params, batch) -> (loss.Sums, Telemetry)`, jitted.
 
-  def step(params, batch) -> loss.Sums:
-    _, logits_BxLxV = model.apply(
-      {'params': params}, None, batch['tokens'], batch['reset']
+  Every row is a new sequence; the telemetry is of the levels at their end.
+  """
+
+  def step(params, batch):
+    (_, logits_BxLxV), said = model.apply(
+      {'params': params},
+      None,
+      batch['tokens'],
+      batch['reset'],
+      mutable=['telemetry'],
     )
-    return loss.sums(logits_BxLxV, batch)
+    return loss.sums(logits_BxLxV, batch), telemetry.sown(said)
 
   return jax.jit(step)

@@ -187,7 +187,10 @@ def rates(cfg: ModelConfig, params):
 
 
 def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
-  """Logits of fresh sequences; `x` is what the first learning block reads."""
+  """(logits, levels, surprise) of fresh sequences, see `cms.fresh.run`.
+
+  `x` is what the first learning block reads.
+  """
   B, L = tokens_BxL.shape
   C = cfg.stream.periods[0]
   one = blocks.init_state(cfg, B, -(-L // C) * C, whole=True)

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nestax.cms import resume
-from nestax.cms.level import norm, weights
 from nestax.cms.stream import Piece, StreamState
-from nestax.models import active, axes
+from nestax.models import active, axes, telemetry
 from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 from nestax.models.layers import Embedding, RMSNorm
+from nestax.models.telemetry import Telemetry
 
 
 class ModelState(NamedTuple):
@@ -116,9 +116,11 @@ class LanguageModel(nn.Module):
         remat=True,
       )
     if state is None:
-      logits = active.read_fresh(
+      logits, *end = active.read_fresh(
         cfg, params, _head(cfg, params), x_BxLxD, tokens_BxL, reset_BxL
       )
+      # for who asks with mutable=['telemetry'], see `telemetry.sown`
+      self.sow('telemetry', 'levels', telemetry.of_levels(*end))
       return None, axes.constrain(logits, 'batch', 'length', 'vocab')
     levels, mixers, logits = active.read_on(
       cfg,
@@ -198,27 +200,11 @@ def forget_levels(cfg: ModelConfig, state: ModelState) -> ModelState:
   return state._replace(levels=levels)
 
 
-class Telemetry(NamedTuple):
-  """What the levels of a state did, per period P, means over sequences."""
-
-  commits_P: jax.Array  # commits that wrote something, so far
-  moved_P: jax.Array  # Frobenius norm of the last update
-  size_P: jax.Array  # Frobenius norm of all that is written
-  surprise: jax.Array  # inner objective of the last chunk learned from
-
-
 def level_telemetry(state: ModelState) -> Telemetry:
-  """Reads the telemetry; arrays of no elements if no level learns."""
+  """What the levels of a state did; no elements if no level learns."""
   if state.levels is None:
-    none = jnp.zeros((0,), jnp.float32)
-    return Telemetry(none, none, none, jnp.zeros((), jnp.float32))
-  levels = state.levels.levels
-  return Telemetry(
-    jnp.stack([level.commits_B.mean() for level in levels]),
-    jnp.stack([level.moved_B.mean() for level in levels]),
-    jnp.stack([norm(weights(level)).mean() for level in levels]),
-    state.levels.surprise_B.mean(),
-  )
+    return telemetry.none()
+  return telemetry.of_levels(state.levels.levels, state.levels.surprise_B)
 
 
 def inner_rates(cfg: ModelConfig, params) -> tuple[jax.Array, ...]:

@@ -35,7 +35,7 @@ def stream_config(name, differentiate='full'):
 def resets():
   """Documents start at chunks' starts, inside them, and twice in one."""
   reset = np.zeros((B, L), bool)
-  reset[0, [12, 24]] = True
+  reset[0, [12, 25]] = True
   reset[1, [5, 7, 18]] = True
   return reset
 

@@ -27,7 +27,8 @@ def levels_of(name):
 
 
 @functools.cache
-def read_fresh(name, differentiate='full'):
+def fresh_whole(name, differentiate='full'):
+  """Reads fresh sequences: (outputs, levels at the end, surprise)."""
   cfg, K = cases.stream_config(name, differentiate), levels_of(name)
 
   def run(slow, rates, x_BxLxD, reset_BxL):
@@ -38,6 +39,10 @@ def read_fresh(name, differentiate='full'):
     return fresh.run(cfg, net, rates, levels, mixers, piece)
 
   return jax.jit(lambda s, r, x, reset: run(s[:K], r[:K], x, reset))
+
+
+def read_fresh(name, differentiate='full'):
+  return lambda *inputs: fresh_whole(name, differentiate)(*inputs)[0]
 
 
 @functools.cache
@@ -138,6 +143,12 @@ def test_streams_read_as_the_transcription_does(name, reset):
     state, mixers, got = stream(name, RESETS[reset], sizes)
     close(got, np.stack([y for _, y in rows]))
     check_state(state, mixers, [plain for plain, _ in rows])
+    _, levels, surprise_B = fresh_whole(name)(SLOW, RATES, X, RESETS[reset])
+    close(surprise_B, state.surprise_B)
+    for here, there in zip(levels, state.levels):
+      assert np.array_equal(here.commits_B, there.commits_B)
+      close(here.moved_B, there.moved_B)
+    assert levels[0].commits_B.max() > 0 and surprise_B.max() > 0
 
 
 def test_no_resets_are_resets_nowhere():
@@ -145,7 +156,7 @@ def test_no_resets_are_resets_nowhere():
   net, piece = cases.toy(SLOW[:K]), cases.piece(X)
   levels, mixers = cases.toy_levels(cfg), cases.toy_mixers()
   want = read_fresh('three levels')(SLOW, RATES, X, RESETS[''])
-  run = jax.jit(lambda: fresh.run(cfg, net, RATES, levels, mixers, piece))
+  run = jax.jit(lambda: fresh.run(cfg, net, RATES, levels, mixers, piece)[0])
   close(run(), want)
   state = cases.toy_state(cfg)
   go_on = jax.jit(lambda: resume.run(cfg, net, RATES, state, mixers, piece))

@@ -4,7 +4,7 @@ import launch_cases as cases
 import numpy as np
 import pytest
 
-from nestax.launch import run, sampling, trained
+from nestax.launch import metrics, run, sampling, trained
 
 
 @pytest.fixture(scope='module')
@@ -19,14 +19,23 @@ def make_config(corpus, **cms):
 
 
 def test_a_run_learns_its_rates_and_its_model_goes_on_learning(
-  corpus, tmp_path
+  corpus, tmp_path, capsys
 ):
   config = make_config(corpus, blocks='1', rate=0.3)
   final = run.train(run.prepare(config, tmp_path))
   assert np.isfinite(final['loss'])
+  rows = [row for row in metrics.read(tmp_path / 'metrics.jsonl')]
+  row = [row for row in rows if row['split'] == 'valid'][-1]
+  assert 0 < row['level_1_commits'] <= 2 < row['level_0_commits'] <= 4
+  assert min(row[f'level_{k}_{name}'] for k in (0, 1) for name in metrics.LEVEL)
+  assert 0 < row['surprise'] < 2 * np.log(272)
+  said = capsys.readouterr().out
+  assert f'{row["level_1_commits"]:.1f} commits a row' in said
+  assert (tmp_path / 'levels.png').stat().st_size > 10_000
   made = trained.load(tmp_path)
   rates = np.exp(made.params['log_rate'])
   assert rates.shape == (1, 2)
+  np.testing.assert_allclose(rates[0, 1], row['level_1_rate'], rtol=1e-5)
   assert np.abs(rates - 0.3).min() > 0, 'the inner rates are learned'
   how = sampling.Sampling(temperature=0.0)
   text = ''.join(sampling.text(*made[:3], 'state memory', 6, how))

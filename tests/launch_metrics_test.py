@@ -4,10 +4,12 @@ import json
 import math
 import struct
 
+import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from nestax.launch import metrics
+from nestax.models.telemetry import Telemetry
 
 
 def write(workdir, after, steps):
@@ -112,3 +114,26 @@ def test_speed_leaves_out_what_is_not_training(monkeypatch):
   now[0] = 81.0
   assert speed.read(5)['tokens_per_second'] == 200.0
   assert speed.total()['tokens_per_second'] == pytest.approx(400 / 3)
+
+
+def test_what_levels_did_is_named_and_averaged():
+  said = [
+    Telemetry([4.0, 1.0], [0.5, 0.25], [2.0, 1.0], 3.0),
+    Telemetry([2.0, 1.0], [1.5, 0.75], [4.0, 2.0], 5.0),
+  ]
+  rates = np.array([0.1, 0.4]), np.array([0.3])
+  got = metrics.of_levels(said, rates)
+  assert got == pytest.approx(
+    {
+      'surprise': 4.0,
+      'level_0_commits': 3.0,
+      'level_0_moved': 1.0,
+      'level_0_size': 3.0,
+      'level_0_rate': 0.2,
+      'level_1_commits': 1.0,
+      'level_1_moved': 0.5,
+      'level_1_size': 1.5,
+      'level_1_rate': 0.3,
+    }
+  )
+  assert metrics.of_levels(said, ()) == {}

@@ -19,3 +19,25 @@ def test_the_loss_curve_is_a_png_with_both_curves_and_the_bigram(tmp_path):
   empty = matplotlib.image.imread(tmp_path / 'empty.png')
   assert full.shape == empty.shape == (540, 840, 4)
   assert np.abs(full - empty).max() > 0.5
+
+
+def test_what_levels_did_in_training_is_drawn_level_by_level(tmp_path):
+  rows = [
+    {'step': step, 'split': 'valid'}
+    | {
+      f'level_{k}_{name}': step * (k + 1.0)
+      for k in range(2)
+      for name in ('rate', 'moved', 'size')
+    }
+    for step in (1, 2, 3)
+  ]
+  alike = [
+    row | {f'level_1_{name}': row['step'] for name in ('rate', 'moved', 'size')}
+    for row in rows
+  ]
+  pictures = []
+  for shown, periods in ((rows, (4, 8)), (alike, (4, 8)), ([], (4, 8))):
+    plots.trained_levels(shown, periods, tmp_path / 'l.png', 'small')
+    pictures.append(matplotlib.image.imread(tmp_path / 'l.png'))
+  for other in pictures[1:]:
+    assert np.abs(pictures[0] - other).max() > 0.5
