@@ -6,7 +6,7 @@ import sys
 from absl import flags
 
 # A module of this name in `launch/benches` has `FLAGS` and `main() -> None`.
-NAMES = ('optim',)
+NAMES = ('optim', 'step', 'decode')
 
 
 def main(argv: list[str]) -> int:
@@ -19,6 +19,8 @@ def main(argv: list[str]) -> int:
     print(f'{module.__doc__}\n{module.FLAGS.get_help()}')
     return 0
   try:
+    for flag in module.FLAGS:  # of an earlier call
+      module.FLAGS[flag].unparse()
     rest = module.FLAGS(argv[1:])
     if len(rest) > 1:
       raise ValueError(f'unexpected argument {rest[1]!r}')

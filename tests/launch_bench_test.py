@@ -26,6 +26,10 @@ def test_help_names_the_flags(capsys):
     (['optim', '--repeats=0'], 'repeats'),
     (['optim', '--preset=huge'], 'huge'),
     (['optim', '--shapes=4x'], "'4x' is no shape"),
+    (['step', '--levels=half'], '--levels=half: one of'),
+    (['step', '--config=huge'], "no config file 'huge'"),
+    (['step', '--peer=tiny', '--config=quickstart'], '--peer=tiny'),
+    (['decode', '--set=model.E=3'], "no key 'model.E'"),
     (['optim', 'stray'], "unexpected argument 'stray'"),
   ],
 )

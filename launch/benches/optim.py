@@ -151,14 +151,8 @@ def _prepare(shapes, tx, grads):
   size = sum(x.nbytes for x in jax.tree.leaves(carried[0][1]))
   return run, {
     'state copies': size / 4 / numbers,
-    'peak GiB': _peak(compiled) / 2**30,
+    'peak GiB': timing.compiled_peak(compiled) / 2**30,
   }
-
-
-def _peak(compiled) -> int:
-  need = compiled.memory_analysis()
-  held = need.argument_size_in_bytes + need.output_size_in_bytes
-  return held - need.alias_size_in_bytes + need.temp_size_in_bytes
 
 
 def _matmuls(shapes):

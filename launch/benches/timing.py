@@ -67,6 +67,13 @@ def peak_bytes() -> int | None:
   return stats.get('peak_bytes_in_use') if stats else None
 
 
+def compiled_peak(compiled) -> int:
+  """Bytes that a compiled program needs at most, what it is given included."""
+  need = compiled.memory_analysis()
+  held = need.argument_size_in_bytes + need.output_size_in_bytes
+  return held - need.alias_size_in_bytes + need.temp_size_in_bytes
+
+
 def show(rows: Sequence[dict], title: str) -> None:
   """Prints rows of equal keys: a table on a terminal, Markdown elsewhere."""
   console = rich_console.Console()

@@ -1,0 +1,90 @@
+"""Models that benchmarks time: configs by name, with what a flag changes."""
+
+import ast
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+
+import ml_collections
+
+from nestax.launch.configs import common
+from nestax.models.config import ModelConfig
+
+LEVELS = ('frozen', 'first_order', 'full')
+
+
+class SettingError(ValueError):
+  """A flag asks for a config, a key or a mode that is not there."""
+
+
+def load(name: str, changes: Sequence[str] = ()) -> ml_collections.ConfigDict:
+  """Reads a config and changes some of its keys.
+
+  Args:
+    name: of a config that comes along, or a path.
+    changes: such as `model.D=64` or `model.cms.periods=(8,16)`.
+
+  Raises:
+    SettingError: for a change that is none, or a key that is not there.
+    FileNotFoundError: for a config that is not there.
+  """
+  spec = importlib.util.spec_from_file_location('config', common.path(name))
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  for change in changes:
+    key, equals, word = change.partition('=')
+    if not equals:
+      raise SettingError(f'--set={change}: write it as key=value')
+    _put(config, key, _value(word), f'--set={change}')
+  return config
+
+
+def _put(config, key: str, value, flag: str) -> None:
+  *groups, last = key.split('.')
+  at = config
+  for group in groups:
+    at = at[group] if hasattr(at, 'keys') and group in at else None
+  if not hasattr(at, 'keys') or last not in at:
+    raise SettingError(f'{flag}: configs have no key {key!r}')
+  try:
+    at[last] = value
+  except TypeError as error:
+    raise SettingError(
+      f'{flag}: {key} is a {type(at[last]).__name__}, such as {at[last]!r}'
+    ) from error
+
+
+def _value(word: str):
+  try:
+    return ast.literal_eval(word)
+  except (SyntaxError, ValueError):
+    return word
+
+
+def with_levels(cfg: ModelConfig, levels: str, blocks: str) -> ModelConfig:
+  """The model with its levels learning as `levels` says.
+
+  Args:
+    cfg: the model.
+    levels: one of LEVELS.
+    blocks: that learn, where the config names none, see `CMSConfig.blocks`.
+
+  Raises:
+    SettingError: for another word.
+  """
+  if levels not in LEVELS:
+    raise SettingError(f'--levels={levels}: one of {", ".join(LEVELS)}')
+  if levels == 'frozen':
+    cms = dataclasses.replace(cfg.cms, blocks='none')
+    return dataclasses.replace(cfg, cms=cms)
+  chosen = blocks if cfg.cms.blocks == 'none' else cfg.cms.blocks
+  cms = dataclasses.replace(cfg.cms, blocks=chosen, differentiate=levels)
+  return dataclasses.replace(cfg, cms=cms)
+
+
+def modes(cfg: ModelConfig, levels: Sequence[str]) -> tuple[str, ...]:
+  """Those of `levels` that the model has: a Transformer is only frozen."""
+  if cfg.family != 'transformer':
+    return tuple(levels)
+  return ('frozen',)

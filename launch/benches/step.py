@@ -1,0 +1,238 @@
+"""Times training steps: `nestax-bench step --config=hope_135m`.
+
+A step is that of nestax-train, optimiser included, on random tokens without
+documents' starts. A config's levels are frozen inside the sequence, or learn
+(`--levels`); a Transformer has none and is timed once. `--repeats=0` compiles
+only, for compile time and memory. MFU counts the matmuls of the model with its
+levels frozen: what learning adds is overhead, and so is recomputation.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from nestax.launch import mesh as meshes
+from nestax.launch import metrics, optimizer
+from nestax.launch import step as steps
+from nestax.launch.benches import settings, timing
+from nestax.models import language_model
+from nestax.models.config import ModelConfig
+
+FLAGS = flags.FlagValues()
+_CONFIG = flags.DEFINE_list(
+  'config', ['tiny'], 'Names or paths of configs.', flag_values=FLAGS
+)
+_SET = flags.DEFINE_multi_string(
+  'set', [], 'Change of all configs: model.D=64.', flag_values=FLAGS
+)
+_LENGTH = flags.DEFINE_list(
+  'length', [], "Tokens a row; the config's if none.", flag_values=FLAGS
+)
+_BATCH = flags.DEFINE_integer(
+  'batch', 4, 'Rows a step.', lower_bound=1, flag_values=FLAGS
+)
+_LEVELS = flags.DEFINE_list(
+  'levels', ['frozen'], 'Of frozen, first_order, full.', flag_values=FLAGS
+)
+_BLOCKS = flags.DEFINE_string(
+  'blocks', 'last_quarter', 'Blocks that learn, if the config names none.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_PEER = flags.DEFINE_string(
+  'peer', '', 'Config that ratios are to; the last if none.', flag_values=FLAGS
+)
+_REPEATS = flags.DEFINE_integer(
+  'repeats', 5, 'Rounds; 0 to compile only.', lower_bound=0, flag_values=FLAGS
+)
+_PEAK = flags.DEFINE_float(
+  'peak_flops', 0.0, 'Of a device; 0: from the table.', flag_values=FLAGS
+)
+_JSON = flags.DEFINE_string(
+  'json', '', 'File that JSON lines are added to.', flag_values=FLAGS
+)
+
+
+class Step(NamedTuple):
+  """A compiled step.
+
+  Attributes:
+    run: makes one and returns its metrics; None where no state was made.
+    devices: that it runs on.
+    seconds: that compiling took.
+    peak: bytes that it needs.
+  """
+
+  run: Callable | None
+  devices: int
+  seconds: float
+  peak: int
+
+
+class Case(NamedTuple):
+  """One step to time."""
+
+  config: str
+  levels: str
+  length: int
+
+  @property
+  def name(self) -> str:
+    return f'{self.config} {self.levels} {self.length}'
+
+
+def cases(names, changes, lengths, levels, blocks, batch: int):
+  """All steps that are asked for, checked: `Case -> (ConfigDict, model)`.
+
+  Raises:
+    ValueError: in words, for a mode, a length or a config that cannot be.
+  """
+  made = {}
+  for name in names:
+    config = settings.load(name, changes)
+    cfg = ModelConfig.from_dict(config.model)
+    for word in lengths or [str(config.data.length)]:
+      if not word.isdecimal() or not int(word):
+        raise ValueError(f'--length={word}: a whole number of tokens')
+      for mode in settings.modes(cfg, levels):
+        config = settings.load(name, changes)
+        config.train.batch, config.data.length = batch, int(word)
+        learning = settings.with_levels(cfg, mode, blocks)
+        made[Case(name, mode, int(word))] = config, learning
+  return made
+
+
+def random_batch(cfg: ModelConfig, rows: int, length: int):
+  """Random tokens as the pipeline would give them, in one document a row."""
+  shape = (rows, length)
+  tokens, targets = jax.random.randint(
+    jax.random.key(1), (2, *shape), 0, cfg.V, jnp.int32
+  )
+  return {
+    'tokens': tokens,
+    'targets': targets,
+    'weights': jnp.ones(shape, jnp.float32),
+    'bytes': jnp.ones(shape, jnp.int32),
+    # None, so that attention may take its fused path
+    'reset': None,
+  }
+
+
+def prepare(config, cfg: ModelConfig, keep: bool) -> Step:
+  """Compiles a step.
+
+  Args:
+    config: ConfigDict of the run.
+    cfg: the model, levels as they shall learn.
+    keep: whether to make the state and `run`.
+  """
+  rows, length = config.train.batch, config.data.length
+  mesh = meshes.make(config.mesh, rows, length)
+  model = language_model.LanguageModel(cfg)
+  params = nn.unbox(steps.abstract_params(model))
+  tx, schedule = optimizer.build(config, params, mesh)
+  with jax.set_mesh(mesh):
+    abstract = steps.abstract_state(model, tx, mesh)
+    step = steps.train_step(model, tx, schedule, steps.shardings(abstract))
+    batch = meshes.put(mesh, _numpy(random_batch(cfg, rows, length)))
+    start = time.perf_counter()
+    compiled = step.lower(abstract, batch | {'reset': None}).compile()
+    seconds = time.perf_counter() - start
+    peak = timing.compiled_peak(compiled)
+    if not keep:
+      return Step(None, mesh.size, seconds, peak)
+    held = [steps.init_state(model, tx, mesh, config.seed)]
+  batch['reset'] = None
+
+  def run():
+    state, numbers = compiled(held.pop(), batch)
+    held.append(state)
+    return numbers
+
+  return Step(run, mesh.size, seconds, peak)
+
+
+def _numpy(batch):
+  return {name: jax.device_get(x) for name, x in batch.items() if x is not None}
+
+
+def measure(made, repeats: int, peer: str, peak_flops: float) -> list[dict]:
+  """Times all steps in one process, in turn.
+
+  Args:
+    made: as `cases` gives them.
+    repeats: rounds; 0 to compile only.
+    peer: config whose frozen tokens/s the others are held against.
+    peak_flops: of a device; 0 takes the table's.
+
+  Returns:
+    Rows: ms a step, tokens/s, ratios of time to the same config frozen and of
+    speed to the peer at the same length, MFU, seconds to compile, GiB that the
+    compiled step needs. None where not known.
+  """
+  runs, rows = {}, []
+  for case, (config, cfg) in made.items():
+    made_step = prepare(config, cfg, keep=repeats > 0)
+    runs[case.name] = made_step.run
+    tokens = config.train.batch * case.length
+    flops = 3 * language_model.flops_per_token(
+      settings.with_levels(cfg, 'frozen', ''), case.length
+    )
+    rows.append({
+      'name': case.name,
+      'tokens': tokens,
+      'flops': flops * tokens / made_step.devices,
+      'compile s': made_step.seconds,
+      'peak GiB': made_step.peak / 2**30,
+    })  # fmt: skip
+  times = timing.interleaved(runs, repeats) if repeats else {}
+  ms = {name: timing.median_ms(seconds) for name, seconds in times.items()}
+  peak_flops = peak_flops or metrics.peak_flops(jax.devices()[0].device_kind)
+  table = []
+  for case, row in zip(made, rows):
+    frozen = case._replace(levels='frozen').name
+    other = case._replace(config=peer, levels='frozen').name
+    table.append(_numbers(row, ms, frozen, other, peer, peak_flops))
+  return table
+
+
+def _numbers(row, ms, frozen: str, other: str, peer: str, peak_flops) -> dict:
+  own = ms.get(row['name'])
+
+  def ratio(above, below):
+    return above / below if above and below else None
+
+  second = own and own / 1e3
+  flops = ratio(row['flops'], second)
+  return {
+    'name': row['name'],
+    'ms': own,
+    'tokens/s': ratio(row['tokens'], second),
+    'time / frozen': ratio(own, ms.get(frozen)),
+    f'speed / {peer}': ratio(ms.get(other), own),
+    'MFU': ratio(flops, peak_flops),
+    'compile s': row['compile s'],
+    'peak GiB': row['peak GiB'],
+  }
+
+
+def main() -> None:
+  """Prints the table, and adds it to a file where one is named."""
+  names: Sequence[str] = _CONFIG.value
+  made = cases(
+    names, _SET.value, _LENGTH.value, _LEVELS.value, _BLOCKS.value,
+    _BATCH.value,
+  )  # fmt: skip
+  if _PEER.value and _PEER.value not in names:
+    raise ValueError(f'--peer={_PEER.value}: none of --config={names}')
+  rows = measure(made, _REPEATS.value, _PEER.value or names[-1], _PEAK.value)
+  timing.show(rows, f'{_BATCH.value} rows a step; {timing.device()}')
+  peak = timing.peak_bytes()
+  if peak and _REPEATS.value:
+    print(f'\nall steps together held {peak / 2**30:.1f} GiB at most')
+  if _JSON.value:
+    timing.append(rows, _JSON.value)
