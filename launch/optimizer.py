@@ -13,8 +13,10 @@ import jax
 import ml_collections
 import optax
 
+from nestax.launch import groups
+from nestax.launch.groups import OptimizerError
 from nestax.models import axes
-from nestax.optim import coefficients, labels, m3, matrices, schedules
+from nestax.optim import coefficients, frequency, labels, m3, schedules
 from nestax.optim.newton_schulz import Layout
 
 NAMES = ('adamw', 'muon', 'm3')
@@ -23,30 +25,6 @@ NEWTON_SCHULZ = {
   'cubic': coefficients.cubic,
   'polar_express': coefficients.polar_express,
 }
-# Which axes of a label's arrays are (in, out); all under `blocks` have an axis
-# of layers first, and every head's memory is a matrix of its own.
-MATRICES = {
-  'level': matrices.MuonDimensionNumbers(1, 2),
-  'to_heads': matrices.MuonDimensionNumbers(1, (2, 3)),
-  'from_heads': matrices.MuonDimensionNumbers((1, 2), 3),
-  'memory': matrices.MuonDimensionNumbers(3, 2),
-}
-RULES = (
-  (r'blocks/level_\d+/(gate|up|down)', 'level'),
-  (r'blocks/mixer/(query|key|value|gate)/kernel', 'to_heads'),
-  (r'blocks/mixer/out/kernel', 'from_heads'),
-  (r'blocks/mixer/initial/(q|k|v|mem)(_inner|_outer)?', 'memory'),
-  (r'blocks/mixer/(query|key|value)_conv/kernel', 'convolution'),
-  (r'blocks/mixer/(beta|initial/(eta|alpha))(_bias)?', 'gate'),
-  (r'(blocks/.*|final_)norm/scale', 'norm'),
-  (r'log_rate|blocks/mix|blocks/level_\d+/value', 'continuum'),
-  (r'embed/embedding|head', 'embedding'),
-  (r'blocks/level_\d+/slots/(a|b|logit|active)', 'slot'),
-)
-
-
-class OptimizerError(ValueError):
-  """The config asks for an optimiser that cannot be built."""
 
 
 def default_opt() -> dict[str, Any]:
@@ -57,6 +35,12 @@ def default_opt() -> dict[str, Any]:
     'final_lr_fraction': 0.1,
     'weight_decay': 0.1,  # of matrices, times the learning rate
     'clip': 1.0,  # of the global norm of the gradient; 0 for none
+    # Parameters that are not trained: a regular expression that their whole
+    # path has to match, such as 'embed/.*|blocks/mixer/.*'; '' for none.
+    'freeze': '',
+    # Steps between two updates of level 0, 1, ..., with all gradients since
+    # the last one (NL Eq. 71 on the axis of steps); () for every step.
+    'level_every': (),
     # AdamW
     'b1': 0.9,
     'b2': 0.95,
@@ -104,29 +88,34 @@ def build(
   schedule = schedules.warmup_cosine(
     opt.lr, opt.warmup, config.train.steps, opt.final_lr_fraction
   )
-  names = labels.label(nn.unbox(params), RULES)
+  params = nn.unbox(params)
+  names = labels.label(params, groups.RULES)
+  chosen = groups.choose(config, params)
+  make = {
+    groups.MATRIX: lambda schedule: _m3(config, schedule, names, mesh),
+    groups.REST: lambda schedule: _adamw(opt, schedule, names),
+    groups.FROZEN: lambda schedule: optax.set_to_zero(),
+  }
+  rules = {}
+  for group in sorted(set(jax.tree.leaves(chosen))):
+    kind, every = groups.parse(group)
+    rules[group] = _at_frequency(make[kind], schedule, every)
   clip = optax.clip_by_global_norm(opt.clip) if opt.clip else optax.identity()
-  rest = _adamw(opt, schedule, names)
-  slots = 'slot' in jax.tree.leaves(names)
-  if config.optimizer == 'adamw' and not slots:
-    return optax.chain(clip, rest), schedule
-  rules = {'rest': rest}
-  if config.optimizer != 'adamw':
-    rules['matrix'] = _m3(config, schedule, names, mesh)
-  if slots:
-    rules['frozen'] = optax.set_to_zero()
+  if len(rules) == 1:
+    return optax.chain(clip, *rules.values()), schedule
+  return optax.chain(clip, optax.multi_transform(rules, chosen)), schedule
 
-  def group(name):
-    if name == 'slot':
-      return 'frozen'
-    return 'matrix' if name in MATRICES and 'matrix' in rules else 'rest'
 
-  groups = jax.tree.map(group, names)
-  return optax.chain(clip, optax.multi_transform(rules, groups)), schedule
+def _at_frequency(make, schedule, every: int) -> optax.GradientTransformation:
+  if every == 1:
+    return make(schedule)
+  # schedules inside count updates, of which the n-th is at step n * every - 1
+  tx = make(lambda count: schedule((count + 1) * every - 1))
+  return frequency.at_frequency(tx, every)
 
 
 def _adamw(opt, schedule, names) -> optax.GradientTransformation:
-  decayed = jax.tree.map(lambda name: name in MATRICES, names)
+  decayed = jax.tree.map(lambda name: name in groups.MATRICES, names)
   return optax.chain(
     optax.scale_by_adam(opt.b1, opt.b2, opt.eps),
     _decay(opt, decayed),
@@ -164,7 +153,7 @@ def _m3(config, schedule, names, mesh) -> optax.GradientTransformation:
     accumulate=opt.accumulate if config.optimizer == 'm3' else 'ema',
     nesterov=opt.nesterov,
     coefficients=NEWTON_SCHULZ[opt.ns](opt.ns_steps),
-    dimension_numbers=jax.tree.map(MATRICES.get, names),
+    dimension_numbers=jax.tree.map(groups.MATRICES.get, names),
     consistent_rms=opt.consistent_rms or None,
     eps=opt.eps,
     slow_dtype=opt.slow_dtype,

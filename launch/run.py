@@ -18,6 +18,8 @@ from jax.sharding import Mesh
 
 from nestax.launch import (
   checkpoint,
+  groups,
+  initial,
   lock,
   loss,
   metrics,
@@ -71,6 +73,8 @@ class Plan:
   tx: optax.GradientTransformation
   schedule: optax.Schedule
   memory: Callable[[int], Any] | None
+  params: dict | None
+  frozen: Any
 
 
 def prepare(config, workdir) -> Plan:
@@ -84,6 +88,7 @@ def prepare(config, workdir) -> Plan:
     ValueError, OSError: in words, with the offending value.
   """
   common.check(config)
+  config, given = initial.resolve(config)
   cfg = ModelConfig.from_dict(config.model)
   rows, length = config.train.batch, config.data.length
   mesh = meshes.make(config.mesh, rows // config.train.accumulate, length)
@@ -97,7 +102,8 @@ def prepare(config, workdir) -> Plan:
   if config.train.carry_state:
     memory = functools.partial(language_model.init_state, cfg, length=length)
   workdir = pathlib.Path(workdir)
-  return Plan(config, workdir, model, mesh, tx, schedule, memory)
+  frozen = groups.frozen(config, params)
+  return Plan(config, workdir, model, mesh, tx, schedule, memory, given, frozen)
 
 
 def _check_levels(cfg: ModelConfig, length: int, carried: bool) -> None:
@@ -152,7 +158,7 @@ def _train(plan: Plan) -> dict[str, float]:
     state = checkpoints.restore(abstract, data)
     if state is None:
       state = steps.init_state(
-        plan.model, plan.tx, plan.mesh, config.seed, memory
+        plan.model, plan.tx, plan.mesh, config.seed, memory, plan.params
       )
     done = int(state.step)
     last = max(config.train.steps, done)
@@ -165,6 +171,7 @@ def _train(plan: Plan) -> dict[str, float]:
       steps.shardings(abstract),
       config.train.accumulate,
       rows_axes,
+      plan.frozen,
     )
     evaluate = functools.partial(
       _evaluate, cfg, steps.eval_step(plan.model), plan.mesh, valid

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nestax.launch import loss
+from nestax.launch import initial, loss
 from nestax.launch import mesh as meshes
 from nestax.models import axes, language_model, telemetry
 
@@ -59,7 +59,12 @@ def abstract_state(model, tx, mesh, memory=None) -> TrainState:
 
 
 def init_state(
-  model, tx, mesh, seed: int, memory: Callable | None = None
+  model,
+  tx,
+  mesh,
+  seed: int,
+  memory: Callable | None = None,
+  params: dict | None = None,
 ) -> TrainState:
   """Makes the state at step 0, every array born in the shards it will have.
 
@@ -70,10 +75,25 @@ def init_state(
     seed: of the parameters and of everything random later.
     memory: without arguments gives the state of all rows of the global batch,
       for runs that carry it from batch to batch; None for those that do not.
+    params: some or all of the parameters, on the host; the rest are fresh.
   """
   abstract = abstract_state(model, tx, mesh, memory)
   fresh = _fresh(model, tx, memory)
-  return jax.jit(fresh, out_shardings=shardings(abstract))(_key(seed))
+  layout = shardings(abstract)
+  if params is None:
+    return jax.jit(fresh, out_shardings=layout)(_key(seed))
+  like = initial.fill(abstract.params, params)
+  params = jax.tree.map(
+    lambda x, like: None if x is like else _laid(x, like), like, abstract.params
+  )
+  return jax.jit(fresh, out_shardings=layout)(_key(seed), params)
+
+
+def _laid(x, like):
+  """An array of the host on the devices where it belongs, in its dtype."""
+  return jax.make_array_from_callback(
+    like.shape, like.sharding, lambda index: x[index].astype(like.dtype)
+  )
 
 
 def shardings(state):
@@ -86,10 +106,14 @@ def _key(seed: int) -> jax.Array:
 
 
 def _fresh(model, tx, memory):
-  def fresh(key) -> TrainState:
+  def fresh(key, given=None) -> TrainState:
     key, init_key = jax.random.split(key)
     tokens_BxL = jnp.zeros((1, 1), jnp.int32)
     params = nn.unbox(model.init(init_key, None, tokens_BxL)['params'])
+    if given is not None:
+      params = jax.tree.map(
+        lambda own, other: own if other is None else other, params, given
+      )
     zero = jnp.zeros((), jnp.int32)
     state = None if memory is None else memory()
     return TrainState(zero, params, tx.init(params), state, key, zero, zero)
@@ -155,7 +179,15 @@ def _all_finite(tree) -> jax.Array:
   return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
-def train_step(model, tx, schedule, layout, parts: int = 1, rows_axes=None):
+def train_step(
+  model,
+  tx,
+  schedule,
+  layout,
+  parts: int = 1,
+  rows_axes=None,
+  frozen=None,
+):
   """Makes the step `(state, batch) -> (state, metrics)`, jitted, state donated.
 
   If the loss, the norm of its gradient, the new parameters or the carried
@@ -169,6 +201,8 @@ def train_step(model, tx, schedule, layout, parts: int = 1, rows_axes=None):
     layout: shardings of the state, which leaves a step as it came in.
     parts: microbatches, one after the other; the result is that of one batch.
     rows_axes: from `batch_axes`, where the state carries memory.
+    frozen: bool for every parameter; where True its gradient is taken for 0,
+      and nothing is computed for it.
 
   Returns:
     The step; its metrics are float32 scalars `loss` (nats), `bits_per_byte`,
@@ -179,6 +213,10 @@ def train_step(model, tx, schedule, layout, parts: int = 1, rows_axes=None):
     total, grads, memory = _gradients(
       model.apply, state.params, state.memory, batch, parts, rows_axes
     )
+    if frozen is not None:
+      grads = jax.tree.map(
+        lambda g, no: jnp.zeros_like(g) if no else g, grads, frozen
+      )
     norm = optax.global_norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -76,7 +76,7 @@ def load_pretrained(path, tokenizer: str | None = None) -> Trained:
   """
   path = os.path.expanduser(os.fspath(path))
   config, params = pretrained.load(path)
-  found = tokenizers.load(tokenizer or _tokenizer_of(path, config.V))
+  found = tokenizers.load(tokenizer or tokenizer_of(path, config.V))
   if not path.endswith(('.gguf', '.bin')):
     found = _with_specials(found, _folder(path), config.V)
   if found.vocab_size > config.V:
@@ -99,7 +99,12 @@ def choose(workdir: str | None, model: str | None) -> Trained:
   return load_pretrained(model) if model else load(workdir or 'runs/quickstart')
 
 
-def _tokenizer_of(path: str, vocabulary: int) -> str:
+def tokenizer_of(path: str, vocabulary: int) -> str:
+  """Finds the tokenizer of a pretrained file, as `load_pretrained` does.
+
+  Raises:
+    FileNotFoundError: if there is none.
+  """
   if path.endswith('.gguf'):
     return path
   if path.endswith('.bin'):

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from nestax.launch import groups, optimizer
 from nestax.launch import mesh as meshes
-from nestax.launch import optimizer
 from nestax.models import axes, language_model
 from nestax.models.config import FAMILIES, ModelConfig
 from nestax.models.memory.types import MemoryConfig
@@ -82,12 +82,12 @@ def test_what_is_no_matrix_takes_adamw(name):
 def test_muon_is_optax_muon():
   config = make_config('muon', clip=0.0, weight_decay=0.0)
   tx, schedule = optimizer.build(config, PARAMS)
-  names = labels.label(PARAMS, optimizer.RULES)
+  names = labels.label(PARAMS, groups.RULES)
   muon = optax.contrib.muon(
     schedule,
     adam_b2=config.opt.b2,
     consistent_rms=0.2,
-    muon_weight_dimension_numbers=jax.tree.map(optimizer.MATRICES.get, names),
+    muon_weight_dimension_numbers=jax.tree.map(groups.MATRICES.get, names),
   )
   states = [t.init(PARAMS) for t in (tx, muon)]
   for seed in range(3):
@@ -214,12 +214,12 @@ def test_matrices_lie_as_the_logical_axes_say(fields):
   boxed = abstract_params(**fields)
   is_box = lambda x: isinstance(x, nn.Partitioned)  # noqa: E731
   boxes = jax.tree.leaves(boxed, is_leaf=is_box)
-  names = jax.tree.leaves(labels.label(nn.unbox(boxed), optimizer.RULES))
+  names = jax.tree.leaves(labels.label(nn.unbox(boxed), groups.RULES))
   width = 16
   for box, name in zip(boxes, names):
     if name in ('level', 'to_heads', 'from_heads'):
       # The width of the model is one whole side of the matrix.
-      numbers = optimizer.MATRICES[name]
+      numbers = groups.MATRICES[name]
       assert width in matrices.sizes(box.value.shape, numbers)
       assert box.names[0] == 'layers'
       side = 'reduction_axis' if name != 'from_heads' else 'output_axis'

@@ -79,19 +79,6 @@ def test_smollm2_reads_frankenstein_with_its_perplexity():
   assert np.exp(-said.mean()) == pytest.approx(38.1, rel=0.01)
 
 
-def tokenizer_json(path, extra=()):
-  """Byte-level ids, bos first where a text is encoded with specials."""
-  names = ['<s>', '</s>', *'abcdefg', *extra]
-  model = hf.Tokenizer(hf.models.BPE({n: i for i, n in enumerate(names)}, []))
-  model.add_special_tokens(['<s>', '</s>'])
-  model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  model.decoder = hf.decoders.ByteLevel()
-  model.post_processor = hf.processors.TemplateProcessing(
-    single='<s> $A', special_tokens=[('<s>', 0)]
-  )
-  model.save(str(path))
-
-
 def told(ids, tokenizer, tokens=6):
   """What the numpy model says after `ids`: the likeliest of ids 1 to 8."""
   prefix = len(ids)
@@ -108,7 +95,7 @@ def test_a_folder_of_safetensors_is_read_with_its_tokenizer(tmp_path):
   llama_cases.write_safetensors(tmp_path, llama_cases.weights())
   with pytest.raises(FileNotFoundError, match='holds no tokenizer'):
     trained.load_pretrained(tmp_path)
-  tokenizer_json(tmp_path / 'tokenizer.json')
+  llama_cases.write_tokenizer(tmp_path / 'tokenizer.json')
   model, params, tokenizer, _ = trained.load_pretrained(tmp_path)
   assert tokenizer.adds_bos and tokenizer.encode('cab') == [4, 2, 3]
   said = ''.join(sampling.text(model, params, tokenizer, 'cab', 6, GREEDY))
@@ -118,7 +105,7 @@ def test_a_folder_of_safetensors_is_read_with_its_tokenizer(tmp_path):
 def test_a_prompt_goes_without_bos_where_the_model_wants_none(tmp_path):
   llama_cases.write_safetensors(tmp_path, llama_cases.weights())
   path = tmp_path / 'tokenizer.json'
-  tokenizer_json(path)
+  llama_cases.write_tokenizer(path)
   model = hf.Tokenizer.from_str(path.read_text())
   model.post_processor = hf.processors.ByteLevel()
   model.save(str(path))
@@ -133,7 +120,7 @@ def test_config_json_says_where_a_text_begins_and_ends(tmp_path):
   llama_cases.write_safetensors(
     tmp_path, w, bos_token_id=3, eos_token_id=[5, 6]
   )
-  tokenizer_json(tmp_path / 'tokenizer.json')
+  llama_cases.write_tokenizer(tmp_path / 'tokenizer.json')
   tokenizer = trained.load_pretrained(tmp_path).tokenizer
   assert (tokenizer.bos, tokenizer.eos) == (3, 5)
   assert not tokenizer.byte_lengths[[3, 5]].any()
@@ -164,7 +151,7 @@ def test_config_json_spares_a_file_the_eos_it_lacks(tmp_path):
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
   llama_cases.write_safetensors(tmp_path, llama_cases.weights())
   extra = [chr(0x100 + i) for i in range(llama_cases.V)]
-  tokenizer_json(tmp_path / 'tokenizer.json', extra)
+  llama_cases.write_tokenizer(tmp_path / 'tokenizer.json', extra)
   with pytest.raises(ValueError, match='has 49 ids.*the model knows 40'):
     trained.load_pretrained(tmp_path)
 

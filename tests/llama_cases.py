@@ -5,6 +5,7 @@ import json
 import gguf
 import numpy as np
 import safetensors.numpy
+import tokenizers as hf
 
 V, D, N, H, G, K, F = 40, 32, 3, 4, 2, 8, 64
 BASE, EPSILON = 5000.0, 1e-5
@@ -200,3 +201,16 @@ def write_llama2c(path, w, base=10_000.0):
   data = b''.join(x.astype('<f4').tobytes() for x in parts)
   path.write_bytes(header.tobytes() + data)
   return path
+
+
+def write_tokenizer(path, extra=()):
+  """Byte-level ids, bos first where a text is encoded with specials."""
+  names = ['<s>', '</s>', *'abcdefg', *extra]
+  model = hf.Tokenizer(hf.models.BPE({n: i for i, n in enumerate(names)}, []))
+  model.add_special_tokens(['<s>', '</s>'])
+  model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.decoder = hf.decoders.ByteLevel()
+  model.post_processor = hf.processors.TemplateProcessing(
+    single='<s> $A', special_tokens=[('<s>', 0)]
+  )
+  model.save(str(path))

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from absl import flags, logging
 
-from nestax.launch import optimizer
+from nestax.launch import initial, optimizer
 from nestax.models.config import ModelConfig
 
 # What a run may change and still be the same run: how long it goes on, what
@@ -34,6 +34,7 @@ def defaults() -> ml_collections.ConfigDict:
   config.name = 'default'  # of the run folder, ./runs/<name>
   config.seed = 0
   config.model = dataclasses.asdict(ModelConfig())
+  config.pretrained = initial.default_pretrained()
   config.data = {
     'source': 'stdlib',  # or text, jsonl, array_record
     'path': '',  # a glob; for stdlib another folder than the interpreter's
