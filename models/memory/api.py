@@ -6,7 +6,7 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import pallas_tpu, scan, token
+from nestax.models.memory import pallas_gpu, pallas_tpu, scan, token
 from nestax.models.memory.types import (
   Inputs,
   MemoryConfig,
@@ -41,14 +41,20 @@ def _by_token(cfg: MemoryConfig, initial, state, inputs: Inputs):
 
 def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   """The faster of the implementations by chunks that fit."""
-  if jax.default_backend() != 'tpu':
+  if jax.default_backend() not in ('tpu', 'gpu'):
     return 'scan'
+  kernels = _kernels()
   try:
-    pallas_tpu.check(cfg, cfg.chunks[0], inputs.query.shape[-1], dtype)
-  except pallas_tpu.DoesNotFit as reason:
+    kernels.check(cfg, cfg.chunks[0], inputs.query.shape[-1], dtype)
+  except kernels.DoesNotFit as reason:
     _say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
     return 'scan'
   return 'pallas'
+
+
+def _kernels():
+  """Those of the machine; a TPU's where neither is, to be interpreted."""
+  return pallas_gpu if jax.default_backend() == 'gpu' else pallas_tpu
 
 
 @functools.cache
@@ -78,12 +84,13 @@ def run(
     inputs: slow projections `[B, L, H, K]`, L at least 1.
     dtype: of the matmuls' operands; states, gates and sums are float32. The
       token rule computes in float32 throughout.
-    implementation: 'token', 'scan', 'pallas' (kernels; interpreted, and slow,
-      where there is no TPU), or None to pick by length, shape and machine.
+    implementation: 'token', 'scan', 'pallas' (a GPU's kernels or a TPU's; the
+      latter interpreted, and slow, where there is neither), or None to pick
+      by length, shape and machine.
     length_B: tokens of each row that count, the first ones; the others change
-      no state, and their outputs mean nothing. None for all. Scan only.
+      no state, and their outputs mean nothing. None for all; not with 'token'.
     aligned: every sequence is known to stand at a boundary of both chunks,
-      which spares the scan a shift.
+      which spares a shift and, on a GPU, a first chunk by scan.
 
   Returns:
     (MemoryState or None, output [B, L, H, K] float32).
@@ -105,7 +112,8 @@ def run(
   if implementation == 'scan':
     return scan.run(cfg, initial, state, inputs, dtype, length_B, aligned)
   if implementation == 'pallas':
-    return pallas_tpu.run(cfg, initial, state, inputs, dtype, length_B, aligned)
+    run_kernels = _kernels().run
+    return run_kernels(cfg, initial, state, inputs, dtype, length_B, aligned)
   raise ValueError(
     f'implementation={implementation!r}: one of {IMPLEMENTATIONS} or None'
   )

@@ -1,0 +1,178 @@
+"""The memory's walk over chunks as Pallas (Triton) kernels for GPUs.
+
+The forward walk is one kernel (`gpu_forward`). The backward pass is three:
+what a chunk can say of itself from its saved fast parts, all chunks at once
+(`gpu_backward`); the walk back over the fast parts' gradients, as
+little as has to be in order (`gpu_adjoint`); and what follows for the slow
+values and the inputs, all chunks at once (`gpu_collect`).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from nestax.models.memory import (
+  gpu_adjoint,
+  gpu_backward,
+  gpu_collect,
+  gpu_forward,
+  scan,
+)
+from nestax.models.memory.gpu_forward import Given, Shape, Stream
+from nestax.models.memory.types import GATES, MemoryConfig, Weights
+
+SIZES = (16, 32, 64)  # of chunks and heads
+
+
+class DoesNotFit(ValueError):
+  """The kernels do not cover this rule or shape."""
+
+
+def check(cfg: MemoryConfig, C: int, K: int, dtype):
+  """Raises DoesNotFit, in words, for what the kernels do not cover."""
+  small, big = cfg.chunks
+  if cfg.deep:
+    raise DoesNotFit(f'two-layer memories {cfg.deep}: only depth 1')
+  if cfg.momentum:
+    raise DoesNotFit('momentum=True: only without')
+  if cfg.anchor != 'initial':
+    raise DoesNotFit(f"anchor={cfg.anchor!r}: only 'initial'")
+  if 'q' in cfg.adaptive:
+    raise DoesNotFit(f"adaptive={cfg.adaptive}: only without 'q'")
+  if small != big:
+    raise DoesNotFit(f'chunks of {small} and {big} tokens: only equal ones')
+  if C not in SIZES:
+    raise DoesNotFit(f'a chunk of {C} tokens: one of {SIZES}')
+  if K not in SIZES:
+    raise DoesNotFit(f'heads of width {K}: one of {SIZES}')
+  if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+    raise DoesNotFit(f'matmuls in {jnp.dtype(dtype)}: bfloat16 or float32')
+
+
+def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
+  """`scan.run` with the kernels in place of its scan.
+
+  A stream that may stand inside a chunk reads its first chunk by `scan`: from
+  the next boundary on, the boundary's fast parts are the running ones. So are
+  those of an aligned state, whose boundary gets no gradient of its own.
+
+  Raises:
+    DoesNotFit: for a rule or shape that they do not cover.
+  """
+  check(cfg, cfg.chunks[0], inputs.query.shape[-1], dtype)
+  walk = _walk if state is None or aligned else _walk_from_inside
+  return scan.run(
+    cfg, initial, state, inputs, dtype, length_B, aligned, walk=walk
+  )
+
+
+def _walk_from_inside(cfg, initial, slow, carry, xs, ends_nxB, dtype):
+  def part(chunks):
+    return jax.tree.map(lambda x: x[chunks], (xs, ends_nxB))
+
+  first, rest = slice(0, 1), slice(1, None)
+  carry, out = scan._walk(cfg, initial, slow, carry, *part(first), dtype)
+  if ends_nxB.shape[0] == 1:
+    return carry, out
+  carry, more = _walk(cfg, initial, slow, carry, *part(rest), dtype)
+  return carry, jnp.concatenate([out, more])
+
+
+def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
+  """The walk that `scan._walk` describes, from a boundary on."""
+  n, B, H, C, K = xs.query_CxK.shape
+  shape = Shape(cfg, jnp.dtype(dtype).name, C, n, K, False)
+  boundary, running, _ = carry
+
+  def over_stream(x):
+    return jnp.transpose(x, (1, 0, 3, 2, 4)).reshape(B, n * C, H, K)
+
+  filled = None
+  if boundary is not None:
+    filled = jnp.sum(ends_nxB % C == 0, axis=0, dtype=jnp.int32)[:, None]
+  stream = Stream(
+    *map(over_stream, xs[:3]), *_marks(xs.reset_C, xs.live_C), filled
+  )
+  given = Given(
+    slow.stack[:, : len(cfg.boxes) * K],
+    jnp.stack([initial[gate]['kernel'] for gate in GATES], axis=-2),
+    jnp.stack([initial[gate]['bias'] for gate in GATES], axis=-1),
+    running.stack,
+  )
+  end, running, out = _kernels(shape, given, stream)
+  if boundary is not None:
+    # where no chunk is filled, the boundary is the one given
+    some = (filled > 0)[:, :, None, None]
+    boundary = jnp.where(some, end, boundary.stack)
+    if stream.document is not None:
+      # a document that begins in the chunk that is not filled forgets it
+      begun_Bxn = stream.document[:, :, -1]
+      begun_Bx1 = jnp.take_along_axis(begun_Bxn, filled, axis=1, mode='clip')
+      forgets = (begun_Bx1 > 0) & (filled < n)
+      boundary = jnp.where(forgets[:, :, None, None], 0.0, boundary)
+    boundary = Weights(boundary, {})
+  out = jnp.transpose(out.reshape(B, n, C, H, K), (1, 0, 3, 2, 4))
+  return (boundary, Weights(running, {}), None), out
+
+
+def _marks(reset_nxBxC, live_nxBxC):
+  """(documents begun so far, live) as `[B, n, C]` int32, or None."""
+  document = live = None
+  if reset_nxBxC is not None:
+    document = jnp.cumsum(reset_nxBxC.astype(jnp.int32), axis=-1)
+    document = jnp.moveaxis(document, 0, 1)
+  if live_nxBxC is not None:
+    live = jnp.moveaxis(live_nxBxC.astype(jnp.int32), 0, 1)
+  return document, live
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernels(shape: Shape, given: Given, stream: Stream):
+  """(boundary or None, running, output) after the walk."""
+  return _either(shape, _forward, False, given, stream)[0]
+
+
+def _kernels_fwd(shape, given, stream):
+  ends, saved = _either(shape, _forward, True, given, stream)
+  return ends, (given, stream, saved)
+
+
+def _kernels_bwd(shape, residuals, gradients):
+  given, stream, saved = residuals
+  return _either(shape, _backward, given, stream, saved, gradients)
+
+
+_kernels.defvjp(_kernels_fwd, _kernels_bwd)
+
+
+def _forward(shape, save, given, stream):
+  return gpu_forward.forward(shape, save, given, stream)
+
+
+def _backward(shape, given, stream, saved, gradients):
+  """Gradients of `given` and `stream`."""
+  d_boundary, d_running, d_out = gradients
+  prepared, d_query = gpu_backward.prepare(shape, given, stream, saved, d_out)
+  turned, d_fast = gpu_adjoint.turn(
+    shape, given, stream, saved, prepared, d_boundary, d_running
+  )
+  d_slow, d_key, d_value = gpu_collect.collect(
+    shape, given, stream, saved, prepared, turned, d_out
+  )
+  return (
+    Given(*d_slow, d_fast),
+    Stream(d_query, d_key, d_value, None, None, None),
+  )
+
+
+def _either(shape: Shape, function, *args):
+  """Compiled for CUDA, interpreted anywhere else."""
+  save, arrays = args[:-2], args[-2:]
+  if function is _backward:
+    save, arrays = (), args
+  return jax.lax.platform_dependent(
+    *arrays,
+    cuda=functools.partial(function, shape, *save),
+    default=functools.partial(function, shape._replace(interpret=True), *save),
+  )

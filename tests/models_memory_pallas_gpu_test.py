@@ -1,0 +1,182 @@
+"""The GPU kernels, interpreted, against the token rule; what they refuse."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import memory_cases as cases
+import pytest
+
+from nestax.models.memory import api, pallas_gpu
+from nestax.models.memory.types import MemoryConfig, init_state
+
+C = 16
+LENGTH = 2 * C + 5  # the last chunk is not filled
+RULES = {
+  'default': {},
+  'boundary_read': {'read': 'boundary'},
+  'dot': {'objective': 'dot', 'identity': ('k', 'mem')},
+  'one_slow_gate': {'adaptive': ('v', 'alpha')},
+  'mem_alone': {
+    'adaptive': (),
+    'identity': (),
+    'generated': False,
+    'objective': 'dot',
+  },
+  'titans': {'adaptive': (), 'generated': False, 'delta': False},
+  'no_retention': {'retention': False, 'value_norm': False},
+}
+
+
+@pytest.fixture(autouse=True)
+def wide_heads(monkeypatch):
+  """The kernels' smallest head."""
+  monkeypatch.setattr(cases, 'K', 16)
+
+
+def rule(**options):
+  return MemoryConfig(chunk_mem=C, chunk_rest=C, **options)
+
+
+def everything(cfg, initial, state, inputs, dtype, implementation, **options):
+  """Outputs, end state and gradients of all that is real."""
+
+  @jax.jit
+  def run(initial, fast, streams):
+    def values(initial, fast, streams):
+      start = None if fast is None else state._replace(**fast)
+      if options.get('aligned'):
+        start = start._replace(boundary=start.running)
+      here = cfg, initial, start, inputs._replace(**streams)
+      if implementation == 'gpu':
+        end, out = pallas_gpu.run(*here, dtype, **options)
+      else:
+        end, out = api.run(
+          *here, dtype=dtype, implementation=implementation, **options
+        )
+      ends = () if end is None else (end.boundary.stack, end.running.stack)
+      if 'length_B' in options:
+        # past a row's length outputs mean nothing
+        counts = jnp.arange(out.shape[1])[None] < options['length_B'][:, None]
+        out = jnp.where(counts[:, :, None, None], out, 0.0)
+      return out, ends
+
+    got, back = jax.vjp(values, initial, fast, streams)
+    return got, back(jax.tree.map(lambda x: jnp.cos(3 * x), got))
+
+  fast = None
+  if state is not None:
+    fast = {'boundary': state.boundary, 'running': state.running}
+  names = ('query', 'key', 'value')
+  return run(initial, fast, {name: getattr(inputs, name) for name in names})
+
+
+def apart(cfg, initial):
+  """State of two sequences whose clocks differ: 0 and 3 tokens read."""
+  empty = init_state(cfg, cases.B, cases.H, cases.K)
+  piece = cases.inputs(cfg, jnp.float32, length=3, seed=7, resets=False)
+  read, _ = api.run(cfg, initial, empty, piece, implementation='token')
+  return jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), empty, read)
+
+
+@pytest.mark.parametrize(
+  'name,resets', [('default', False), *((name, True) for name in RULES)]
+)
+def test_kernels_equal_the_token_rule(name, resets):
+  cfg = rule(**RULES[name])
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=resets)
+  args = cfg, initial, None, inputs, 'float32'
+  got = everything(*args, 'gpu')
+  cases.assert_close(got, everything(*args, 'token'), 3e-5)
+
+
+def test_kernels_in_bfloat16_equal_the_token_rule():
+  cfg = rule()
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=False)
+  args = cfg, initial, None, inputs, 'bfloat16'
+  got = everything(*args, 'gpu')
+  cases.assert_close(got, everything(*args, 'token'), 6e-2)
+
+
+@pytest.mark.parametrize('length', [LENGTH, C - 4], ids=['long', 'short'])
+def test_a_stream_from_inside_a_chunk_equals_the_token_rule(length):
+  cfg = rule()
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, length)
+  args = cfg, initial, apart(cfg, initial), inputs, 'float32'
+  got = everything(*args, 'gpu')
+  cases.assert_close(got, everything(*args, 'token'), 3e-5)
+
+
+def test_an_aligned_stream_of_rows_of_unequal_length_equals_scan():
+  cfg = rule()
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, LENGTH)
+  state = init_state(cfg, cases.B, cases.H, cases.K)
+  one = jnp.ones_like(state.running.stack)
+  weights = state.running._replace(stack=0.1 * one)
+  state = state._replace(boundary=weights, running=weights)
+  options = {'aligned': True, 'length_B': jnp.array([LENGTH, 7])}
+  args = cfg, initial, state, inputs, 'float32'
+  got = everything(*args, 'gpu', **options)
+  cases.assert_close(got, everything(*args, 'scan', **options), 3e-5)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('resets', [False, True], ids=['', 'resets'])
+def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets):
+  cfg = rule()
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, resets=resets)
+  inputs = inputs._replace(query=inputs.query.astype(dtype))
+
+  def loss(initial, query):
+    here = inputs._replace(query=query)
+    state = init_state(cfg, cases.B, cases.H, cases.K)
+    end, out = pallas_gpu.run(cfg, initial, state, here, dtype, aligned=True)
+    return jnp.sum(out) + jnp.sum(end.boundary.stack)
+
+  traced = jax.jit(jax.grad(loss, (0, 1))).trace(initial, inputs.query)
+  text = traced.lower(lowering_platforms=('cuda',)).as_text()
+  names = ('memory_forward', 'memory_prepare', 'memory_turn', 'memory_collect')
+  assert all(name in text for name in names)
+
+
+@pytest.mark.parametrize(
+  'options,words',
+  [
+    ({'depth_mem': 2}, 'two-layer.*mem'),
+    ({'momentum': True}, 'momentum=True'),
+    ({'anchor': 'zero'}, "anchor='zero'"),
+    ({'chunk_mem': 32}, '16 and 32 tokens.*equal'),
+    ({'chunk_mem': 48, 'chunk_rest': 48}, '48 tokens.*one of'),
+    ({'adaptive': ('q',)}, "without 'q'"),
+  ],
+)
+def test_what_does_not_fit_is_refused_in_words(options, words):
+  cfg = MemoryConfig(**{'chunk_mem': C, 'chunk_rest': C} | options)
+  inputs = cases.inputs(cfg, jnp.float32)
+  with pytest.raises(pallas_gpu.DoesNotFit, match=words):
+    pallas_gpu.run(cfg, {}, None, inputs, 'float32')
+
+
+def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
+  monkeypatch, caplog
+):
+  calls = []
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(
+    pallas_gpu, 'run', lambda cfg, *args: calls.append(cfg.momentum)
+  )
+  api._say_once.cache_clear()
+  with caplog.at_level(logging.WARNING):
+    for momentum in (False, True, True):
+      cfg = rule(momentum=momentum)
+      inputs = cases.inputs(cfg, jnp.float32)
+      initial = cases.initial_values(cfg, jnp.float32)
+      api.run(cfg, initial, None, inputs)
+  assert calls == [False]
+  assert caplog.text.count('lax.scan') == 1
+  assert 'momentum=True' in caplog.text
