@@ -18,6 +18,7 @@ from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 from nestax.models.layers import Embedding, RMSNorm
+from nestax.models.memory import cost
 from nestax.models.telemetry import Telemetry
 
 
@@ -259,18 +260,8 @@ def flops_per_token(cfg: ModelConfig, length: int) -> float:
   flops = 2.0 * matmul
   K = cfg.head_width
   if cfg.family == 'hope':
-    rule = cfg.memory
     flops -= 2.0 * cfg.N * cfg.H * _memory_size(cfg)  # counted per token below
-    C = rule.chunks[0]
-    R = max(stop for _, stop in rule.rows(K).values())
-    wide = sum(K * rule.expansion for _ in rule.deep)
-    # reads of x, of the errors, of D in the system, and the outer update
-    per_head = 2.0 * 4 * (R * K + wide * K)
-    # K K^T, Q K^T, T rhs, the chunk's own reads, and the inverse of I + L
-    per_head += 2.0 * (2 * C * K + C * R + C * K + C * C / 3)
-    if rule.momentum:
-      per_head += 2.0 * (2 * R * K + C * R + C * K + 2 * C * C)
-    flops += cfg.N * cfg.H * per_head
+    flops += cfg.N * cfg.H * cost.flops_per_token(cfg.memory, K)
   else:
     seen = min(length / 2, cfg.window or length)
     flops += cfg.N * cfg.H * 4.0 * seen * K

@@ -32,27 +32,39 @@ def load(name: str, changes: Sequence[str] = ()) -> ml_collections.ConfigDict:
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config()
-  for change in changes:
-    key, equals, word = change.partition('=')
-    if not equals:
-      raise SettingError(f'--set={change}: write it as key=value')
-    _put(config, key, _value(word), f'--set={change}')
+  for words in changes:
+    change(config, words, f'--set={words}')
   return config
 
 
-def _put(config, key: str, value, flag: str) -> None:
+def change(config, words: str, flag: str) -> None:
+  """Sets one key of nested mappings, such as `model.D=64`.
+
+  Args:
+    config: ConfigDict or dict.
+    words: the key and its value.
+    flag: what an error names.
+
+  Raises:
+    SettingError: for words that are no change, or a key that is not there.
+  """
+  key, equals, word = words.partition('=')
+  if not equals:
+    raise SettingError(f'{flag}: write it as key=value')
   *groups, last = key.split('.')
   at = config
   for group in groups:
     at = at[group] if hasattr(at, 'keys') and group in at else None
   if not hasattr(at, 'keys') or last not in at:
-    raise SettingError(f'{flag}: configs have no key {key!r}')
-  try:
-    at[last] = value
-  except TypeError as error:
+    raise SettingError(f'{flag}: there is no key {key!r}')
+  value, kind = _value(word), type(at[last])
+  if kind is float and type(value) is int:
+    value = float(value)
+  if type(value) is not kind:
     raise SettingError(
-      f'{flag}: {key} is a {type(at[last]).__name__}, such as {at[last]!r}'
-    ) from error
+      f'{flag}: {key} is a {kind.__name__}, such as {at[last]!r}'
+    )
+  at[last] = value
 
 
 def _value(word: str):

@@ -46,6 +46,11 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
     raise DoesNotFit(f'matmuls in {jnp.dtype(dtype)}: bfloat16 or float32')
 
 
+def heads_a_step(H: int, K: int) -> int:
+  """Heads that one grid step takes on: what fills the lanes."""
+  return min(H, max(1, LANES // K))
+
+
 def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
   """`scan.run` with the kernels in place of its scan.
 
@@ -61,7 +66,7 @@ def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
 def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   """The walk that `scan._walk` describes."""
   n, B, H, C, K = xs.query_CxK.shape
-  heads = min(H, max(1, LANES // K))
+  heads = heads_a_step(H, K)
   padded = -(-H // heads) * heads
   shape = Shape(cfg, jnp.dtype(dtype).name, C, n, heads)
   boundary, running, _ = carry

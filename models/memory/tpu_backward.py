@@ -31,6 +31,7 @@ def backward(shape: Shape, interpret: bool, given, stream, saved, gradients):
   )
   d_tokens = like(tuple(stream[:3]))
   totals, tokens = call(
+    'memory_backward',
     functools.partial(_backward_kernel, shape),
     shape,
     given,

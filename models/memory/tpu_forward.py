@@ -48,6 +48,7 @@ def forward(shape: Shape, save: bool, interpret: bool, given, stream):
   end = (given.boundary, given.running)
   saved = _saved_shapes(shape, given) if save else None
   return call(
+    'memory_forward_saving' if save else 'memory_forward',
     functools.partial(_forward_kernel, shape),
     shape,
     given,

@@ -61,7 +61,9 @@ def like(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def call(kernel, shape, given, interpret, args, in_specs, outs, out_specs):
+def call(
+  name, kernel, shape, given, interpret, args, in_specs, outs, out_specs
+):
   B, groups = given.running.maps_KxM.shape[:2]
   return pl.pallas_call(
     kernel,
@@ -74,7 +76,7 @@ def call(kernel, shape, given, interpret, args, in_specs, outs, out_specs):
       dimension_semantics=('parallel', 'parallel', 'arbitrary'),
       vmem_limit_bytes=VMEM_BYTES,
     ),
-    name=kernel.func.__name__.strip('_'),
+    name=name,
   )(*args)
 
 

@@ -1,0 +1,56 @@
+"""Compiles the memory's kernels ahead of time: a process that `tpu` starts.
+
+`python -m nestax.launch.benches.tpu_compile JSON`, with `topology`, `rule`
+(of `MemoryConfig`) and `shape` (B, T, H, K, dtype). It prints nothing: what
+the compiler has to say is in the dump that LIBTPU_INIT_ARGS names.
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from nestax.models.memory import api
+from nestax.models.memory.types import GATES, Inputs, MemoryConfig
+
+
+def main(words: str) -> None:
+  asked = json.loads(words)
+  rule = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in asked['rule'].items()
+  }
+  cfg = MemoryConfig(**rule)
+  B, T, H, K, dtype = asked['shape']
+  described = topologies.get_topology_desc(
+    platform='tpu', topology_name=asked['topology']
+  )
+  place = jax.sharding.SingleDeviceSharding(described.devices[0])
+
+  def array(*shape, dtype='float32'):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+  initial = {box: {'kernel': array(H, K, K)} for box in cfg.boxes} | {
+    gate: {'kernel': array(H, K), 'bias': array(H)} for gate in GATES
+  }
+  tokens = array(B, T, H, K, dtype=dtype)
+
+  def forward(initial, q, k, v):
+    return api.run(
+      cfg, initial, None, Inputs(q, k, v, None, None),
+      dtype=jnp.dtype(dtype), implementation='pallas',
+    )[1]  # fmt: skip
+
+  def both(initial, q, k, v, d_out):
+    out, back = jax.vjp(forward, initial, q, k, v)
+    return out, back(d_out)
+
+  args = initial, tokens, tokens, tokens
+  jax.jit(forward).lower(*args).compile()
+  jax.jit(both).lower(*args, array(B, T, H, K)).compile()
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])

@@ -1,0 +1,127 @@
+"""The kernels compile for TPUs, ahead of time, at the recorded cost.
+
+Needs libtpu (`pip install '.[tpu]'`, or TPU_LIBRARY_PATH=.../libtpu.so);
+without it the compilations are skipped. To record the counts of today in
+tests/tpu_bundles.json: `python tests/launch_benches_tpu_test.py`.
+"""
+
+import json
+import pathlib
+
+import pytest
+
+from nestax.launch.benches import kernel, tpu
+from nestax.models.memory.types import MemoryConfig
+
+GOLDEN = pathlib.Path(__file__).with_name('tpu_bundles.json')
+TOPOLOGIES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
+SIZES = (64, 128)  # of heads and chunks
+TOLERANCE = 0.05
+needs_libtpu = pytest.mark.skipif(
+  not tpu.available(),
+  reason="no libtpu to compile with: pip install '.[tpu]' or TPU_LIBRARY_PATH",
+)
+
+
+def counts(topology: str, size: int) -> dict[str, list[int]]:
+  """Kernel -> [bundles, spills] of one grid step."""
+  shape = kernel.Shape(1, 4 * size, 2, size, 'bfloat16')
+  cfg = MemoryConfig(chunk_mem=size, chunk_rest=size)
+  found = tpu.count(topology, cfg, shape)
+  return {name: [of.bundles, of.spills] for name, of in found.items()}
+
+
+@needs_libtpu
+@pytest.mark.parametrize('topology', TOPOLOGIES)
+@pytest.mark.parametrize('size', SIZES)
+def test_kernels_compile_at_the_recorded_cost(topology, size):
+  golden = json.loads(GOLDEN.read_text())[topology][str(size)]
+  found = counts(topology, size)
+  assert found.keys() == golden.keys()
+  for name, (bundles, _) in found.items():
+    assert bundles == pytest.approx(golden[name][0], rel=TOLERANCE), (
+      f'{name} for {topology}, {size}: {golden[name][0]} bundles recorded; if '
+      'a change is meant, or libtpu is another one, record it (see above)'
+    )
+
+
+@needs_libtpu
+def test_heads_of_256_fit():
+  shape = kernel.Shape(1, 256, 1, 256, 'bfloat16')
+  tpu.count('v5e:2x2', MemoryConfig(chunk_mem=128, chunk_rest=128), shape)
+
+
+@needs_libtpu
+def test_what_the_compiler_refuses_is_said():
+  shape = kernel.Shape(1, 128, 1, 64, 'bfloat16')
+  with pytest.raises(tpu.TpuError, match='v5e:3x3: the compiler ended with'):
+    tpu.count('v5e:3x3', MemoryConfig(), shape)
+
+
+@pytest.mark.parametrize('topology', ['v5e', 'v9:2x2', 'v5e:2', 'v5e:axb'])
+def test_a_topology_that_is_none_is_refused(topology):
+  with pytest.raises(tpu.TpuError, match=f'--tpu-topology={topology}: one of'):
+    tpu.environment(topology, '/tmp')
+
+
+def test_the_process_is_told_what_it_compiles_for(monkeypatch):
+  monkeypatch.setenv('LIBTPU_INIT_ARGS', '--given=1')
+  told = tpu.environment('v5p:2x2x1', '/dump')
+  assert told['TPU_ACCELERATOR_TYPE'] == 'v5p-8'
+  assert told['LIBTPU_INIT_ARGS'].startswith('--given=1 --xla_jf_dump_to=/dump')
+  assert tpu.environment('v5e:4x4', '')['TPU_ACCELERATOR_TYPE'] == (
+    'v5litepod-16'
+  )
+
+
+def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
+  monkeypatch.setattr(tpu, 'available', lambda: False)
+  with pytest.raises(tpu.TpuError, match="pip install '.\\[tpu\\]'"):
+    tpu.count('v5e:2x2', MemoryConfig(), kernel.Shape(1, 64, 1, 64, 'bfloat16'))
+
+
+def write_dump(folder, name='memory_forward.1'):
+  """Two files as the compiler writes them, cut to what is read."""
+  (folder / f'17-{name}-71-{tpu.SUMMARY}').write_text(
+    'Schedule analysis:\n\ttotal scheduled bundles:    2207\n\tempty: 20\n'
+  )
+  (folder / f'17-{name}-70-{tpu.UNITS}').write_text(
+    '== CAPACTIY:\nMATMUL, MATPUSH, VSTORE, VSTORE:SPILL\n'
+    '    4     4     1      1\n== UTILIZATION:\n4 0 1 1\n2 1 1 0\n0 0 1 1\n'
+  )
+
+
+def test_a_dump_is_read(tmp_path):
+  write_dump(tmp_path)
+  assert tpu.read(tmp_path, 'memory_forward') == tpu.Count(2207, 1.5, 2)
+  # the name of one kernel begins that of another
+  write_dump(tmp_path, 'memory_forward_saving.1')
+  assert tpu.read(tmp_path, 'memory_forward').bundles == 2207
+  with pytest.raises(tpu.TpuError, match='no memory_backward'):
+    tpu.read(tmp_path, 'memory_backward')
+
+
+def test_rows_are_for_one_head(monkeypatch):
+  monkeypatch.setattr(
+    tpu, 'count', lambda *_: {'memory_forward': tpu.Count(2000, 500.0, 40)}
+  )
+  shape = kernel.Shape(1, 256, 4, 64, 'bfloat16')
+  (row,) = tpu.measure('v5e:2x2', MemoryConfig(), shape)
+  assert row['bundles'] == 1000 and row['spills'] == 20
+  assert row['/ matrix unit'] == 4
+
+
+def record() -> None:
+  found = {
+    t: {str(size): counts(t, size) for size in SIZES} for t in TOPOLOGIES
+  }
+  lines = ['{']
+  for i, (topology, sizes) in enumerate(found.items()):
+    lines.append(f'"{topology}": {{')
+    rows = [f'  "{size}": {json.dumps(row)}' for size, row in sizes.items()]
+    lines += [',\n'.join(rows), '},' if i + 1 < len(found) else '}']
+  GOLDEN.write_text('\n'.join([*lines, '}']) + '\n')
+
+
+if __name__ == '__main__':
+  record()
