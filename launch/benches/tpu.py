@@ -49,8 +49,8 @@ def available() -> bool:
   return importlib.util.find_spec('libtpu') is not None
 
 
-def environment(topology: str, folder: str) -> dict[str, str]:
-  """What the compiling process needs to be told.
+def accelerator(topology: str) -> str:
+  """What libtpu calls a machine of that topology.
 
   Raises:
     TpuError: for a topology that is not `GENERATION:AxB` or `AxBxC`.
@@ -62,13 +62,17 @@ def environment(topology: str, folder: str) -> dict[str, str]:
       'chips, such as v5e:2x2 or v5p:2x2x1'
     )
   name, cores = GENERATIONS[generation]
-  chips = math.prod(map(int, sizes.split('x')))
+  return f'{name}-{math.prod(map(int, sizes.split("x"))) * cores}'
+
+
+def environment(topology: str, folder: str) -> dict[str, str]:
+  """What the compiling process needs to be told; raises as `accelerator`."""
   dump = f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true'
   given = os.environ.get('LIBTPU_INIT_ARGS', '')
   return os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_ACCELERATOR_TYPE': f'{name}-{chips * cores}',
+    'TPU_ACCELERATOR_TYPE': accelerator(topology),
     'TPU_WORKER_HOSTNAMES': 'localhost',
     # nothing runs on a device: several may compile at once
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -91,6 +95,7 @@ def count(topology: str, cfg: MemoryConfig, shape) -> dict[str, Count]:
     TpuError: without libtpu, for an unknown topology, or with the compiler's
       words if it refuses.
   """
+  accelerator(topology)
   if not available():
     raise TpuError("there is no libtpu to compile with: pip install '.[tpu]'")
   with tempfile.TemporaryDirectory() as folder:
