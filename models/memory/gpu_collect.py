@@ -8,125 +8,122 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from nestax.models.memory import gpu_tile
-from nestax.models.memory.gpu_backward import scalars_of
-from nestax.models.memory.gpu_forward import (
+from nestax.models.memory import gpu_gates, gpu_tile
+from nestax.models.memory.gpu_layout import (
   Shape,
   call,
+  lay,
   marks_of,
-  saved_of,
-  slow_of,
+  put_tokens,
+  scalars_of,
   tokens_of,
 )
-from nestax.models.memory.gpu_tile import Fast
 from nestax.models.memory.types import GATES
 
-WARPS = 4
+WARPS = 8
 STAGES = 1
 GROUP = 8  # chunks whose slow gradients one program sums
 
 
-def collect(shape: Shape, given, stream, saved, prepared, turned, d_out):
-  """Gradients: (slow maps, rows, biases), key, value."""
-  cfg, K = shape.cfg, shape.K
+def collect(shape: Shape, given, stream, saved, turned, d_out):
+  """Gradients: (slow stack, rows, biases), key, value."""
+  K, boxes = shape.K, len(shape.cfg.boxes)
   B, H = given.fast.shape[:2]
   groups = -(-shape.n // GROUP)
-  narrow = given._replace(maps=given.maps.astype(shape.dtype))
-  sums = (
-    jax.ShapeDtypeStruct((B, H, groups, len(cfg.boxes) * K, K), jnp.float32),
-    jax.ShapeDtypeStruct((B, H, groups, 2, K), jnp.float32),
-  )
+
+  def sums(*tail):
+    return jax.ShapeDtypeStruct((B, H, groups, *tail), jnp.float32)
+
   d_tokens = tuple(
     jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (stream.key, stream.value)
   )
-  lean = prepared._replace(
-    turned_k=None, Z=None, d_k=None, d_rhs=None, d_L=None, keep=None,
-    d_mem=None,
-  )  # fmt: skip
-  (maps, rows), (d_key, d_value) = call(
+  lean = saved._replace(T=None, Z=None)
+  (stack, maps, rows), (d_key, d_value) = call(
     _collect_kernel, shape, (groups, H, B),
-    (narrow[:3], stream[:5], saved, lean, turned, d_out),
-    (sums, d_tokens), 'memory_collect', WARPS, STAGES,
+    (lay(shape, given), stream[:5], lean, turned, d_out),
+    ((sums(shape.N, K), sums(boxes, K, K), sums(2, K)), d_tokens),
+    'memory_collect', WARPS, STAGES,
   )  # fmt: skip
+  stack, maps, rows = (jnp.sum(x, axis=(0, 2)) for x in (stack, maps, rows))
+  stack = stack[:, : shape.R]
+  stack = stack.at[:, : boxes * K].add(maps.reshape(H, boxes * K, K))
   biases = jnp.sum(turned.d_logits, axis=(0, 2, 4))
-  d_slow = (jnp.sum(maps, axis=(0, 2)), jnp.sum(rows, axis=(0, 2)), biases)
-  return d_slow, d_key, d_value
+  return (stack, rows, biases), d_key, d_value
 
 
-def _collect_kernel(shape: Shape, given, stream, saved, prepared, turned,
-                    d_out, sums, d_tokens):  # fmt: skip
-  cfg, K = shape.cfg, shape.K
+def _collect_kernel(shape: Shape, slow, stream, saved, turned, d_out, sums,
+                    d_tokens):  # fmt: skip
+  K = shape.K
   group, h, b = (pl.program_id(axis) for axis in range(3))
-  slow = slow_of(shape, *given, h)
 
   def chunk(i, d_slow):
-    return _collect_chunk(
-      shape, slow, stream, saved, prepared, turned, d_out, d_tokens,
-      (b, h, i), d_slow,
-    )  # fmt: skip
+    refs = slow, stream, saved, turned, d_out, d_tokens
+    return _collect_chunk(shape, refs, (b, h, i), d_slow)
 
   zero = jnp.zeros((K, K), jnp.float32)
-  zeros = Fast(
-    {box: zero for box in cfg.boxes},
-    {gate: jnp.zeros((K,), jnp.float32) for gate in GATES},
+  zeros = (
+    jnp.zeros((shape.N, K), jnp.float32),
+    {box: zero for box in shape.cfg.boxes},
+    tuple(jnp.zeros((K,), jnp.float32) for _ in GATES),
   )
   first = group * GROUP
   last = jnp.minimum(first + GROUP, shape.n)
-  d_slow = jax.lax.fori_loop(first, last, chunk, zeros)
-  maps, rows = sums
-  for j, box in enumerate(cfg.boxes):
-    maps[b, h, group, pl.ds(j * K, K), :] = d_slow.maps[box]
-  for j, gate in enumerate(GATES):
-    rows[b, h, group, j, :] = d_slow.rows[gate]
+  d_stack, d_maps, d_rows = jax.lax.fori_loop(first, last, chunk, zeros)
+  stack, maps, rows = sums
+  stack[b, h, group, :, :] = d_stack
+  for j, box in enumerate(shape.cfg.boxes):
+    maps[b, h, group, j, :, :] = d_maps[box]
+  for j in range(len(GATES)):
+    rows[b, h, group, j, :] = d_rows[j]
 
 
-def _collect_chunk(shape, slow, stream, saved, prepared, turned, d_out_ref,
-                   d_tokens, at, d_slow: Fast) -> Fast:  # fmt: skip
+def _collect_chunk(shape: Shape, refs, at, d_slow):
   cfg, dots = shape.cfg, shape.dots
+  slow, stream, saved, turned, d_out_ref, d_tokens = refs
   b, h, i = at
   query, key, value, document, live = stream
-  fast = saved_of(shape, saved, b, h, i)
-  marks = marks_of(document, live, b, i)
-  gate = scalars_of(shape, prepared.scalars, b, h, i).gate
-  decay = gpu_tile.decays(gate, marks)
-  alive = decay.alive
-  k, v = (x[b, h, i].astype(jnp.float32) for x in (prepared.k, prepared.v))
-  lw = -decay.eta[:, None] * gpu_tile.point(cfg, k, v)
-  query, key, value = (
-    tokens_of(shape, x, b, h, i) for x in (query, key, value)
+  decay = gpu_gates.decays(
+    scalars_of(shape, saved, at)[0], marks_of(document, live, at)
   )
-  maps, rows = dict(d_slow.maps), dict(d_slow.rows)
-  for box, ref in zip(cfg.boxes, turned.d_rhs):
-    maps[box] = maps[box] + dots.tn(ref[b, h, i], lw)
+  d_stack, maps, rows = d_slow[0], dict(d_slow[1]), list(d_slow[2])
+  k, v = (x[b, h, i].astype(jnp.float32) for x in (saved.k, saved.v))
+  lw = -decay.eta[:, None] * gpu_tile.point(cfg, k, v)
+  d_stack = d_stack + dots.nn(turned.d_rhs[b, h, i], lw)
+  query, key, value = (tokens_of(shape, x, at) for x in (query, key, value))
   q, _ = gpu_tile.unit(query.astype(jnp.float32))
-  d_out = tokens_of(shape, d_out_ref, b, h, i)
-  maps['mem'] = maps['mem'] + dots.tn(d_out, q)
+  maps['mem'] = maps['mem'] + dots.tn(tokens_of(shape, d_out_ref, at), q)
 
-  d_x = {}
-  for box, x, ref in (
-    ('k', key, turned.d_key),
-    ('v', value, turned.d_value),
+  for box, x, ref, d_x_ref in (
+    ('k', key, turned.d_key, d_tokens[0]),
+    ('v', value, turned.d_value, d_tokens[1]),
   ):
     d_y = ref[b, h, i]
-    d_x[box] = d_y.astype(jnp.float32)
+    d_x = d_y.astype(jnp.float32)
     if box in cfg.boxes:
-      back = dots.nn(d_y, fast.maps[box])
-      back = back if alive is None else alive[:, None] * back
-      back = back + dots.nn(d_y, slow.maps[box])
-      d_x[box] = d_x[box] + back if box in cfg.identity else back
+      at_rows = shape.box(box)
+      back = dots.nn(d_y, saved.D[b, h, i, at_rows, :])
+      back = back if decay.alive is None else decay.alive[:, None] * back
+      back = back + dots.nn(d_y, slow.stack[h, at_rows, :])
+      d_x = d_x + back if box in cfg.identity else back
       maps[box] = maps[box] + dots.tn(d_y, x)
+    if box == 'k':
+      d_x = d_x + _gates_back(shape, slow, saved, turned, at, decay.alive)
+    put_tokens(shape, d_x_ref, at, d_x)
   wide_key = key.astype(jnp.float32)
-  for j, name in enumerate(GATES):
+  for j in range(len(GATES)):
     d_logit = turned.d_logits[b, h, i, j, :][:, None]
-    row = slow.rows[name][None, :]
-    rows[name] = rows[name] + jnp.sum(d_logit * wide_key, axis=0)
-    if name in cfg.gates:
-      r = fast.rows[name][None, :]
+    rows[j] = rows[j] + jnp.sum(d_logit * wide_key, axis=0)
+  return d_stack, maps, tuple(rows)
+
+
+def _gates_back(shape: Shape, slow, saved, turned, at, alive):
+  """Gradient of the key by the gates' logits."""
+  b, h, i = at
+  d_key = jnp.zeros((shape.C, shape.K), jnp.float32)
+  for j, name in enumerate(GATES):
+    row = slow.rows[h, j, :][None, :]
+    if name in shape.cfg.gates:
+      r = saved.D[b, h, i, shape.gate(name), :].astype(jnp.float32)[None, :]
       row = row + (r if alive is None else alive[:, None] * r)
-      d_rhs = turned.d_rows[b, h, i, cfg.gates.index(name), :]
-      rows[name] = rows[name] + jnp.sum(d_rhs[:, None] * lw, axis=0)
-    d_x['k'] = d_x['k'] + d_logit * row
-  for box, ref in zip(('k', 'v'), d_tokens):
-    x = d_x[box].astype(ref.dtype)
-    ref[b, pl.ds(i * shape.C, shape.C), h, :] = x
-  return Fast(maps, rows)
+    d_key = d_key + turned.d_logits[b, h, i, j, :][:, None] * row
+  return d_key

@@ -1,153 +1,34 @@
 """The walk over a stream's chunks as one GPU kernel, forward.
 
-One program is one head of one sequence: it carries the fast parts from chunk
-to chunk in registers. Asked to save, it writes them down as they stood at the
-start of each chunk, in the matmuls' dtype (a gate's in float32): from there
-every chunk can be computed again by itself.
+One program is one head of one sequence: it carries the stack of fast parts
+from chunk to chunk in registers, and leaves a copy in memory for what reads
+single memories.
 """
-
-import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
-from nestax.models.memory import gpu_tile
-from nestax.models.memory.gpu_tile import Dots, Fast, Marks, Slow
-from nestax.models.memory.types import GATES, MemoryConfig
+from nestax.models.memory import gpu_gates, gpu_tile
+from nestax.models.memory.gpu_layout import (
+  Shape,
+  anchored,
+  call,
+  lay,
+  marks_of,
+  no_offsets,
+  pad_rows,
+  put,
+  put_tokens,
+  saved_shapes,
+  tokens_of,
+)
 
 WARPS = 8
 STAGES = 1
 
 
-class Shape(NamedTuple):
-  """What is static of a walk."""
-
-  cfg: MemoryConfig
-  dtype: str  # of the matmuls' operands
-  C: int
-  n: int  # chunks
-  K: int
-  interpret: bool
-
-  @property
-  def dots(self):
-    return Dots(jnp.dtype(self.dtype), self.interpret)
-
-
-class Given(NamedTuple):
-  """What a walk starts from."""
-
-  maps: jax.Array  # slow values of the boxes, [H, boxes K, K]
-  rows: jax.Array  # of both gates, [H, 2, K]
-  biases: jax.Array  # [H, 2]
-  fast: jax.Array  # the stack of fast parts, [B, H, R, K]
-
-
-class Stream(NamedTuple):
-  """Inputs over the stream."""
-
-  query: jax.Array  # [B, n C, H, K]
-  key: jax.Array
-  value: jax.Array
-  document: jax.Array | None  # [B, n, C], see `gpu_tile.Marks`
-  live: jax.Array | None
-  filled: jax.Array | None  # [B, 1], chunks that the tokens fill
-
-
-class Saved(NamedTuple):
-  """Fast parts at the start of each chunk."""
-
-  maps: jax.Array  # [B, H, n, boxes K, K]
-  rows: jax.Array | None  # [B, H, n, gates, K], float32
-
-
-def slow_of(shape: Shape, maps, rows, biases, h) -> Slow:
-  return Slow(
-    gpu_tile.Loads(lambda box: maps[h, _rows_of(shape, box), :]),
-    {gate: rows[h, j, :] for j, gate in enumerate(GATES)},
-    {gate: biases[h, j] for j, gate in enumerate(GATES)},
-  )
-
-
-def _rows_of(shape: Shape, box: str):
-  return pl.ds(shape.cfg.boxes.index(box) * shape.K, shape.K)
-
-
-def fast_of(shape: Shape, stack, b, h) -> Fast:
-  cfg, K = shape.cfg, shape.K
-  first = len(cfg.boxes) * K
-  return Fast(
-    {box: stack[b, h, pl.ds(j * K, K), :] for j, box in enumerate(cfg.boxes)},
-    {gate: stack[b, h, first + j, :] for j, gate in enumerate(cfg.gates)},
-  )
-
-
-def put_fast(shape: Shape, stack, b, h, fast: Fast) -> None:
-  cfg, K = shape.cfg, shape.K
-  first = len(cfg.boxes) * K
-  for j, box in enumerate(cfg.boxes):
-    stack[b, h, pl.ds(j * K, K), :] = fast.maps[box]
-  for j, gate in enumerate(cfg.gates):
-    stack[b, h, first + j, :] = fast.rows[gate]
-
-
-def saved_of(shape: Shape, saved: Saved, b, h, i) -> Fast:
-  maps = gpu_tile.Loads(
-    lambda box: saved.maps[b, h, i, _rows_of(shape, box), :]
-  )
-  gates = enumerate(shape.cfg.gates)
-  return Fast(maps, {gate: saved.rows[b, h, i, j, :] for j, gate in gates})
-
-
-def put_saved(shape: Shape, saved: Saved, b, h, i, fast: Fast) -> None:
-  cfg, K = shape.cfg, shape.K
-  for j, box in enumerate(cfg.boxes):
-    value = fast.maps[box].astype(saved.maps.dtype)
-    saved.maps[b, h, i, pl.ds(j * K, K), :] = value
-  for j, gate in enumerate(cfg.gates):
-    saved.rows[b, h, i, j, :] = fast.rows[gate]
-
-
-def tokens_of(shape: Shape, x, b, h, i):
-  return x[b, pl.ds(i * shape.C, shape.C), h, :]
-
-
-def marks_of(document, live, b, i) -> Marks:
-  return Marks(
-    None if document is None else document[b, i, :],
-    None if live is None else live[b, i, :],
-  )
-
-
-def saved_shapes(shape: Shape, B: int, H: int) -> Saved:
-  cfg, K = shape.cfg, shape.K
-  rows = None
-  if cfg.gates:
-    rows = (B, H, shape.n, len(cfg.gates), K)
-    rows = jax.ShapeDtypeStruct(rows, jnp.float32)
-  maps = (B, H, shape.n, len(cfg.boxes) * K, K)
-  return Saved(jax.ShapeDtypeStruct(maps, jnp.dtype(shape.dtype)), rows)
-
-
-def call(kernel, shape: Shape, grid, args, outs, name, warps, stages):
-  """A Triton kernel over whole arrays, which it indexes itself."""
-  everywhere = pl.BlockSpec(memory_space=pl.ANY)
-  return pl.pallas_call(
-    functools.partial(kernel, shape),
-    grid=grid,
-    in_specs=jax.tree.map(lambda _: everywhere, args),
-    out_specs=jax.tree.map(lambda _: everywhere, outs),
-    out_shape=outs,
-    interpret=shape.interpret,
-    compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
-    name=name,
-  )(*args)
-
-
-def forward(shape: Shape, save: bool, given: Given, stream: Stream):
+def forward(shape: Shape, save: bool, given, stream):
   """Walks from the first chunk to the last.
 
   Returns:
@@ -155,73 +36,123 @@ def forward(shape: Shape, save: bool, given: Given, stream: Stream):
     None). The boundary is wanted where `stream.filled` is given: the fast
     parts after that many chunks, untouched where it is none.
   """
-  B, H = given.fast.shape[:2]
+  B, H, R, K = given.fast.shape
   out = jax.ShapeDtypeStruct(stream.query.shape, jnp.float32)
-  fast = jax.ShapeDtypeStruct(given.fast.shape, jnp.float32)
-  boundary = None if stream.filled is None else fast
-  narrow = given._replace(maps=given.maps.astype(shape.dtype))
-  saved = saved_shapes(shape, B, H) if save else None
-  return call(
-    _forward_kernel, shape, (B, H), (narrow, stream),
-    ((boundary, fast, out), saved), 'memory_forward', WARPS, STAGES,
+  fast = jax.ShapeDtypeStruct((B, H, 2, shape.N, K), jnp.float32)
+  boundary = None
+  if stream.filled is not None:
+    boundary = jax.ShapeDtypeStruct((B, H, shape.N, K), jnp.float32)
+  saved = scratch = None
+  if save:
+    saved = saved_shapes(shape, B, H)
+  else:
+    scratch = jax.ShapeDtypeStruct((B, H, shape.N, shape.C), shape.dtype)
+  start = pad_rows(shape, given.fast)
+  (boundary, running, out), _, saved = call(
+    _forward_kernel, shape, (B, H),
+    (lay(shape, given), no_offsets(shape), start, stream),
+    ((boundary, fast, out), scratch, saved), 'memory_forward', WARPS, STAGES,
   )  # fmt: skip
+  boundary = None if boundary is None else boundary[:, :, :R]
+  return (boundary, running[:, :, 0, :R], out), saved
 
 
-def _forward_kernel(shape: Shape, given, stream, ends, saved):
+def _forward_kernel(
+  shape: Shape, slow, zeros, start, stream, ends, scratch, saved
+):
   boundary, running, out = ends
   b, h = pl.program_id(0), pl.program_id(1)
-  slow = slow_of(shape, given.maps, given.rows, given.biases, h)
 
-  def chunk(i, fast):
-    if saved is not None:
-      put_saved(shape, saved, b, h, i, fast)
+  def after(i, D):
     if boundary is not None:
 
       @pl.when(i == stream.filled[b, 0])
       def _():
-        put_fast(shape, boundary, b, h, fast)
+        boundary[b, h, :, :] = D
 
-    return _chunk(shape, slow, stream, out, (b, h, i), fast)
+  def chunk(i, D):
+    after(i, D)
+    at = anchored(zeros, b, h, i)
+    running[at[0], at[1], i & 1, :, :] = D
+    if saved is not None:
+      put(saved.D, at, D)
+    shape.barrier()
+    refs = slow, running, stream, scratch, saved, out
+    return _chunk(shape, refs, at, D)
 
-  start = fast_of(shape, given.fast, b, h)
-  fast = jax.lax.fori_loop(0, shape.n, chunk, start)
-  put_fast(shape, running, b, h, fast)
-  if boundary is not None:
-
-    @pl.when(stream.filled[b, 0] == shape.n)
-    def _():
-      put_fast(shape, boundary, b, h, fast)
+  D = jax.lax.fori_loop(0, shape.n, chunk, start[b, h, :, :])
+  after(shape.n, D)
+  shape.barrier()
+  running[b, h, 0, :, :] = D
 
 
-def _chunk(shape: Shape, slow, stream, out, at, fast: Fast) -> Fast:
-  """Reads chunk `at`; the fast parts after it."""
+def _vectors(shape: Shape, slow, running, stream, at, alive):
+  """Keys and values, `[C, K]` float32, with their reciprocal norms."""
   cfg, dots = shape.cfg, shape.dots
   b, h, i = at
-  marks = marks_of(stream.document, stream.live, b, i)
-  key, value = (
-    tokens_of(shape, x, b, h, i) for x in (stream.key, stream.value)
+
+  def box(name, x):
+    y = x.astype(jnp.float32)
+    if name not in cfg.boxes:
+      return y
+    rows = shape.box(name)
+    out = gpu_tile.read(
+      dots, x, slow.stack[h, rows, :], running[b, h, i & 1, rows, :], alive
+    )
+    return out + y if name in cfg.identity else out
+
+  k, k_norm = gpu_tile.unit(box('k', tokens_of(shape, stream.key, at)))
+  v, v_norm = box('v', tokens_of(shape, stream.value, at)), k_norm
+  if cfg.value_norm:
+    v, v_norm = gpu_tile.unit(v)
+  return k, v, k_norm, v_norm
+
+
+def _chunk(shape: Shape, refs, at, D):
+  """Reads chunk `at`; the fast parts after it."""
+  cfg, dots = shape.cfg, shape.dots
+  slow, running, stream, scratch, saved, out = refs
+  b, h, i = at
+  marks = marks_of(stream.document, stream.live, at)
+  rows = [slow.rows[h, j, :] for j in range(2)]
+  biases = [slow.biases[h, j] for j in range(2)]
+  fast = {gate: running[b, h, i & 1, shape.gate(gate), :] for gate in cfg.gates}
+  key = tokens_of(shape, stream.key, at)
+  gate = gpu_gates.gates(cfg, rows, biases, fast, key, marks)
+  decay = gpu_gates.decays(gate, marks)
+  k, v, k_norm, v_norm = _vectors(shape, slow, running, stream, at, decay.alive)
+  side = gpu_tile.sides(cfg, dots, k, v, decay)
+  if saved is not None:
+    put(saved.k, at, k)
+    put(saved.v, at, v)
+    for j, row in enumerate((*gate, k_norm, v_norm)):
+      saved.scalars[b, h, i, j, :] = row
+  T = None
+  if cfg.delta:
+    L = gpu_gates.coupling(gate, marks) * dots.nt(side.k, side.k)
+    T = gpu_tile.inverse(dots, L).astype(dots.dtype)
+    if saved is not None:
+      put(saved.T, at, T)
+  laid = (
+    slow.folded[h, i & 1, :, :],
+    None if slow.of_value is None else slow.of_value[i & 1, :, :],
+    None if slow.of_key is None else slow.of_key[i & 1, :, :],
   )
-  gate = gpu_tile.gates(cfg, slow, fast, key, marks)
-  decay = gpu_tile.decays(gate, marks)
-  vec = gpu_tile.vectors(cfg, dots, slow, fast, key, value, decay.alive)
-  solve = gpu_tile.system(cfg, dots, vec, decay, gpu_tile.coupling(gate, marks))
-  maps, rows = {}, {}
-  last_k = solve.last_k_CxK
-  for gate_name in cfg.gates:
-    r = fast.rows[gate_name]
-    Z = gpu_tile.writes_row(slow.rows[gate_name], r, solve)
-    r = decay.kept * r
-    rows[gate_name] = r + jnp.sum(Z[:, None] * last_k.astype(jnp.float32), 0)
-  for box in cfg.boxes:
-    D = fast.maps[box]
-    Z = gpu_tile.writes(cfg, dots, box, slow.maps[box], D, solve)
-    maps[box] = decay.kept * D + dots.tn(Z, last_k)
-    if box == 'mem':
-      query = tokens_of(shape, stream.query, b, h, i)
-      q, _ = gpu_tile.unit(query.astype(jnp.float32))
-      y = gpu_tile.output(
-        cfg, dots, slow.maps[box], D, q, solve.k_CxK, decay,
-        gpu_tile.within(gate, marks), Z,
-      )  # fmt: skip
-      out[b, pl.ds(i * shape.C, shape.C), h, :] = y
-  return Fast(maps, rows)
+  Z = gpu_tile.solution(dots, laid, D, side, T).astype(dots.dtype)
+  new = decay.kept * D + dots.nn(Z, side.last_k)
+  Z_ref, place = (scratch, (b, h)) if saved is None else (saved.Z, at)
+  Z_ref[(*place, slice(None), slice(None))] = Z
+  shape.barrier()
+
+  mem = shape.box('mem')
+  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
+  q, _ = gpu_tile.unit(query)
+  W, D_mem = slow.stack[h, mem, :], running[b, h, i & 1, mem, :]
+  if cfg.read == 'token':
+    y = dots.nt(q, W) + dots.nt(decay.g[:, None] * q, D_mem)
+    qk = gpu_gates.within(gate, marks) * dots.nt(q, side.k)
+    y = y + dots.nt(qk, Z_ref[(*place, mem, slice(None))])
+  else:
+    y = gpu_tile.read(dots, q, W, D_mem, decay.alive)
+  put_tokens(shape, out, at, y + q if 'mem' in cfg.identity else y)
+  return new

@@ -19,7 +19,7 @@ from nestax.models.memory import (
   gpu_forward,
   scan,
 )
-from nestax.models.memory.gpu_forward import Given, Shape, Stream
+from nestax.models.memory.gpu_layout import Given, Shape, Stream
 from nestax.models.memory.types import GATES, MemoryConfig, Weights
 
 SIZES = (16, 32, 64)  # of chunks and heads
@@ -95,7 +95,7 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
     *map(over_stream, xs[:3]), *_marks(xs.reset_C, xs.live_C), filled
   )
   given = Given(
-    slow.stack[:, : len(cfg.boxes) * K],
+    slow.stack,
     jnp.stack([initial[gate]['kernel'] for gate in GATES], axis=-2),
     jnp.stack([initial[gate]['bias'] for gate in GATES], axis=-1),
     running.stack,
@@ -158,7 +158,7 @@ def _backward(shape, given, stream, saved, gradients):
     shape, given, stream, saved, prepared, d_boundary, d_running
   )
   d_slow, d_key, d_value = gpu_collect.collect(
-    shape, given, stream, saved, prepared, turned, d_out
+    shape, given, stream, saved, turned, d_out
   )
   return (
     Given(*d_slow, d_fast),

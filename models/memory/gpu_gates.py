@@ -1,0 +1,126 @@
+"""The gates of a chunk on a GPU's tiles, and the decays they multiply to.
+
+In log space; `[C]` are the chunk's tokens, and what has a row for each token
+and a column for each earlier one is `[C, C]`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nestax.models.memory.types import GATES, MemoryConfig
+
+NEVER = -1e30  # the logarithm of zero, without its infinities
+
+
+class Marks(NamedTuple):
+  """Per token `[C]`; None where all are of one document, or live."""
+
+  document: jax.Array | None  # how many began in this chunk so far
+  live: jax.Array | None
+
+
+class Gates(NamedTuple):
+  """A chunk's gates and their products from the boundary, `[C]` float32."""
+
+  log_eta: jax.Array
+  total: jax.Array  # log g
+  before: jax.Array  # log g_p
+  slope_eta: jax.Array  # of log eta by its logit
+  slope_alpha: jax.Array
+
+
+class Decays(NamedTuple):
+  """Products of a chunk's gates; `[C]` and one scalar."""
+
+  eta: jax.Array
+  g: jax.Array
+  eta_g: jax.Array
+  last: jax.Array  # from each token to the chunk's end
+  alive: jax.Array | None  # 1 where the boundary's document lasts
+  kept: jax.Array  # of the fast parts, at the chunk's end
+
+
+def iota(shape, axis):
+  return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def end_of(x_C):
+  """The last entry of `[C]`, as a scalar."""
+  C = x_C.shape[0]
+  return jnp.sum(jnp.where(iota((C,), 0) == C - 1, x_C, 0))
+
+
+def log_sigmoid(x):
+  return jnp.minimum(x, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def gates(cfg: MemoryConfig, rows, biases, fast, key_CxK, marks) -> Gates:
+  """The gates of a chunk, read at its boundary in float32.
+
+  Args:
+    cfg: the rule.
+    rows: slow values `[K]` of the two gates.
+    biases: theirs, scalars.
+    fast: gate -> fast part `[K]`, of gates that are memories.
+    key_CxK: the slow projection.
+    marks: of the tokens.
+  """
+  key = key_CxK.astype(jnp.float32)
+  logits = []
+  for gate, row_K, bias in zip(GATES, rows, biases):
+    row = row_K[None, :]
+    if gate in fast and marks.document is None:
+      row = row + fast[gate][None, :]
+    elif gate in fast:
+      alive = (marks.document == 0).astype(jnp.float32)
+      row = row + alive[:, None] * fast[gate][None, :]
+    logits.append(jnp.sum(key * row, axis=1) + bias)
+  log_eta = log_sigmoid(logits[0]) + jnp.log(jnp.float32(cfg.eta_max))
+  log_alpha = log_sigmoid(logits[1])
+  slopes = [1.0 / (1.0 + jnp.exp(logit)) for logit in logits]
+  if not cfg.retention:
+    log_alpha, slopes[1] = jnp.zeros_like(log_alpha), jnp.zeros_like(log_alpha)
+  if marks.live is not None:
+    live = marks.live != 0
+    log_eta = jnp.where(live, log_eta, NEVER)
+    log_alpha = jnp.where(live, log_alpha, 0.0)
+    slopes = [jnp.where(live, slope, 0.0) for slope in slopes]
+  total = jnp.cumsum(log_alpha)
+  return Gates(log_eta, total, total - log_alpha, *slopes)
+
+
+def decays(gate: Gates, marks: Marks) -> Decays:
+  end = end_of(gate.total)
+  eta, g = jnp.exp(gate.log_eta), jnp.exp(gate.total)
+  eta_g = jnp.exp(gate.log_eta + gate.before)
+  last, kept = jnp.exp(end - gate.total), jnp.exp(end)
+  if marks.document is None:
+    return Decays(eta, g, eta_g, last, None, kept)
+  alive = (marks.document == 0).astype(jnp.float32)
+  latest = jnp.max(marks.document)
+  last = jnp.where(marks.document == latest, last, 0.0)
+  kept = jnp.where(latest == 0, kept, 0.0)
+  return Decays(eta, g * alive, eta_g * alive, last, alive, kept)
+
+
+def _inside(rows, columns, marks: Marks, strict: bool):
+  """`exp(rows[t] - columns[i])` for i up to t, of the same document."""
+  C = rows.shape[0]
+  row, column = iota((C, C), 0), iota((C, C), 1)
+  mask = row > column if strict else row >= column
+  if marks.document is not None:
+    mask = mask & (marks.document[:, None] == marks.document[None, :])
+  # masked before the exponential: above the diagonal it would overflow
+  return jnp.exp(jnp.where(mask, rows[:, None] - columns[None, :], NEVER))
+
+
+def within(gate: Gates, marks: Marks):
+  """`G[t, i]`, the decay from token i to the running memory after t."""
+  return _inside(gate.total, gate.total, marks, strict=False)
+
+
+def coupling(gate: Gates, marks: Marks):
+  """`eta_t G_p[t, i]`, by which earlier keys enter the system."""
+  return _inside(gate.log_eta + gate.before, gate.total, marks, strict=True)
