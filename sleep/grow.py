@@ -56,6 +56,27 @@ def check(cfg: ModelConfig) -> None:
     )
 
 
+def equip(cfg: ModelConfig, params, S: int, rank: int, key):
+  """Gives a model that has no slots S of them a level: (cfg, params).
+
+  They are masked and empty: no logit changes.
+
+  Raises:
+    SlotsError: if it has slots already, or these cannot be.
+  """
+  if cfg.cms.slots:
+    raise SlotsError(
+      f'the model has {cfg.cms.slots} expert slots a level already'
+    )
+  blocks = dict(params['blocks'])
+  for i in range(len(cfg.schedule.levels)):
+    new = experts.init(jax.random.fold_in(key, i), S, cfg.D, rank, (cfg.N,))
+    named = {NAMES[field]: x for field, x in new._asdict().items()}
+    blocks[f'level_{i}'] = blocks[f'level_{i}'] | {'slots': named}
+  cms = dataclasses.replace(cfg.cms, slots=S, rank=rank)
+  return dataclasses.replace(cfg, cms=cms), params | {'blocks': blocks}
+
+
 def receiver(cfg: ModelConfig, k: int) -> int:
   """The levels that sender k's content goes to; the slowest ones' own slots."""
   return min(k + 1, len(cfg.groups) - 1)

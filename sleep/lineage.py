@@ -5,7 +5,7 @@ import datetime
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from nestax.sleep.cycle import Night
@@ -90,16 +90,50 @@ class Lineage:
         f'version {version.version} comes from {version.parent}, which is no '
         f'accepted version in {self.path}'
       )
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    version = dataclasses.replace(version, time=now)
-    lines = [dataclasses.asdict(v) for v in [*versions, version]]
+    version = stamped(version)
+    self.rewrite([*versions, version])
+    return version
+
+  def rewrite(self, versions: Iterable[Version]) -> None:
+    """Makes these all lines there are: of a model that was restored."""
+    lines = [json.dumps(dataclasses.asdict(v)) + '\n' for v in versions]
     temporary = self.path.with_name(f'{self.path.name}.{os.getpid()}.tmp')
     with temporary.open('w', encoding='utf-8') as file:
-      file.writelines(json.dumps(line) + '\n' for line in lines)
+      file.writelines(lines)
       file.flush()
       os.fsync(file.fileno())
     temporary.replace(self.path)
-    return version
+
+
+def stamped(version: Version) -> Version:
+  """The version with the time of now."""
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+  return dataclasses.replace(version, time=now)
+
+
+def version_of(
+  number: int, parent: int, how: CycleConfig, slept: Night, checkpoint: str
+) -> Version:
+  """What a night is as a version.
+
+  Args:
+    number: of the version.
+    parent: the newest accepted one before it; -1 for none.
+    how: the night's config, written down with it.
+    slept: the night.
+    checkpoint: where its parameters are, if it was accepted.
+  """
+  seconds = {f'seconds {k}': v for k, v in slept.seconds.items()}
+  accepted = slept.decision.accepted
+  return Version(
+    number,
+    parent,
+    dataclasses.asdict(how),
+    slept.metrics | seconds,
+    accepted,
+    slept.decision.reason,
+    checkpoint if accepted else '',
+  )
 
 
 def record(
@@ -119,16 +153,6 @@ def record(
   """
   versions, parent = lineage.versions(), lineage.current()
   number = len(versions)
-  accepted = slept.decision.accepted
-  seconds = {f'seconds {k}': v for k, v in slept.seconds.items()}
-  return lineage.add(
-    Version(
-      number,
-      parent.version if parent else -1,
-      dataclasses.asdict(how),
-      slept.metrics | seconds,
-      accepted,
-      slept.decision.reason,
-      save(number, slept.params) if accepted else '',
-    )
-  )
+  path = save(number, slept.params) if slept.decision.accepted else ''
+  before = parent.version if parent else -1
+  return lineage.add(version_of(number, before, how, slept, path))

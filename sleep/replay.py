@@ -67,6 +67,18 @@ class Replay:
     while self.held(piece.owner) > self.capacity:
       pieces.popleft()
 
+  def extend(self, piece: Piece) -> None:
+    """Remembers a piece as a part of the owner's last one, if marked alike."""
+    pieces = self._pieces.get(piece.owner)
+    if not pieces or pieces[-1].mark != piece.mark:
+      self.add(piece)
+      return
+    last = pieces.pop()
+    n, more = len(last.tokens), len(piece.tokens)
+    mean = (last.surprise * n + piece.surprise * more) / (n + more)
+    tokens = (*last.tokens, *piece.tokens)
+    self.add(Piece(piece.owner, tokens, mean, piece.mark))
+
   def held(self, owner: str) -> int:
     """Tokens of an owner."""
     return sum(len(p.tokens) for p in self._pieces.get(owner, ()))
@@ -95,17 +107,45 @@ class Replay:
     """Forgets everything: a sleep has ended."""
     self._pieces.clear()
 
+  def rows(self) -> list[dict]:
+    """Plain values: the capacity, then a row a piece."""
+    rows = [dataclasses.asdict(piece) for piece in self.pieces()]
+    for row in rows:
+      if np.isnan(row['surprise']):
+        row['surprise'] = None
+    return [{'capacity': self.capacity}, *rows]
+
+  @classmethod
+  def of_rows(cls, rows: Iterable[dict]) -> 'Replay':
+    """Undoes `rows`.
+
+    Raises:
+      ReplayError: naming the row, from 1, that is none of a buffer.
+    """
+    replay, number = None, 0
+    try:
+      for number, row in enumerate(rows, 1):  # noqa: B007
+        if replay is None:
+          replay = cls(row['capacity'])
+          continue
+        surprise = row['surprise']
+        surprise = float('nan') if surprise is None else surprise
+        tokens = tuple(row['tokens'])
+        replay.add(Piece(**row | {'surprise': surprise, 'tokens': tokens}))
+    except (TypeError, KeyError) as error:
+      raise ReplayError(
+        f'line {number}: not a line of a replay buffer ({error})'
+      ) from error
+    if replay is None:
+      raise ReplayError('line 1: not a line of a replay buffer (empty)')
+    return replay
+
   def save(self, path: str | os.PathLike) -> None:
     """Writes one JSON line a piece, whole or not at all."""
     path = pathlib.Path(path)
-    rows = [{'capacity': self.capacity}]
-    rows += [dataclasses.asdict(piece) for piece in self.pieces()]
-    for row in rows[1:]:
-      if np.isnan(row['surprise']):
-        row['surprise'] = None
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     with temporary.open('w', encoding='utf-8') as file:
-      file.writelines(json.dumps(row) + '\n' for row in rows)
+      file.writelines(json.dumps(row) + '\n' for row in self.rows())
       file.flush()
       os.fsync(file.fileno())
     temporary.replace(path)
@@ -118,23 +158,19 @@ class Replay:
       FileNotFoundError: if there is no such file.
       ReplayError: naming the line that is none of a buffer.
     """
+    rows = []
     lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-    replay, number = None, 0
+    for number, line in enumerate(lines, 1):
+      try:
+        rows.append(json.loads(line))
+      except json.JSONDecodeError as error:
+        raise ReplayError(
+          f'{path}, line {number}: not a line of a replay buffer ({error})'
+        ) from error
     try:
-      for number, line in enumerate(lines or [''], 1):  # noqa: B007
-        row = json.loads(line)
-        if replay is None:
-          replay = cls(row['capacity'])
-          continue
-        surprise = row.pop('surprise')
-        surprise = float('nan') if surprise is None else surprise
-        row['tokens'] = tuple(row['tokens'])
-        replay.add(Piece(surprise=surprise, **row))
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
-      raise ReplayError(
-        f'{path}, line {number}: not a line of a replay buffer ({error})'
-      ) from error
-    return replay
+      return cls.of_rows(rows)
+    except ReplayError as error:
+      raise ReplayError(f'{path}, {error}') from error
 
 
 def batch(pieces: Iterable[Piece], length: int, pad: int):

@@ -115,3 +115,19 @@ def test_merging_keeps_what_an_mlp_can_say_and_frees_the_slots():
   assert lost < moved and 0 < error < 1
   with pytest.raises(SlotsError, match='1 rows to merge on'):
     grow.merge(cfg, told, 1, texts[:1], jax.random.key(0))
+
+
+def test_a_model_without_slots_is_given_some():
+  cfg, params = model(slots=0)
+  before = logits(cfg, params)
+  new, given = grow.equip(cfg, params, 3, 2, jax.random.key(0))
+  np.testing.assert_array_equal(logits(new, given), before)
+  like = leaves(cases.params_of(model(slots=3, rank=2)[0]))
+  assert {k: x.shape for k, x in leaves(given).items()} == {
+    k: x.shape for k, x in like.items()
+  }
+  grown, index = grow.grow(new, given, 1)
+  told = filled(new, grown, 1, index)
+  assert np.abs(logits(new, told) - before).max() > 1e-3
+  with pytest.raises(SlotsError, match='has 3 expert slots a level already'):
+    grow.equip(new, given, 3, 2, jax.random.key(0))

@@ -34,6 +34,18 @@ def test_a_piece_longer_than_the_bound_keeps_its_end():
   assert buffer.pieces()[0].tokens == (5, 6, 7, 8)
 
 
+def test_a_piece_goes_on_with_its_mean_surprise():
+  buffer = Replay(6)
+  buffer.extend(Piece('a', (1,), 4.0, 'day 1'))
+  buffer.extend(Piece('a', (2, 3), 1.0, 'day 1'))
+  buffer.extend(Piece('b', (9,), 7.0, 'day 1'))
+  assert buffer.pieces(['a']) == [Piece('a', (1, 2, 3), 2.0, 'day 1')]
+  buffer.extend(Piece('a', (4,), 5.0, 'day 2'))
+  assert [p.mark for p in buffer.pieces(['a'])] == ['day 1', 'day 2']
+  buffer.extend(Piece('a', (5, 6, 7), 5.0, 'day 2'))
+  assert [p.tokens for p in buffer.pieces(['a'])] == [(4, 5, 6, 7)]
+
+
 def test_an_owner_who_goes_leaves_nothing(tmp_path):
   buffer = filled()
   others = buffer.pieces(['b'])
