@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -124,6 +125,13 @@ class Checkpoints:
     """Waits until the last save is complete, or raises a CheckpointError."""
     self._guard(self._manager.wait_until_finished)
     self._saving = None
+
+  def keep_only(self, step: int) -> None:
+    """Deletes all checkpoints but one, those set aside as damaged too."""
+    for other in self._manager.all_steps():
+      if other != step:
+        self._guard(functools.partial(self._manager.delete, other))
+    shutil.rmtree(self._folder.parent / 'damaged', ignore_errors=True)
 
   def close(self) -> None:
     self._guard(self._manager.close)

@@ -119,3 +119,58 @@ def trained_levels(
     axes.legend(fontsize='small')
   picture.suptitle(title, fontsize='medium')
   picture.savefig(path)
+
+
+def retention(
+  rows: Sequence[dict], days: Sequence[str], path: str | os.PathLike
+) -> None:
+  """Draws the loss of each day's text after each night, as a PNG.
+
+  Args:
+    rows: of `night.jsonl`, the first one before any night.
+    days: names.
+    path: of the PNG.
+  """
+  picture = figure.Figure(figsize=(7, 4.5), dpi=120, layout='constrained')
+  axes = picture.add_subplot()
+  nights = [row['night'] for row in rows]
+  for i, name in enumerate(days):
+    losses = [_number(dict(enumerate(row['retention'])).get(i)) for row in rows]
+    axes.plot(nights, losses, marker='.', label=f'day {name}')
+  core = [_number(row['core']) for row in rows]
+  axes.plot(nights, core, 'k--', label='core')
+  axes.set(
+    xlabel='nights slept',
+    ylabel='nats a token, slow weights alone',
+    title="loss of each day's text",
+    xticks=nights,
+  )
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize='small')
+  picture.savefig(path)
+
+
+def usage(
+  rows: Sequence[dict], periods: Sequence[int], path: str | os.PathLike
+) -> None:
+  """Draws what each level had written and the slots it uses, as a PNG.
+
+  Args:
+    rows: of `night.jsonl`.
+    periods: of the levels.
+    path: of the PNG.
+  """
+  picture = figure.Figure(figsize=(7, 6), dpi=120, layout='constrained')
+  above, below = picture.subplots(2, 1, sharex=True)
+  nights = [row['night'] for row in rows]
+  for k, period in enumerate(periods):
+    written = [_number(row['metrics'].get(f'written_{k}')) for row in rows]
+    used = [row['used'][k] for row in rows]
+    for axes, values in ((above, written), (below, used)):
+      axes.plot(nights, values, marker='.', label=f'every {period}')
+  above.set(ylabel='norm written at dusk', title='levels over nights')
+  below.set(xlabel='nights slept', ylabel='slots used', xticks=nights)
+  for axes in (above, below):
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize='small')
+  picture.savefig(path)

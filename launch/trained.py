@@ -24,6 +24,7 @@ class Trained(NamedTuple):
   params: dict
   tokenizer: tokenizers.Tokenizer
   step: int
+  words: str = ''  # what `tokenizers.load` takes for the tokenizer
 
 
 def _to_stderr(line: str) -> None:
@@ -57,7 +58,7 @@ def load(workdir, say: Callable[[str], None] = _to_stderr) -> Trained:
   tokenizer = tokenizers.load(config['data']['tokenizer'])
   # whatever the tokenizer's own model wants: here all documents began so
   tokenizer = dataclasses.replace(tokenizer, adds_bos=True)
-  return Trained(model, params, tokenizer, step)
+  return Trained(model, params, tokenizer, step, config['data']['tokenizer'])
 
 
 def load_pretrained(path, tokenizer: str | None = None) -> Trained:
@@ -76,7 +77,8 @@ def load_pretrained(path, tokenizer: str | None = None) -> Trained:
   """
   path = os.path.expanduser(os.fspath(path))
   config, params = pretrained.load(path)
-  found = tokenizers.load(tokenizer or tokenizer_of(path, config.V))
+  words = tokenizer or tokenizer_of(path, config.V)
+  found = tokenizers.load(words)
   if not path.endswith(('.gguf', '.bin')):
     found = _with_specials(found, _folder(path), config.V)
   if found.vocab_size > config.V:
@@ -85,7 +87,8 @@ def load_pretrained(path, tokenizer: str | None = None) -> Trained:
       f'included; the model knows {config.V}'
     )
   params = jax.tree.map(jax.numpy.asarray, params)
-  return Trained(language_model.LanguageModel(config), params, found, 0)
+  model = language_model.LanguageModel(config)
+  return Trained(model, params, found, 0, words)
 
 
 def choose(workdir: str | None, model: str | None) -> Trained:

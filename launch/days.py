@@ -1,0 +1,150 @@
+"""Documents as days: what every owner reads, and when."""
+
+import glob
+import os
+import pathlib
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nestax.launch import sampling
+from nestax.launch.data.tokenizers import Tokenizer
+
+READER = 'reader'  # whoever reads where every file is a day
+
+
+class Day(NamedTuple):
+  """What is read between two nights, or more of them."""
+
+  name: str
+  tokens: dict[str, np.ndarray]  # by owner, int32 [n]
+
+
+class Call(NamedTuple):
+  """What one call of the model reads."""
+
+  tokens_BxL: np.ndarray  # int32; zeros where an owner has none
+  reads_B: np.ndarray  # bool, who has
+
+
+def load(
+  patterns: Sequence[str], count: int, tokenizer: Tokenizer
+) -> tuple[Day, ...]:
+  """Reads the days.
+
+  Args:
+    patterns: globs. Folders are days, in the order of their names, and the
+      files in them owners. Files are owners if `count` is given, else days of
+      one reader, in the order of their names.
+    count: days that each file is cut into, equally; 0 for a file a day.
+    tokenizer: of the model.
+
+  Raises:
+    FileNotFoundError: if a pattern matches nothing.
+    ValueError: in words, for what cannot be days.
+  """
+  paths = [path for pattern in patterns for path in _match(pattern)]
+  if not paths:
+    raise ValueError('no text to read: give --text=FILES')
+  folders = [os.path.isdir(path) for path in paths]
+  if any(folders) and not all(folders):
+    raise ValueError(
+      f'{paths[folders.index(True)]} is a folder and '
+      f'{paths[folders.index(False)]} a file: give folders, which are days, or '
+      'files'
+    )
+  if any(folders):
+    if count:
+      raise ValueError(f'--days={count} is for files; a folder is a day')
+    return tuple(
+      Day(name, _owners(sorted(_files(path)), tokenizer))
+      for name, path in _named(paths).items()
+    )
+  if not count:
+    owners = _owners(paths, tokenizer)
+    return tuple(Day(name, {READER: ids}) for name, ids in owners.items())
+  parts = {
+    name: np.array_split(ids, count)
+    for name, ids in _owners(paths, tokenizer).items()
+  }
+  return tuple(
+    Day(str(i + 1), {name: part[i] for name, part in parts.items()})
+    for i in range(count)
+  )
+
+
+def _match(pattern: str) -> list[str]:
+  found = sorted(glob.glob(os.path.expanduser(pattern)))
+  if not found:
+    raise FileNotFoundError(f'--text={pattern}: there is no such file')
+  return found
+
+
+def _files(folder: str) -> list[str]:
+  found = [p for p in pathlib.Path(folder).iterdir() if p.is_file()]
+  if not found:
+    raise ValueError(f'{folder}: a day without a file to read')
+  return [str(p) for p in found if not p.name.startswith('.')]
+
+
+def _named(paths: Sequence[str]) -> dict[str, str]:
+  names = [pathlib.Path(path).stem for path in paths]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise ValueError(f'{twice[0]!r} is the name of two of the files to read')
+  return dict(zip(names, paths))
+
+
+def _owners(paths, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+  read = {}
+  for name, path in _named(paths).items():
+    text = sampling.read_prompt('', path)
+    if not text.strip():
+      raise ValueError(f'{path}: nothing to read in it')
+    read[name] = np.asarray(tokenizer.document(text)[0], np.int32)
+  return read
+
+
+def owners(days: Sequence[Day]) -> tuple[str, ...]:
+  """All who read on any day, in the order of their names."""
+  return tuple(sorted({name for day in days for name in day.tokens}))
+
+
+def mark(day: Day) -> dict[str, int]:
+  """A checksum of what each owner reads."""
+  return {name: zlib.crc32(ids.tobytes()) for name, ids in day.tokens.items()}
+
+
+def left(day: Day, names: Sequence[str], done: dict[str, int]) -> list[int]:
+  """Tokens that each of the owners has not read yet."""
+  return [len(day.tokens.get(name, ())) - done.get(name, 0) for name in names]
+
+
+def call(
+  day: Day, names: Sequence[str], done: dict[str, int], piece: int
+) -> Call | None:
+  """What is read next: whole pieces, then what is left token by token.
+
+  Two shapes, whatever the lengths, so that two programs read every day.
+
+  Args:
+    day: the day.
+    names: the owners, in the order of the batch; others do not read.
+    done: tokens that each has read of it.
+    piece: tokens of a whole piece.
+
+  Returns:
+    The call, or None when all is read.
+  """
+  rest_B = np.array(left(day, names, done))
+  if not (rest_B > 0).any():
+    return None
+  width = piece if (rest_B >= piece).any() else 1
+  reads_B = rest_B >= width
+  tokens = np.zeros((len(names), width), np.int32)
+  for row in np.flatnonzero(reads_B):
+    start = done.get(names[row], 0)
+    tokens[row] = day.tokens[names[row]][start : start + width]
+  return Call(tokens, reads_B)

@@ -1,0 +1,106 @@
+"""What there was: every night a version, and a row; days not to be changed."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from nestax.launch import days, report
+from nestax.launch.life import Being, Past
+from nestax.launch.plans import Plan, rows_of
+from nestax.sleep import cycle, gate, grow
+from nestax.sleep import lineage as lineage_
+from nestax.sleep.lineage import Lineage, Version
+
+
+def remember(plan: Plan, past: Past, slept: cycle.Night) -> None:
+  """Makes a night history; the checkpoint that comes next holds it.
+
+  The first one remembered is night 0, the model that never slept.
+  """
+  number, cfg = len(past.versions), plan.made.model.cfg
+  accepted = [v['version'] for v in past.versions if v['accepted']]
+  version = lineage_.version_of(
+    number,
+    accepted[-1] if accepted else -1,
+    plan.options.night,
+    slept,
+    f'checkpoints/{past.step + 1}',
+  )
+  after = past.day if past.done or not past.day else past.day - 1
+  row = report.night_row(
+    number,
+    slept,
+    plan.days[after].name if number else '',
+    retention(plan, past, slept.params),
+    [grow.used(cfg, slept.params, k) for k in range(len(cfg.groups))],
+    cfg.cms.slots,
+  )
+  past.versions.append(dataclasses.asdict(lineage_.stamped(version)))
+  past.rows.append(row)
+  past.nights, past.since, past.dusk = number, 0, False
+
+
+def never_slept(plan: Plan, being: Being, names) -> cycle.Night:
+  """Night 0, with the core loss of the model as it was loaded."""
+  core = plan.core
+  loss = gate.loss(
+    plan.tools.reader, being.params, None, core.tokens_BxL, core.length_B
+  )
+  decision = gate.Decision(True, 'never slept')
+  return cycle.Night(
+    being.params, being.state, decision, tuple(names), {'core_after': loss}, {}
+  )
+
+
+def retention(plan: Plan, past: Past, params) -> list[float | None]:
+  """Nats a token of each day's text by the slow weights alone."""
+  length, losses = plan.options.night.texts.length, []
+  for day in plan.days:
+    rows = [
+      rows_of(ids, length, plan.options.probe_rows, plan.tools.words.pad)
+      for name, ids in day.tokens.items()
+      if name in past.present and len(ids) > 1
+    ]
+    if not rows:
+      losses.append(None)
+      continue
+    tokens = np.concatenate([x.tokens_BxL for x in rows])
+    size = np.concatenate([x.length_B for x in rows])
+    losses.append(gate.loss(plan.tools.reader, params, None, tokens, size))
+  return losses
+
+
+def write(out: pathlib.Path, plan: Plan, past: Past) -> None:
+  """Brings the files of a life in step with its checkpoint."""
+  versions = [Version(**version) for version in past.versions]
+  Lineage(out / 'lineage.jsonl').rewrite(versions)
+  names = [day.name for day in plan.days]
+  report.write(out, past.rows, names, plan.made.model.cfg.stream.periods)
+
+
+def check_days(past: Past, read, out) -> None:
+  """Refuses texts that are not those that a life has read.
+
+  Raises:
+    ValueError: naming the day or the owner.
+  """
+  if len(read) < len(past.marks):
+    raise ValueError(
+      f'{out}: {len(past.marks)} days were begun, and the texts given are '
+      f'{len(read)}'
+    )
+  for day, marks in zip(read, past.marks):
+    now = days.mark(day)
+    for name in past.present:
+      if now.get(name) != marks.get(name):
+        raise ValueError(
+          f'{out}: day {day.name} of {name} was begun with another text; give '
+          'the one of then, or another --out'
+        )
+  new = sorted(set(days.owners(read)) - set(past.owners))
+  if new:
+    raise ValueError(
+      f'{out}: {new[0]!r} is new; the owners of a life are those that it began '
+      f'with ({", ".join(past.owners)}); give another --out'
+    )

@@ -1,0 +1,256 @@
+"""Days and nights: a model reads, sleeps, wakes up as its next version."""
+
+import pathlib
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nestax.launch import (
+  checkpoint,
+  days,
+  history,
+  life,
+  lock,
+  metrics,
+  report,
+)
+from nestax.launch.life import Being, Past
+from nestax.launch.plans import Plan
+from nestax.launch.run import Interrupted, Signals
+from nestax.models import language_model
+from nestax.sleep import cycle, replay, texts
+
+
+def live(plan: Plan, out, forget: str = '') -> list[dict]:
+  """Reads and sleeps until all days are over, from where it stopped last.
+
+  Leaves in `out`: `checkpoints`, `lineage.jsonl`, `night.jsonl`,
+  `retention.png`, `levels.png`. The newest checkpoint is a model that other
+  commands load.
+
+  Args:
+    plan: from `plans.prepare`.
+    out: folder of the life, made if it is not there.
+    forget: an owner of whom all is deleted; then nothing is read.
+
+  Returns:
+    The rows of `night.jsonl`.
+
+  Raises:
+    Interrupted: after saving, when SIGTERM or SIGINT came.
+    checkpoint.CheckpointError: if checkpoints cannot be written or read.
+    lock.InUse: if somebody else lives in `out`.
+    ValueError: if the texts are not those of the life in `out`, or a night
+      finds no room (`SlotsError`).
+  """
+  checkpoint.check_writable(out)
+  with lock.held(out), Signals() as signals, report.Show() as show:
+    life_ = Life(plan, out, show, signals)
+    try:
+      if forget:
+        life_.forget(forget)
+      else:
+        life_.go_on()
+    finally:
+      life_.store.close()
+  return life_.past.rows
+
+
+class Life:
+  """A model, what it remembers, and where it lies on disk."""
+
+  def __init__(self, plan: Plan, out, show: report.Show, signals: Signals):
+    """Begins a life in the folder `out`, or goes on with the one there.
+
+    Raises:
+      checkpoint.CheckpointError: if that life cannot be gone on with.
+      ValueError: if it has read other texts, or has other owners.
+    """
+    self.plan, self.out = plan, pathlib.Path(out)
+    self.show, self.signals = show, signals
+    rows = metrics.read(self.out / 'night.jsonl')
+    names = rows[0]['owners'] if rows else list(days.owners(plan.days))
+    options = plan.options
+    self.past = Past(names, replay.Replay(options.capacity))
+    self.store = life.Store(self.out, plan.made, options, show.say)
+    self.being = self._born()
+    found = self.store.restore(self.being, self.past)
+    if found is None:
+      history.remember(
+        plan, self.past, history.never_slept(plan, self.being, names)
+      )
+      self.store.save(self.being, self.past)
+    else:
+      self.being = found
+      history.check_days(self.past, plan.days, self.out)
+    self.past.replay.capacity = options.capacity
+    history.write(self.out, self.plan, self.past)
+
+  @property
+  def periods(self) -> tuple[int, ...]:
+    return self.plan.made.model.cfg.stream.periods
+
+  def _born(self) -> Being:
+    made, B = self.plan.made, len(self.past.owners)
+    window = self.plan.options.window
+    state = language_model.init_state(made.model.cfg, B, window)
+    born = Being(made.params, state, jnp.zeros((B, made.model.cfg.V)))
+    # one placement for all: programs are compiled once, not again a night later
+    return jax.device_put(born, jax.devices()[0])
+
+  def go_on(self) -> None:
+    """Reads what is left of the days; sleeps when it is time, or asked to."""
+    past, options = self.past, self.plan.options
+    if past.dusk:  # the last night was not slept to its end
+      self.sleep()
+    while past.day < len(self.plan.days):
+      whole = self._read_on()
+      if whole:
+        past.day, past.done = past.day + 1, {}
+      if options.sleep_every == 0 or past.since >= options.sleep_every:
+        self.sleep()
+      else:
+        self.store.save(self.being, past)
+    if past.nights < options.nights and past.replay.owners:  # asked to
+      self.sleep()
+
+  def _read_on(self) -> bool:
+    """Reads to the end of the day (True), or until it is time to sleep."""
+    past, plan = self.past, self.plan
+    options, day = plan.options, plan.days[past.day]
+    if len(past.marks) == past.day:
+      past.marks.append(days.mark(day))
+    # those who are gone do not read; their rows stay
+    names = [x if x in past.present else '' for x in past.owners]
+    total = sum(days.left(day, names, {}))
+    while (call := days.call(day, names, past.done, options.piece)) is not None:
+      self._read(call, day.name, names)
+      done = total - sum(days.left(day, names, past.done))
+      words = f'{self._read_loss:.3f} nats a token'
+      self.show.update(f'day {day.name}', done, total, words)
+      self._stop_if_asked()
+      if options.sleep_every and past.since >= options.sleep_every:
+        return not any(days.left(day, names, past.done))
+    return True
+
+  def _read(self, call: days.Call, name: str, names) -> None:
+    being, past = self.being, self.past
+    state, logits, nats_B = life.read(
+      self.plan.made.model,
+      being.params,
+      being.state,
+      being.logits_BxV,
+      call.tokens_BxL,
+      call.reads_B,
+    )
+    self.being = being._replace(state=state, logits_BxV=logits)
+    nats_B, width = np.asarray(nats_B), call.tokens_BxL.shape[1]
+    self._read_loss = float(nats_B[call.reads_B].mean() / width)
+    for row in np.flatnonzero(call.reads_B):
+      tokens = tuple(map(int, call.tokens_BxL[row]))
+      piece = replay.Piece(
+        names[row], tokens, float(nats_B[row]) / width, f'day {name}'
+      )
+      whole = width == self.plan.options.piece
+      (past.replay.add if whole else past.replay.extend)(piece)
+      past.done[names[row]] = past.done.get(names[row], 0) + width
+    past.since += width
+
+  def sleep(self) -> None:
+    """One night, if the limit allows it and there is something to sleep on."""
+    past, plan = self.past, self.plan
+    how = plan.options.night
+    past.dusk = not 0 <= plan.options.nights <= past.nights
+    self.store.save(self.being, past)  # where a night that is killed begins
+    if not past.dusk:
+      return
+    try:
+      day = texts.gather(
+        how.texts,
+        plan.tools.words.pad,
+        past.owners,
+        past.replay,
+        self._filters(),
+        plan.only or None,
+      )
+    except texts.NothingRead as nothing:
+      self.show.say(f'no night: {nothing}')
+      past.dusk, past.since = False, 0
+      return
+    slept = cycle.night(
+      plan.tools,
+      self.being.params,
+      self.being.state,
+      day,
+      plan.core,
+      past.nights + 1,
+      jax.random.key(plan.options.seed),
+      self._tell,
+      plan.tasks,
+    )
+    for name in slept.owners:
+      past.replay.delete(name)
+    self.being = self.being._replace(params=slept.params, state=slept.state)
+    history.remember(plan, past, slept)
+    self.store.save(self.being, past)
+    history.write(self.out, self.plan, self.past)
+    report.show_night(past.rows[-1], self.periods)
+
+  def _filters(self):
+    most = self.plan.options.surprise
+    return [] if most == float('inf') else [replay.surprising(most)]
+
+  def _tell(self, k: int, step: int, parts: dict) -> None:
+    total = self.plan.options.night.seed.steps
+    words = ''
+    if step % 10 == 0 or step == total:
+      words = ', '.join(f'{n} {float(x):.3f}' for n, x in parts.items())
+    name = f'night {self.past.nights + 1}: every {self.periods[k]}'
+    self.show.update(name, step, total, words)
+    self._stop_if_asked(saved=True)
+
+  def forget(self, name: str) -> None:
+    """Deletes an owner: the state, the replay buffer, older checkpoints.
+
+    Raises:
+      ValueError: if there is no such owner.
+    """
+    past = self.past
+    if name not in past.present:
+      raise ValueError(
+        f'--forget={name}: there is no such owner; there are '
+        f'{", ".join(past.present)}'
+      )
+    fresh, mask_B = self._born(), np.array([x == name for x in past.owners])
+    self.being = self.being._replace(
+      state=life.where_owners(mask_B, fresh.state, self.being.state),
+      logits_BxV=jnp.where(mask_B[:, None], 0.0, self.being.logits_BxV),
+    )
+    past.replay.delete(name)
+    past.forgotten.append(name)
+    past.done.pop(name, None)
+    for marks in past.marks:
+      marks.pop(name, None)
+    self.store.save(self.being, past)
+    self.store.forget_others(past.step)
+    history.write(self.out, self.plan, self.past)
+    self.show.say(
+      f"{name}'s state and replay buffer are deleted, and the checkpoints that "
+      'held them. What nights before have moved into slots, which all owners '
+      'share, stays there'
+    )
+
+  def _stop_if_asked(self, saved: bool = False) -> None:
+    """Ends here if a signal came; a night that is left was never slept."""
+    number = self.signals.received
+    if not number:
+      return
+    if not saved:
+      self.store.save(self.being, self.past)
+    raise Interrupted(
+      f'{signal.Signals(number).name}: saved checkpoint {self.past.step} in '
+      f'{self.out}; the same command goes on from there',
+      number,
+    )

@@ -1,0 +1,194 @@
+"""What a life of days and nights is made of, checked before it begins."""
+
+import dataclasses
+import glob
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from nestax.launch import days, overrides, sampling
+from nestax.launch.evals import novel
+from nestax.launch.trained import Trained
+from nestax.models import language_model
+from nestax.sleep import grow, replay, tasks
+from nestax.sleep import tools as tools_
+from nestax.sleep.reader import Said
+from nestax.sleep.task import Task
+from nestax.sleep.texts import Words
+from nestax.sleep.tools import CycleConfig, Tools
+
+EVERY_DAY = -1  # nights: one after each day, or whenever `sleep_every` says
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a life goes on; all of it may change from one call to the next.
+
+  Attributes:
+    nights: most nights ever; EVERY_DAY for no limit.
+    sleep_every: tokens of the stream between nights; 0 for one after each day.
+    piece: tokens that are read at once.
+    window: tokens that attention sees.
+    capacity: tokens of the replay buffer, of each owner.
+    surprise: what cost more when it was read is noise and is not consolidated,
+      nats a token.
+    core_rows: texts of the core set.
+    probe_rows: texts of each owner's day that retention is measured on.
+    keep: checkpoints; 0 for all.
+    rank: of the slots that a model without any is given.
+    seed: of all that is random.
+    arc: glob of ARC tasks to dream about.
+    night: how a night goes.
+  """
+
+  nights: int = EVERY_DAY
+  sleep_every: int = 0
+  piece: int = 128
+  window: int = 2048
+  capacity: int = 8192
+  surprise: float = float('inf')
+  core_rows: int = 64
+  probe_rows: int = 16
+  keep: int = 3
+  rank: int = 8
+  seed: int = 0
+  arc: str = ''
+  night: CycleConfig = CycleConfig()
+
+  def __post_init__(self):
+    for name, least in (
+      ('nights', EVERY_DAY),
+      ('sleep_every', 0),
+      ('piece', 1),
+      ('window', 1),
+      ('capacity', 2),
+      ('core_rows', 1),
+      ('probe_rows', 1),
+      ('keep', 0),
+      ('rank', 1),
+      ('seed', 0),
+    ):
+      if getattr(self, name) < least:
+        raise ValueError(f'{name}={getattr(self, name)}: at least {least}')
+    if not self.surprise > 0:
+      raise ValueError(f'surprise={self.surprise}: above 0')
+
+
+class Plan(NamedTuple):
+  """What a life is made of, checked; `only` limits nights to some owners."""
+
+  made: Trained
+  days: tuple[days.Day, ...]
+  core: Said
+  options: Options
+  tools: Tools
+  only: tuple[str, ...]
+  tasks: tuple[Task, ...]
+
+
+def of_flags(values: Mapping) -> Plan:
+  """The plan of a command line; `values` are its flags by name.
+
+  Raises:
+    ValueError, OSError, ImportError, checkpoint.CheckpointError: in words.
+  """
+  options = Options(nights=values['nights'], sleep_every=values['sleep_every'])
+  options = overrides.apply(options, values['set'])
+  model = values['model']
+  stack = novel.Stack(
+    values['stack'] if model else '',
+    tuple(values['periods']),
+    'all',
+    values['rate'],
+  )
+  made = novel.load(values['workdir'], model, stack)
+  if values['slots']:
+    made = equipped(made, values['slots'], options)
+  elif not made.model.cfg.cms.slots:
+    raise ValueError(
+      'the levels of this model have no slots to grow into; give them some, '
+      'such as --slots=16: two are used up a night, and merged when all are '
+      'with --set=night.full=merge'
+    )
+  tokenizer = made.tokenizer
+  paths = sorted(glob.glob(options.arc)) if options.arc else []
+  if options.arc and not paths:
+    raise FileNotFoundError(f'arc={options.arc}: there is no such file')
+  arc = [tasks.arc(path, tokenizer.encode, tokenizer.bos) for path in paths]
+  read = days.load(values['text'], values['days'], tokenizer)
+  return prepare(made, read, values['core'], options, values['owners'], arc)
+
+
+def equipped(made: Trained, slots: int, options: Options) -> Trained:
+  """The same model with slots, masked and empty, if it has none."""
+  key = jax.random.key(options.seed)
+  cfg, params = grow.equip(
+    made.model.cfg, made.params, slots, options.rank, key
+  )
+  model = language_model.LanguageModel(cfg)
+  return made._replace(model=model, params=params)
+
+
+def prepare(
+  made: Trained,
+  read: Sequence[days.Day],
+  core: str,
+  options: Options,
+  only: Sequence[str] = (),
+  tasks: Sequence[Task] = (),
+) -> Plan:
+  """Checks that the model can sleep, and makes its programs.
+
+  Args:
+    made: the model.
+    read: its days.
+    core: path of a text that it may not get worse on.
+    options: how it lives.
+    only: owners that nights are limited to; none given means all.
+    tasks: to dream about.
+
+  Raises:
+    ValueError, OSError: in words.
+  """
+  unknown = sorted(set(only) - set(days.owners(read)))
+  if unknown:
+    names = ', '.join(days.owners(read))
+    raise ValueError(f'no owner {unknown[0]!r} reads; there are {names}')
+  words = words_of(made)
+  tools = tools_.of_model(made.model.cfg, options.night, words)
+  core_ids = made.tokenizer.encode(sampling.read_prompt('', core))
+  length = options.night.texts.length
+  if len(core_ids) < 2:
+    raise ValueError(f'--core={core}: nothing to read in it')
+  core_set = rows_of(core_ids, length, options.core_rows, words.pad)
+  return Plan(
+    made, tuple(read), core_set, options, tools, tuple(only), tuple(tasks)
+  )
+
+
+def words_of(made: Trained) -> Words:
+  """The ids that mean something to a model's nights."""
+  tokenizer, V = made.tokenizer, made.model.cfg.V
+  if max(tokenizer.bos, tokenizer.eos) >= V:
+    raise ValueError(
+      f'the tokenizer begins and ends texts with {tokenizer.bos} and '
+      f'{tokenizer.eos}; the model knows {V} ids'
+    )
+  allowed_V = np.zeros(V, bool)
+  size = min(V, tokenizer.vocab_size)
+  allowed_V[:size] = tokenizer.byte_lengths[:size] > 0
+  allowed_V[tokenizer.eos] = True
+  pad = tokenizer.pad if tokenizer.pad < V else tokenizer.eos
+  return Words(tokenizer.bos, tokenizer.eos, pad, allowed_V)
+
+
+def rows_of(ids, length: int, count: int, pad: int) -> Said:
+  """At most `count` texts, evenly out of a long one, numpy."""
+  tokens, size, _ = replay.batch(
+    [replay.Piece('', tuple(map(int, ids)))], length, pad
+  )
+  tokens, size = tokens[size > 1], size[size > 1]
+  chosen = np.unique(np.linspace(0, len(size) - 1, count).astype(int))
+  return Said(tokens[chosen], np.ones(len(chosen), np.int32), size[chosen])

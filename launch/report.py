@@ -1,0 +1,142 @@
+"""What a night says of itself: a table, a row, pictures, progress bars."""
+
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from rich import console, table
+from rich import progress as bars
+
+from nestax.launch import plots
+
+
+class Show:
+  """A bar at a time on stderr; what is said scrolls by on stdout."""
+
+  def __init__(self):
+    columns = (
+      *bars.Progress.get_default_columns(),
+      bars.TextColumn('{task.fields[words]}'),
+    )
+    stderr = console.Console(stderr=True)
+    self._bars = bars.Progress(*columns, console=stderr, transient=True)
+    self._task, self._name = None, ''
+
+  def __enter__(self) -> 'Show':
+    self._bars.start()
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._bars.stop()
+
+  def update(self, name: str, done: int, total: int, words: str = '') -> None:
+    """Moves the bar of that name, which takes the place of another."""
+    if name != self._name:
+      if self._task is not None:
+        self._bars.remove_task(self._task)
+      self._task, self._name = self._bars.add_task(name, words=''), name
+    self._bars.update(self._task, completed=done, total=total, words=words)
+
+  def say(self, line: str) -> None:
+    print(line, flush=True)
+
+
+def night_row(
+  number: int, slept, day: str, retention, used: Sequence[int], slots: int
+) -> dict:
+  """A line of `night.jsonl`: plain values, what is not finite is None.
+
+  Args:
+    number: of the night.
+    slept: what it came to; its metrics are of the model it proposed.
+    day: name of the day before it.
+    retention: losses of the model that woke up, a day's each.
+    used: slots that it uses, of each level.
+    slots: that each level has.
+  """
+  accepted = slept.decision.accepted
+  metrics = {
+    name: value if math.isfinite(value) else None
+    for name, value in slept.metrics.items()
+  }
+  return {
+    'night': number,
+    'after_day': day,
+    'accepted': accepted,
+    'reason': slept.decision.reason,
+    'owners': list(slept.owners),
+    'core': metrics['core_after' if accepted else 'core_before'],
+    'slots': slots,
+    'used': list(used),
+    'metrics': metrics,
+    'seconds': slept.seconds,
+    'retention': retention,
+  }
+
+
+def show_night(row: dict, periods: Sequence[int], out=None) -> None:
+  """Prints what a night did, level by level, then its losses and its time."""
+  m = row['metrics']
+  grid = table.Table(
+    title=f'night {row["night"]}, after day {row["after_day"]}'
+  )
+  head = 'level', 'goes to', 'had written', 'divergence', 'slots used', 'merged'
+  for name in head:
+    grid.add_column(name, no_wrap=name == 'divergence')
+  for k, period in enumerate(periods):
+    to = periods[min(k + 1, len(periods) - 1)]
+    lost = m.get(f'lost_{k}')
+    grid.add_row(
+      f'every {period}',
+      f'every {to}' if to != period else 'its own slots',
+      _number(m.get(f'written_{k}')),
+      _change(m, k),
+      f'{row["used"][k]} of {row["slots"]}',
+      '-' if lost is None else f'yes, {lost:.1%} lost',
+    )
+  shown = out or console.Console()
+  shown.print(grid)
+  shown.print(
+    f'core loss {m["core_before"]:.4f} -> {m["core_after"]:.4f} nats a token; '
+    f"day's text {m['day_before']:.4f} without the night, {m['day_dusk']:.4f} "
+    f'with fast levels, {m["day_after"]:.4f} by slow weights alone',
+    soft_wrap=True,
+    highlight=False,
+  )
+  if 'dream_paid' in m:
+    shown.print(
+      f'dreams: {m["dream_paid"]:.0%} helped; score {m["dream_before"]:.3f} -> '
+      f'{m["dream_after"]:.3f}',
+      soft_wrap=True,
+      highlight=False,
+    )
+  spent = ', '.join(f'{k} {v:.1f} s' for k, v in row['seconds'].items())
+  shown.print(f'{row["reason"]}\n{spent}', soft_wrap=True, highlight=False)
+
+
+def _change(metrics: dict, k: int) -> str:
+  for name in ('divergence', 'on_policy_divergence'):
+    if f'{name}_{k}' in metrics:
+      first = metrics.get(f'{name}_{k}_first')
+      return f'{_number(first)} -> {_number(metrics[f"{name}_{k}"])}'
+  return '-' if f'written_{k}' in metrics else 'not due'
+
+
+def _number(value: float | None) -> str:
+  return '-' if value is None else f'{value:.3g}'
+
+
+def write(out, rows: Sequence[dict], days: Sequence[str], periods) -> None:
+  """Writes `night.jsonl`, `retention.png` and `levels.png`."""
+  out = pathlib.Path(out)
+  fresh = out / 'night.jsonl.new'
+  fresh.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  fresh.replace(out / 'night.jsonl')
+  plots.retention(rows, days, out / 'retention.png')
+  plots.usage(rows, periods, out / 'levels.png')
+
+
+def to_stderr(line: str) -> None:
+  print(line, file=sys.stderr)

@@ -1,0 +1,231 @@
+"""A life of days and nights: read, slept, gone on with, forgotten."""
+
+import signal
+
+import jax
+import nights_cases as cases
+import numpy as np
+import pytest
+
+from nestax.cms.experts import SlotsError
+from nestax.launch import checkpoint, nights, trained
+from nestax.launch.run import Interrupted
+from nestax.sleep import cycle
+from nestax.sleep.lineage import Lineage
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  return cases.write_texts(tmp_path_factory.mktemp('texts'))
+
+
+@pytest.fixture(scope='module')
+def whole(texts, tmp_path_factory):
+  """A life of two days and two nights that nothing interrupted."""
+  out = tmp_path_factory.mktemp('whole')
+  nights.live(cases.plan(texts), out)
+  return out
+
+
+def begun(plan, out):
+  """A life as `live` opens it, with nobody to ask it to stop."""
+  life = nights.Life(plan, out, Quiet(), Quiet())
+  life.store.close()
+  return life
+
+
+class Quiet:
+  received = 0
+
+  def update(self, *words):
+    pass
+
+  def say(self, line):
+    pass
+
+
+def test_every_day_is_followed_by_a_night(whole):
+  rows = cases.rows(whole)
+  assert [row['night'] for row in rows] == [0, 1, 2]
+  assert [row['after_day'] for row in rows] == ['', '1', '2']
+  assert rows[1]['owners'] == ['ann', 'bob'] and rows[1]['accepted']
+  # two slots a night for the slowest levels, none left in the fastest
+  assert [row['used'] for row in rows] == [[0, 0], [0, 2], [0, 4]]
+  assert all(len(row['retention']) == 2 for row in rows)
+  for name in ('retention.png', 'levels.png'):
+    assert (whole / name).stat().st_size > 1000
+
+
+def test_the_lineage_names_checkpoints_that_are_there(whole):
+  versions = Lineage(whole / 'lineage.jsonl').versions()
+  assert [(v.version, v.parent) for v in versions] == [(0, -1), (1, 0), (2, 1)]
+  assert versions[0].reason == 'never slept'
+  assert versions[2].config['seed']['steps'] == 8
+  assert (whole / versions[2].checkpoint).is_dir()
+
+
+def test_other_commands_load_the_newest_version(whole):
+  got = trained.load(whole)
+  assert got.model.cfg == cases.made().model.cfg
+  slots = got.params['blocks']['level_1']['slots']
+  assert int((np.asarray(slots['active'])[0] > 0).sum()) == 4
+  assert not cases.same(got.params, cases.made().params)
+
+
+def test_the_night_consolidates_what_both_owners_read(whole, texts):
+  life = begun(cases.plan(texts), whole)
+  assert life.past.day == 2 and life.past.replay.owners == []
+  for level in life.being.state.levels.levels:
+    assert not any(np.asarray(x).any() for x in level.delta)
+  # 72 tokens of ann with the ends of the text, 47 of bob
+  clock_B = np.asarray(life.being.state.levels.clock_B)
+  assert clock_B.tolist() == [72, 47]
+
+
+def test_a_life_that_is_over_has_nothing_more_to_do(whole, texts):
+  before = cases.rows(whole)
+  nights.live(cases.plan(texts), whole)
+  assert cases.rows(whole) == before
+
+
+def test_a_life_read_in_parts_is_the_same_to_the_bit(whole, texts, tmp_path):
+  """Stopped in the first day, and in the second night."""
+  plan, seen = cases.plan(texts), []
+
+  def stop_at(life, times):
+    ask = life._stop_if_asked
+
+    def stop(saved=False):
+      seen.append(saved)
+      if len(seen) == times:
+        life.signals.received = signal.SIGTERM
+      ask(saved)
+
+    life._stop_if_asked = stop
+
+  for times in (3, 35):
+    life = nights.Life(plan, tmp_path, Quiet(), Quiet())
+    stop_at(life, times)
+    with pytest.raises(Interrupted, match='SIGTERM: saved checkpoint'):
+      life.go_on()
+    life.store.close()
+    assert seen[-1] == (times == 35)  # in a night
+    seen.clear()
+  nights.live(plan, tmp_path)
+  assert cases.rows(tmp_path) == cases.rows(whole)
+  a, b = begun(plan, tmp_path), begun(plan, whole)
+  assert cases.same(a.being, b.being)
+  assert a.past.replay.rows() == b.past.replay.rows()
+
+
+def test_owners_do_not_see_each_other(texts, whole, tmp_path):
+  """Ann's state is the same whether Bob reads beside her or is gone."""
+  together = cases.plan(texts, nights=0)
+  nights.live(together, tmp_path / 'both')
+  both = begun(together, tmp_path / 'both')
+  only = cases.plan(texts, nights=0, names=('ann',))
+  nights.live(only, tmp_path / 'one')
+  one = begun(only, tmp_path / 'one')
+  mine = jax.tree.map(lambda x: x[:, :1], both.being.state.blocks)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    mine,
+    one.being.state.blocks,
+  )
+  ann = both.past.replay.pieces(['ann'])
+  assert [p.tokens for p in ann] == [
+    p.tokens for p in one.past.replay.pieces(['ann'])
+  ]
+  assert sum(len(p.tokens) for p in ann) == 72
+  assert all(5.4 < p.surprise < 5.9 for p in ann[:2])  # near ln(272) = 5.61
+
+
+def test_nights_are_slept_when_asked(texts, tmp_path):
+  nights.live(cases.plan(texts, nights=0), tmp_path)
+  assert len(cases.rows(tmp_path)) == 1
+  nights.live(cases.plan(texts, nights=1), tmp_path)
+  rows = cases.rows(tmp_path)
+  assert [row['after_day'] for row in rows] == ['', '2']
+  nights.live(cases.plan(texts, nights=1), tmp_path)
+  assert len(cases.rows(tmp_path)) == 2
+
+
+def test_nights_fall_every_so_many_tokens(texts, tmp_path):
+  nights.live(cases.plan(texts, sleep_every=30), tmp_path)
+  # in the middle of both days, after 32 and 68 tokens of 72
+  rows = cases.rows(tmp_path)
+  assert [row['after_day'] for row in rows] == ['', '1', '2']
+  assert rows[1]['retention'] != rows[2]['retention']
+
+
+def test_an_owner_who_is_not_chosen_keeps_fast_levels_and_replay(
+  texts, tmp_path
+):
+  plan = cases.plan(texts, count=1, only=['bob'])
+  nights.live(plan, tmp_path)
+  life = begun(plan, tmp_path)
+  assert cases.rows(tmp_path)[1]['owners'] == ['bob']
+  assert life.past.replay.owners == ['ann']
+  delta = life.being.state.levels.levels[0].delta
+  assert all(x[:, 0].any() and not x[:, 1].any() for x in delta)
+
+
+def test_what_is_too_surprising_is_not_slept_on(texts, tmp_path, capsys):
+  nights.live(cases.plan(texts, count=1, surprise=1.0), tmp_path)
+  assert 'no night: nothing to consolidate' in capsys.readouterr().out
+  assert len(cases.rows(tmp_path)) == 1
+
+
+def test_nothing_of_a_forgotten_owner_is_left(texts, tmp_path, capsys):
+  plan = cases.plan(texts, count=1, nights=0)
+  nights.live(plan, tmp_path)
+  old = begun(plan, tmp_path)
+  nights.live(plan, tmp_path, forget='ann')
+  assert "ann's state and replay buffer are deleted" in capsys.readouterr().out
+  new, fresh = begun(plan, tmp_path), old._born()
+  assert new.past.replay.owners == ['bob'] and new.past.present == ['bob']
+  for a, b, c in zip(
+    *(jax.tree.leaves(x.state.blocks) for x in (new.being, fresh, old.being))
+  ):
+    np.testing.assert_array_equal(a[:, 0], b[:, 0])
+    np.testing.assert_array_equal(a[:, 1], c[:, 1])
+  assert not new.being.state.levels.clock_B[0]
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
+  with pytest.raises(ValueError, match='--forget=ann: there is no such owner'):
+    nights.live(plan, tmp_path, forget='ann')
+  # goes on without her, even without her file
+  bob = cases.plan(texts, count=1, nights=1, names=('bob',))
+  nights.live(bob, tmp_path)
+  assert cases.rows(tmp_path)[-1]['owners'] == ['bob']
+
+
+def test_another_life_is_not_gone_on_with(whole, texts, tmp_path):
+  other = cases.write_texts(tmp_path / 'other')
+  (other / 'bob.txt').write_text('something else')
+  with pytest.raises(ValueError, match='day 1 of bob was begun with another'):
+    nights.live(cases.plan(other), whole)
+  with pytest.raises(ValueError, match='2 days were begun'):
+    nights.live(cases.plan(texts, count=1), whole)
+  with pytest.raises(checkpoint.OtherConfigError, match='life.window is 8'):
+    nights.live(cases.plan(texts, window=16), whole)
+  both = cases.plan(texts, names=('ann', 'bob', 'core'))
+  with pytest.raises(ValueError, match="'core' is new"):
+    nights.live(both, whole)
+
+
+def test_a_night_without_room_is_slept_when_there_is(
+  texts, whole, tmp_path, monkeypatch
+):
+  night = cycle.night
+
+  def full(*args):
+    raise SlotsError('all slots are used up')
+
+  monkeypatch.setattr(nights.cycle, 'night', full)
+  for _ in range(2):
+    with pytest.raises(SlotsError):
+      nights.live(cases.plan(texts), tmp_path)
+    assert len(cases.rows(tmp_path)) == 1
+  monkeypatch.setattr(nights.cycle, 'night', night)
+  nights.live(cases.plan(texts), tmp_path)
+  assert cases.rows(tmp_path) == cases.rows(whole)

@@ -1,0 +1,72 @@
+"""What a life is made of is checked before it begins."""
+
+import dataclasses
+
+import nights_cases as cases
+import numpy as np
+import pytest
+
+from nestax.cms.experts import SlotsError
+from nestax.launch import days, plans
+from nestax.launch.data import tokenizers
+from nestax.launch.evals import streaming
+
+
+def test_texts_are_taken_evenly_out_of_a_long_one():
+  said = plans.rows_of(np.arange(41), 4, 3, 99)
+  assert said.tokens_BxL.tolist() == [
+    [0, 1, 2, 3], [16, 17, 18, 19], [36, 37, 38, 39]
+  ]  # fmt: skip
+  assert said.length_B.tolist() == [4, 4, 4]  # the last one had one token
+  short = plans.rows_of(np.arange(3), 4, 3, 99)
+  assert short.tokens_BxL.tolist() == [[0, 1, 2, 99]]
+  assert short.length_B.tolist() == [3]
+
+
+def test_only_text_and_its_end_may_be_said():
+  words = plans.words_of(cases.made())
+  assert (words.bos, words.eos, words.pad) == (256, 257, 258)
+  assert np.flatnonzero(words.allowed_V).tolist() == [*range(256), 257]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
+  made = cases.made()
+  larger = dataclasses.replace(made.tokenizer, eos=300)
+  with pytest.raises(ValueError, match='256 and 300; the model knows 272'):
+    plans.words_of(made._replace(tokenizer=larger))
+
+
+def test_slots_change_no_logit():
+  plain, slotted = cases.made(slots=0), cases.made()
+  tokens = np.arange(12)[None]
+  want, got = (
+    made.model.apply({'params': made.params}, None, tokens)[1]
+    for made in (plain, slotted)
+  )
+  np.testing.assert_array_equal(got, want)
+  assert slotted.model.cfg.cms.slots == 8
+
+
+def test_a_model_that_cannot_sleep_is_refused(tmp_path):
+  folder = cases.write_texts(tmp_path)
+  made = cases.made()
+  read = days.load([str(folder / 'ann.txt')], 1, tokenizers.load('bytes'))
+  core = str(folder / 'core.txt')
+  frozen = made._replace(model=streaming.frozen(made.model))
+  with pytest.raises(SlotsError, match='no level of this model learns'):
+    plans.prepare(frozen, read, core, cases.OPTIONS)
+  with pytest.raises(SlotsError, match='no expert slots'):
+    plans.prepare(cases.made(slots=0), read, core, cases.OPTIONS)
+  (folder / 'core.txt').write_text('x')
+  with pytest.raises(ValueError, match='core.txt: nothing to read in it'):
+    plans.prepare(made, read, core, cases.OPTIONS)
+
+
+@pytest.mark.parametrize(
+  'values',
+  [{'nights': -2}, {'piece': 0}, {'keep': -1}, {'surprise': 0.0}],
+  ids=str,
+)
+def test_impossible_options_are_refused(values):
+  with pytest.raises(ValueError, match=f'{next(iter(values))}='):
+    dataclasses.replace(cases.OPTIONS, **values)

@@ -1,0 +1,97 @@
+"""A night's row, its table and its pictures."""
+
+import io
+import json
+import math
+
+from rich import console
+
+from nestax.launch import report
+from nestax.sleep import cycle
+from nestax.sleep.gate import Decision
+
+PERIODS = (4, 8)
+
+
+def slept(**metrics):
+  numbers = {
+    'core_before': 2.0,
+    'core_after': 2.01,
+    'day_before': 4.0,
+    'day_dusk': 3.0,
+    'day_after': 3.25,
+    'written_0': 1.5,
+    'written_1': 0.5,
+    'divergence_0_first': 0.25,
+    'divergence_0': 0.125,
+    'divergence_1_first': math.nan,
+    'divergence_1': 0.0625,
+    'slots_0': 0,
+    'slots_1': 2,
+    **metrics,
+  }
+  seconds = {'compute': 0.5, 'gate': 61.25}
+  return cycle.Night(
+    None, None, Decision(True, 'accepted: fine'), ('ann',), numbers, seconds
+  )
+
+
+def printed(row):
+  out = io.StringIO()
+  report.show_night(row, PERIODS, console.Console(width=100, file=out))
+  return out.getvalue()
+
+
+def test_a_row_is_plain_and_what_is_not_finite_is_null():
+  row = report.night_row(3, slept(), '2', [1.0, None], [0, 2], 6)
+  again = json.loads(json.dumps(row, allow_nan=False))
+  assert again == row and row['metrics']['divergence_1_first'] is None
+  assert (row['night'], row['after_day'], row['slots']) == (3, '2', 6)
+  assert (row['core'], row['used']) == (2.01, [0, 2])
+  assert row['retention'] == [1.0, None] and row['owners'] == ['ann']
+
+
+def test_a_night_that_was_rolled_back_leaves_the_core_as_it_was():
+  night = slept()._replace(decision=Decision(False, 'rolled back'))
+  row = report.night_row(3, night, '2', [], [0, 0], 6)
+  assert (row['core'], row['accepted']) == (2.0, False)
+  assert '0 of 6' in printed(row) and '2 of 6' not in printed(row)
+
+
+def test_the_table_says_what_went_where_and_what_it_cost():
+  row = report.night_row(3, slept(lost_1=0.125), '2', [], [0, 2], 6)
+  said = printed(row)
+  for words in (
+    'night 3, after day 2',
+    'every 4',
+    '0.25 -> 0.125',
+    '2 of 6',
+    'yes, 12.5% lost',
+    'core loss 2.0000 -> 2.0100',
+    '4.0000 without the night, 3.0000 with fast levels, 3.2500 by slow',
+    'accepted: fine',
+    'compute 0.5 s, gate 61.2 s',
+  ):
+    assert words in said, words
+  assert 'dreams' not in said
+
+
+def test_levels_that_were_not_due_and_dreams_are_named():
+  night = slept(dream_paid=0.5, dream_before=-2.0, dream_after=-1.5)
+  for name in ('written_1', 'divergence_1', 'divergence_1_first'):
+    del night.metrics[name]
+  said = printed(report.night_row(1, night, '1', [], [0, 2], 6))
+  assert 'not due' in said
+  assert 'dreams: 50% helped; score -2.000 -> -1.500' in said
+
+
+def test_the_files_are_written_anew(tmp_path):
+  first = report.night_row(0, slept(), '', [4.0], [0, 2], 6)
+  rows = [first, report.night_row(1, slept(), '1', [3.0, None], [0, 2], 6)]
+  report.write(tmp_path, rows, ['1', '2'], PERIODS)
+  report.write(tmp_path, rows, ['1', '2'], PERIODS)
+  lines = (tmp_path / 'night.jsonl').read_text().splitlines()
+  assert [json.loads(line) for line in lines] == rows
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    'levels.png', 'night.jsonl', 'retention.png'
+  ]  # fmt: skip

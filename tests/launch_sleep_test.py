@@ -1,0 +1,116 @@
+"""The command: kill -9 in a night, wrong words, files it leaves."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import nights_cases as cases
+import pytest
+
+from nestax.launch import nights, trained
+from nestax.launch import sleep as command
+from nestax.sleep.lineage import Lineage
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('command')
+  cases.write_texts(folder)
+  cases.write_run(folder / 'run')
+  return folder
+
+
+def start(folder, out):
+  environment = {
+    'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+  }
+  return subprocess.Popen(
+    [
+      *(sys.executable, '-m', 'nestax.launch.sleep'),
+      *(f'--workdir={folder / "run"}', f'--out={out}', '--days=2'),
+      f'--text={folder / "ann.txt"},{folder / "bob.txt"}',
+      *(f'--core={folder / "core.txt"}', f'--set={cases.SET}'),
+    ],
+    env=os.environ | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def wait_for(path, process):
+  while not path.exists() and process.poll() is None:
+    time.sleep(0.002)
+  assert path.exists(), process.communicate()[0]
+
+
+def test_a_night_that_is_killed_was_never_slept(folder, tmp_path):
+  original = trained.load(folder / 'run').params
+  killed, whole = tmp_path / 'killed', tmp_path / 'whole'
+  process = start(folder, killed)
+  # checkpoints: 1 never slept, 2 dusk, 3 after the night
+  wait_for(killed / 'checkpoints' / '2', process)
+  time.sleep(random.uniform(0, 0.5))
+  process.send_signal(signal.SIGKILL)
+  process.communicate(timeout=500)
+  assert process.returncode == -signal.SIGKILL
+  assert len(Lineage(killed / 'lineage.jsonl').versions()) == 1
+  assert cases.same(trained.load(killed).params, original)
+  process = start(folder, killed)
+  said, _ = process.communicate(timeout=500)
+  assert process.returncode == 0, said
+  assert 'resuming from checkpoint 2' in said
+  assert 'night 2, after day 2' in said
+  nights.live(cases.plan(folder), whole)
+  assert cases.rows(killed) == cases.rows(whole)
+  assert cases.same(trained.load(killed).params, trained.load(whole).params)
+  assert len(Lineage(killed / 'lineage.jsonl').versions()) == 3
+
+
+def run(folder, *words):
+  """Runs the command here, with flags of its own; its exit code."""
+  asked = [
+    'nestax-sleep',
+    f'--workdir={folder / "run"}',
+    f'--text={folder / "ann.txt"}',
+    f'--core={folder / "core.txt"}',
+    f'--out={folder / "never"}',
+    *words,
+  ]
+  values = command.flags.FLAGS
+  values.unparse_flags()
+  for name in values:
+    if name in values.flags_by_module_dict().get('nestax.launch.sleep', []):
+      values[name].unparse()
+  try:
+    return command.main(command._parse(asked))
+  except SystemExit as exit:
+    return exit.code
+
+
+@pytest.mark.parametrize(
+  'words, said',
+  [
+    (['--forge=ann'], 'Unknown command line flag'),
+    (['--set=piece=0'], 'piece=0: at least 1'),
+    (['--set=night.sed.steps=3'], "no key 'sed'"),
+    (['--text=nowhere.txt'], '--text=nowhere.txt: there is no such file'),
+    (['--core=nowhere.txt'], 'nowhere.txt'),
+    (['--slots=4'], 'has 8 expert slots a level already'),
+    (['--owners=cid'], "no owner 'cid' reads; there are reader"),
+    (['--set=arc=nowhere*.json'], 'arc=nowhere*.json: there is no such file'),
+    (['--model=also.gguf'], 'one of them'),
+    (['more'], "unexpected argument 'more'"),
+  ],
+  ids=lambda x: x[0] if isinstance(x, list) else '',
+)
+def test_what_cannot_be_is_refused_in_words(folder, words, said, capsys):
+  assert run(folder, *words) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('nestax-sleep: ') and said in error
+  assert not (folder / 'never').exists()
