@@ -43,6 +43,13 @@ def test_questions_ask_in_other_words_and_do_not_give_the_answer_away():
     assert fact.what != fact.who
 
 
+def test_nobody_and_no_place_is_invented_twice():
+  for relation in ('city', 'friend'):
+    fact = tasks.facts(0, 400, [relation])[0]
+    known = {fact.what, *fact.others, fact.who}
+    assert len(known) == 400 + (relation == 'city')
+
+
 def test_facts_make_a_task():
   facts = tuple(tasks.facts(0, 2, ['city', 'pet']))
   task = tasks.FactsTask(facts, encode, bos=256)
