@@ -24,6 +24,7 @@ RULES = {
     'objective': 'dot',
   },
   'titans': {'adaptive': (), 'generated': False, 'delta': False},
+  'values_not_generated': {'adaptive': ('k', 'v'), 'generated': False},
   'no_retention': {'retention': False, 'value_norm': False},
 }
 
@@ -100,11 +101,13 @@ def test_kernels_in_bfloat16_equal_the_token_rule():
   cases.assert_close(got, everything(*args, 'token'), 6e-2)
 
 
-@pytest.mark.parametrize('length', [LENGTH, C - 4], ids=['long', 'short'])
-def test_a_stream_from_inside_a_chunk_equals_the_token_rule(length):
+@pytest.mark.parametrize(
+  'length,resets', [(LENGTH, False), (C - 4, True)], ids=['long', 'short']
+)
+def test_a_stream_from_inside_a_chunk_equals_the_token_rule(length, resets):
   cfg = rule()
   initial = cases.initial_values(cfg, jnp.float32)
-  inputs = cases.inputs(cfg, jnp.float32, length)
+  inputs = cases.inputs(cfg, jnp.float32, length, resets=resets)
   args = cfg, initial, apart(cfg, initial), inputs, 'float32'
   got = everything(*args, 'gpu')
   cases.assert_close(got, everything(*args, 'token'), 3e-5)
@@ -167,6 +170,7 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
 ):
   calls = []
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
   monkeypatch.setattr(
     pallas_gpu, 'run', lambda cfg, *args: calls.append(cfg.momentum)
   )
@@ -177,6 +181,9 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
       inputs = cases.inputs(cfg, jnp.float32)
       initial = cases.initial_values(cfg, jnp.float32)
       api.run(cfg, initial, None, inputs)
+    monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.6')
+    api.run(rule(), initial, None, inputs)
   assert calls == [False]
-  assert caplog.text.count('lax.scan') == 1
+  assert caplog.text.count('lax.scan') == 2
   assert 'momentum=True' in caplog.text
+  assert "capability '8.6'" in caplog.text

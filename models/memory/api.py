@@ -46,6 +46,8 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   kernels = _kernels()
   try:
     kernels.check(cfg, cfg.chunks[0], inputs.query.shape[-1], dtype)
+    if kernels is pallas_gpu:
+      pallas_gpu.check_machine()
   except kernels.DoesNotFit as reason:
     _say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
     return 'scan'

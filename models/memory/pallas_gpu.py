@@ -23,6 +23,7 @@ from nestax.models.memory.gpu_layout import Given, Shape, Stream
 from nestax.models.memory.types import GATES, MemoryConfig, Weights
 
 SIZES = (16, 32, 64)  # of chunks and heads
+TRIED = ('9.0',)  # compute capabilities
 
 
 class DoesNotFit(ValueError):
@@ -48,6 +49,22 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
     raise DoesNotFit(f'heads of width {K}: one of {SIZES}')
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
     raise DoesNotFit(f'matmuls in {jnp.dtype(dtype)}: bfloat16 or float32')
+
+
+def capability() -> str | None:
+  """The GPU's compute capability; None where there is no such thing."""
+  return getattr(jax.devices()[0], 'compute_capability', None)
+
+
+def check_machine():
+  """Raises DoesNotFit for a GPU on which the kernels were never tried.
+
+  They ask for up to 115 KiB of a block's shared memory, which many have not.
+  """
+  if capability() not in TRIED:
+    raise DoesNotFit(
+      f'a GPU of compute capability {capability()!r}: tried on {TRIED} only'
+    )
 
 
 def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
