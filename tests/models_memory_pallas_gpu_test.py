@@ -141,8 +141,11 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets):
     end, out = pallas_gpu.run(cfg, initial, state, here, dtype, aligned=True)
     return jnp.sum(out) + jnp.sum(end.boundary.stack)
 
-  traced = jax.jit(jax.grad(loss, (0, 1))).trace(initial, inputs.query)
-  text = traced.lower(lowering_platforms=('cuda',)).as_text()
+  device = jax.sharding.AbstractDevice('NVIDIA H100', 132, 'gpu')
+  mesh = jax.sharding.AbstractMesh((1,), ('x',), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(initial, inputs.query)
+    text = traced.lower(lowering_platforms=('cuda',)).as_text()
   names = ('memory_forward', 'memory_prepare', 'memory_turn', 'memory_collect')
   assert all(name in text for name in names)
 
