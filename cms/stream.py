@@ -87,11 +87,14 @@ class Net(NamedTuple):
       must not reach `mixers`; `y` is what the caller wants of every token.
     loss: `(weights, y, seen, piece, length_B) -> (sum_B, count_B)`.
     through: whether `loss` is differentiated through `forward`.
+    constant: the same network, its slow weights being constants for any
+      derivative; None for a network that has none.
   """
 
   forward: Callable
   loss: Callable
   through: bool
+  constant: 'Net | None' = None
 
 
 class StreamState(NamedTuple):
@@ -138,7 +141,18 @@ def gradients(net: Net, first_order: bool, weights, mixers, piece, *where):
   Returns:
     (mixers, y, gradients like `weights`, sum_B, count_B).
   """
+  if not first_order:
+    return _gradients(net, weights, mixers, piece, *where)
+  # Of constants from end to end, so that no derivative of it is even written
+  # down: kernels have no second one. That the chunk is read twice is for the
+  # compiler to see.
+  inputs = jax.lax.stop_gradient((weights, mixers, piece))
+  _, _, *found = _gradients(net.constant or net, *inputs, *where)
+  new, y, _ = net.forward(weights, mixers, piece, *where)
+  return new, y, *jax.lax.stop_gradient(found)
 
+
+def _gradients(net: Net, weights, mixers, piece, *where):
   def through(weights):
     new, y, seen = net.forward(weights, mixers, piece, *where)
     sum_B, count_B = net.loss(weights, y, seen, piece, where[0])
@@ -154,10 +168,6 @@ def gradients(net: Net, first_order: bool, weights, mixers, piece, *where):
       return sum_B.sum(), (sum_B, count_B)
 
     _, pull, (sum_B, count_B) = jax.vjp(local, weights, has_aux=True)
-  if first_order:
-    # what the backward pass reads: without its tangents nothing of it is
-    # differentiated again, and kernels need no second derivative
-    pull = jax.tree.map(jax.lax.stop_gradient, pull)
   (grads,) = pull(jnp.ones((), jnp.float32))
   return new, y, grads, sum_B, count_B
 

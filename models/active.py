@@ -1,5 +1,8 @@
 """The blocks whose levels learn, as the active phase of `cms` reads them."""
 
+import dataclasses
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -100,10 +103,22 @@ def net(cfg: ModelConfig, params, head, aligned: bool) -> Net:
   Args:
     cfg: the model.
     params: of the whole model.
-    head: `x_BxLxD -> logits_BxLxV`.
+    head: `(params, x_BxLxD) -> logits_BxLxV`.
     aligned: chunks of the levels start at boundaries of the memories' chunks.
   """
+  constant = None
+  if cfg.cms.differentiate == 'first_order':
+    still = jax.lax.stop_gradient(params)
+    constant = _net(cfg, still, functools.partial(head, still), aligned)
+  return _net(cfg, params, functools.partial(head, params), aligned, constant)
+
+
+def _net(cfg: ModelConfig, params, head, aligned: bool, constant=None) -> Net:
   first, cms = cfg.adapting[0], cfg.cms
+  if cms.differentiate == 'full':
+    # kernels have no second derivative
+    memory = dataclasses.replace(cfg.memory, implementation='scan')
+    cfg = dataclasses.replace(cfg, memory=memory)
 
   def forward(weights, mixers, piece: Piece, length_B, alive_BxL):
     x_BxLxD, states, keys = piece.x_BxLxD, [], []
@@ -145,7 +160,7 @@ def net(cfg: ModelConfig, params, head, aligned: bool) -> Net:
       sum_B += _local(cfg, params, group, delta, keys, scored_BxL)
     return sum_B, count_B
 
-  return Net(forward, loss, cms.objective == 'next_token')
+  return Net(forward, loss, cms.objective == 'next_token', constant)
 
 
 def _local(cfg: ModelConfig, params, group, delta, keys, scored_BxL):

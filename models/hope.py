@@ -84,7 +84,6 @@ class SelfModifyingTitan(nn.Module):
   """
 
   cfg: ModelConfig
-  implementation: str | None = None
 
   @nn.compact
   def __call__(
@@ -119,7 +118,7 @@ class SelfModifyingTitan(nn.Module):
       None if state is None else state.memory,
       inputs,
       dtype=dtype,
-      implementation=self.implementation,
+      implementation=cfg.memory.implementation or None,
       length_B=length_B,
       aligned=aligned,
     )

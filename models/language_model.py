@@ -118,7 +118,7 @@ class LanguageModel(nn.Module):
       )
     if state is None:
       logits, *end = active.read_fresh(
-        cfg, params, _head(cfg, params), x_BxLxD, tokens_BxL, reset_BxL
+        cfg, params, _head(cfg), x_BxLxD, tokens_BxL, reset_BxL
       )
       # for who asks with mutable=['telemetry'], see `telemetry.sown`
       self.sow('telemetry', 'levels', telemetry.of_levels(*end))
@@ -126,7 +126,7 @@ class LanguageModel(nn.Module):
     levels, mixers, logits = active.read_on(
       cfg,
       params,
-      _head(cfg, params),
+      _head(cfg),
       state.levels,
       active.layers(state.blocks, first, cfg.N),
       Piece(x_BxLxD, tokens_BxL, reset_BxL),
@@ -150,10 +150,10 @@ class LanguageModel(nn.Module):
     return axes.constrain(logits, 'batch', 'length', 'vocab')
 
 
-def _head(cfg: ModelConfig, params):
-  """The head as a function of the stream, outside of any module."""
+def _head(cfg: ModelConfig):
+  """The head as a function of parameters and stream, outside of any module."""
   model = LanguageModel(cfg, parent=None)
-  return lambda x: model.apply({'params': params}, x, method='logits')
+  return lambda params, x: model.apply({'params': params}, x, method='logits')
 
 
 def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
@@ -185,7 +185,7 @@ def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
     return state
   params = nn.unbox(params)
   mixers = active.layers(state.blocks, cfg.adapting[0], cfg.N)
-  levels = active.flush(cfg, params, _head(cfg, params), state.levels, mixers)
+  levels = active.flush(cfg, params, _head(cfg), state.levels, mixers)
   return state._replace(levels=levels)
 
 

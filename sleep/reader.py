@@ -112,7 +112,7 @@ def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL):
   params = nn.unbox(params)
   model = language_model.LanguageModel(cfg)
 
-  def head(x_BxLxD):
+  def head(params, x_BxLxD):
     return model.apply({'params': params}, x_BxLxD, method='logits')
 
   def cut(start, stop):
@@ -128,7 +128,7 @@ def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL):
       cfg, params, Segment(0, first, None), trunk, x_BxLxD, None
     )
   if first == cfg.N:
-    return trunk, head(x_BxLxD)
+    return trunk, head(params, x_BxLxD)
   piece = Piece(x_BxLxD, tokens_BxL, None)
   forward = active.net(cfg, params, head, aligned=False).forward
   mixers, logits_BxLxV, _ = forward(

@@ -318,3 +318,32 @@ def test_flush_writes_what_is_pending_and_moves_no_clock(name):
     before, after = levels_.weights(old), levels_.weights(new)
     assert np.abs(after.up_DxF - before.up_DxF)[:, 3].max() > 0
     assert list(new.commits_B - old.commits_B)[3] == 1
+
+
+def test_levels_learn_in_first_order_through_kernels():
+  tokens = jax.random.randint(jax.random.key(2), (2, 16), 0, V)
+
+  def grads(implementation):
+    memory = {'chunk_mem': 8, 'chunk_rest': 8, 'implementation': implementation}
+    cms = {'periods': (8,), 'blocks': '1', 'differentiate': 'first_order'}
+    cms |= {'variant': 'sequential', 'optimizer': 'sgd'}
+    cfg = config('hope', cms=cms, memory=memory)
+    model = language_model.LanguageModel(cfg)
+    params = nn.unbox(model.init(jax.random.key(0), None, tokens)['params'])
+
+    def loss(params):
+      _, logits = model.apply({'params': params}, None, tokens)
+      chance = jax.nn.log_softmax(logits[:, :-1])
+      return -jnp.take_along_axis(chance, tokens[:, 1:, None], 2).mean()
+
+    return jax.jit(jax.grad(loss))(params)
+
+  jax.tree.map(close, grads('pallas'), grads('scan'))
+
+
+def test_kernels_are_refused_where_they_would_be_differentiated_twice():
+  cms, memory = {'differentiate': 'full'}, {'implementation': 'pallas'}
+  with pytest.raises(ValueError, match='no second derivative'):
+    config('hope', cms=cms, memory=memory)
+  cfg = config('hope', cms=cms)
+  assert cfg.memory.implementation == ''

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from nestax.models.memory import pallas_gpu, pallas_tpu, scan, token
 from nestax.models.memory.types import (
+  IMPLEMENTATIONS,
   Inputs,
   MemoryConfig,
   init_state,
   wide,
 )
 
-IMPLEMENTATIONS = ('token', 'scan', 'pallas')
 FEW = 2  # tokens up to which the token rule is cheaper than a chunk
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 GATES = ('eta', 'alpha')
 READS = ('token', 'boundary')
 ANCHORS = ('initial', 'zero')
+IMPLEMENTATIONS = ('token', 'scan', 'pallas')
 OBJECTIVES = ('l2', 'dot')
 
 
@@ -49,6 +50,8 @@ class MemoryConfig:
     bounded: a two-layer memory's steps are divided by their gain where it
       exceeds 1 (see `outer_gain`, `inner_gain`); False is the bare rule.
     remat: recompute a chunk's inner values in the backward pass.
+    implementation: one of IMPLEMENTATIONS; '' picks by length, shape and
+      machine, see `api.run`.
   """
 
   chunk_mem: int = 64
@@ -69,6 +72,7 @@ class MemoryConfig:
   eta_max: float = 0.5
   bounded: bool = True
   remat: bool = True
+  implementation: str = ''
 
   def __post_init__(self):
     small, big = sorted((self.chunk_mem, self.chunk_rest))
@@ -84,6 +88,7 @@ class MemoryConfig:
       ('read', READS),
       ('anchor', ANCHORS),
       ('objective', OBJECTIVES),
+      ('implementation', ('', *IMPLEMENTATIONS)),
     ):
       if getattr(self, name) not in known:
         raise ValueError(f'{name}={getattr(self, name)!r}: one of {known}')
