@@ -1,37 +1,29 @@
 """The training loop, from a config to a trained model, top to bottom."""
 
-import dataclasses
 import functools
-import pathlib
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from nestax.launch import (
   checkpoint,
-  groups,
-  initial,
   lock,
   loss,
   metrics,
-  optimizer,
   plots,
   progress,
   sampling,
 )
 from nestax.launch import mesh as meshes
 from nestax.launch import step as steps
-from nestax.launch.configs import common
 from nestax.launch.data import corpora, pipeline, tokenizers
+from nestax.launch.prepare import Plan
+from nestax.launch.prepare import prepare as prepare
+from nestax.launch.signals import Interrupted, Signals, agreed
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -42,78 +34,6 @@ class BadSteps(RuntimeError):
 
 # What ends a run that was well begun, each in words.
 FAILURES = (BadSteps, checkpoint.CheckpointError, corpora.DataError)
-
-
-class Interrupted(Exception):
-  """SIGTERM or SIGINT came; the run has been saved.
-
-  Attributes:
-    exit_code: 128 + the signal, what a shell reports for a process it ended:
-      schedulers start such a job again.
-  """
-
-  def __init__(self, words: str, number: int):
-    super().__init__(words)
-    self.exit_code = 128 + number
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """A checked config and what it builds; no array is made yet.
-
-  Attributes:
-    memory: rows -> state of that many fresh sequences; None where no memory
-      is carried from batch to batch.
-  """
-
-  config: Any
-  workdir: pathlib.Path
-  model: language_model.LanguageModel
-  mesh: Mesh
-  tx: optax.GradientTransformation
-  schedule: optax.Schedule
-  memory: Callable[[int], Any] | None
-  params: dict | None
-  frozen: Any
-
-
-def prepare(config, workdir) -> Plan:
-  """Checks everything that can be wrong with a config before it is used.
-
-  Args:
-    config: ConfigDict with the groups of `configs.common.defaults`.
-    workdir: where the run lies; made if it is not there.
-
-  Raises:
-    ValueError, OSError: in words, with the offending value.
-  """
-  common.check(config)
-  config, given = initial.resolve(config)
-  cfg = ModelConfig.from_dict(config.model)
-  rows, length = config.train.batch, config.data.length
-  mesh = meshes.make(config.mesh, rows // config.train.accumulate, length)
-  model = language_model.LanguageModel(cfg)
-  params = nn.unbox(steps.abstract_params(model))
-  tx, schedule = optimizer.build(config, params, mesh)
-  _check_levels(cfg, length, config.train.carry_state)
-  pipeline.check(config, cfg.V, jax.process_count())
-  checkpoint.check_writable(workdir)
-  memory = None
-  if config.train.carry_state:
-    memory = functools.partial(language_model.init_state, cfg, length=length)
-  workdir = pathlib.Path(workdir)
-  frozen = groups.frozen(config, params)
-  return Plan(config, workdir, model, mesh, tx, schedule, memory, given, frozen)
-
-
-def _check_levels(cfg: ModelConfig, length: int, carried: bool) -> None:
-  """Refuses levels that would never use what they learn."""
-  if cfg.stream and not carried and length <= cfg.stream.periods[0]:
-    raise ValueError(
-      f'data.length = {length} tokens: the fastest level commits every '
-      f'{cfg.stream.periods[0]}, so no level of a row would learn; give longer '
-      'rows, shorter model.cms.periods or train.carry_state=True'
-    )
 
 
 def train(plan: Plan) -> dict[str, float]:
@@ -198,7 +118,7 @@ def _train(plan: Plan) -> dict[str, float]:
         if late:
           report(*late)
         late = number, fresh
-        stop = _agreed(signals.received, number, config.log.every)
+        stop = agreed(signals.received, number, config.log.every)
         evaluating = _due(number, config.eval.every, last)
         saving = _due(number, config.checkpoint.every, last)
         if not (stop or evaluating or saving):
@@ -347,42 +267,3 @@ def _summary(
   )
   there = [workdir / name for name in files if (workdir / name).exists()]
   return rows + [(path.name, str(path)) for path in there]
-
-
-class Signals:
-  """Notes SIGTERM or SIGINT instead of dying of it; a second one kills.
-
-  Attributes:
-    received: the signal's number, 0 for none.
-  """
-
-  def __init__(self):
-    self.received = 0
-    self._before = {}
-
-  def __enter__(self) -> 'Signals':
-    # Only the main thread may set handlers; elsewhere (a notebook's helper
-    # thread) signals keep their meaning.
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._before[number] = signal.signal(number, self._note)
-    return self
-
-  def __exit__(self, *error) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-    self._before = {}
-
-  def _note(self, number, frame) -> None:
-    self.received = number
-    self.__exit__()
-
-
-def _agreed(received: int, number: int, every: int) -> int:
-  """The signal that any process has noted; all must stop at the same step."""
-  if jax.process_count() == 1:
-    return received
-  if number % every:
-    return 0
-  noted = multihost_utils.process_allgather(np.int32(received))
-  return int(np.max(noted))
