@@ -44,6 +44,7 @@ def make_config(corpus, family='transformer'):
   )
   config.mesh.data = 1
   config.train.update({'steps': 4, 'batch': 4, 'max_bad_steps': 2})
+  config.optimizer = 'adamw'  # compiles in half the time
   config.opt.warmup = 1
   config.checkpoint.every = 2
   config.eval.every = 2

@@ -19,6 +19,8 @@ MAY_CHANGE = (
   'train.max_bad_steps',
   'train.accumulate',
   'model.remat',
+  'model.memory.implementation',
+  'model.memory.remat',
   'data.workers',
   'data.prefetch',
   'mesh',
@@ -56,7 +58,7 @@ def defaults() -> ml_collections.ConfigDict:
     'carry_state': False,  # row b of a batch goes on where the last one ended
     'max_bad_steps': 20,  # in a row; then the run stops
   }
-  config.optimizer = 'adamw'
+  config.optimizer = 'm3'  # of matrices; or muon, adamw
   config.opt = optimizer.default_opt()
   # Devices along each axis; -1 for all that are left.
   config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}

@@ -22,6 +22,7 @@ def get_config():
   config.data.source = 'text'
   config.data.length = 4096
   config.train.steps = 600
+  config.optimizer = 'adamw'  # what the table in BUILD_NOTES.md is from
   config.opt.lr = 2e-3
   config.checkpoint.every = 0
   config.eval.every = 200

@@ -12,7 +12,7 @@ def get_config():
   config.name = 'quickstart'
   config.model.dtype = 'float32'
   config.train.steps = 500
-  config.opt.lr = 6e-3
+  config.opt.lr = 0.012
   config.opt.warmup = 50
   config.checkpoint.every = 100
   config.eval.every = 100

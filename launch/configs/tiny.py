@@ -15,7 +15,7 @@ def get_config():
   config.data.length = 256
   config.data.valid_batches = 4
   config.train.steps = 300
-  config.opt.lr = 6e-3
+  config.opt.lr = 0.012
   config.opt.warmup = 30
   config.checkpoint.every = 100
   config.eval.every = 100
