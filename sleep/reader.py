@@ -28,11 +28,13 @@ class Reader(NamedTuple):
     fresh: `(context, rows, length) -> state` of rows that have read nothing.
       The context is what all of them know already, a pytree or None; where it
       is of O owners, row i belongs to owner `i // (rows // O)`.
-    read: `(params, state, tokens_BxL) -> (state, logits_BxLxV)`, float32.
+    read: `(params, state, tokens_BxL, length_B=None) -> (state,
+      logits_BxLxV)`, float32; of a row the first `length_B` tokens count, or
+      all, and the others change no state.
   """
 
   fresh: Callable[[Any, int, int], Any]
-  read: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
+  read: Callable[..., tuple[Any, jax.Array]]
 
 
 class Rows(NamedTuple):
@@ -63,8 +65,8 @@ def of_model(cfg: ModelConfig, allowed_V=None) -> Reader:
         )
     return Rows(language_model.init_state(cfg, rows, length).blocks, context)
 
-  def read(params, state, tokens_BxL):
-    mixers, logits_BxLxV = _read(cfg, params, state, tokens_BxL)
+  def read(params, state, tokens_BxL, length_B=None):
+    mixers, logits_BxLxV = _read(cfg, params, state, tokens_BxL, length_B)
     if allowed_V is not None:
       allowed_1x1xV = jnp.asarray(allowed_V)[None, None]
       logits_BxLxV = jnp.where(allowed_1x1xV, logits_BxLxV, NEVER)
@@ -78,36 +80,39 @@ def learned(state: language_model.ModelState):
   return None if state.levels is None else written(state.levels.levels)
 
 
-def _read(cfg: ModelConfig, params, state: Rows, tokens_BxL):
+def _read(cfg: ModelConfig, params, state: Rows, tokens_BxL, length_B):
   rows = tokens_BxL.shape[0]
   owners = rows
   if state.written is not None:
     owners = jax.tree.leaves(state.written)[0].shape[1]
   if rows == owners:
-    return _read_as_one(cfg, params, state, tokens_BxL)
+    return _read_as_one(cfg, params, state, tokens_BxL, length_B)
 
   # one row at a time under two vmaps: what an owner has written is there once
-  def one(mixers, written, tokens_L):
+  def one(mixers, written, tokens_L, length):
     row = jax.tree.map(lambda x: x[:, None], Rows(mixers, written))
-    mixers, logits_1xLxV = _read_as_one(cfg, params, row, tokens_L[None])
+    mixers, logits_1xLxV = _read_as_one(
+      cfg, params, row, tokens_L[None], None if length is None else length[None]
+    )
     return jax.tree.map(lambda x: x[:, 0], mixers), logits_1xLxV[0]
 
   def split(x, axis):
     shape = (*x.shape[:axis], owners, rows // owners, *x.shape[axis + 1 :])
     return x.reshape(shape)
 
-  each = jax.vmap(one, in_axes=(1, None, 0), out_axes=(1, 0))
-  every = jax.vmap(each, in_axes=(1, 1, 0), out_axes=(1, 0))
+  each = jax.vmap(one, in_axes=(1, None, 0, 0), out_axes=(1, 0))
+  every = jax.vmap(each, in_axes=(1, 1, 0, 0), out_axes=(1, 0))
   mixers, logits = every(
     jax.tree.map(lambda x: split(x, 1), state.mixers),
     state.written,
     split(tokens_BxL, 0),
+    None if length_B is None else split(length_B, 0),
   )
   mixers = jax.tree.map(lambda x, like: x.reshape(like.shape), mixers, state[0])
   return mixers, logits.reshape(rows, *logits.shape[2:])
 
 
-def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL):
+def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL, length_B):
   """Rows whose owners are as many, or that know nothing of their own."""
   params = nn.unbox(params)
   model = language_model.LanguageModel(cfg)
@@ -125,14 +130,20 @@ def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL):
   trunk = cut(0, first)
   if first:
     trunk, x_BxLxD, _ = active.run_blocks(
-      cfg, params, Segment(0, first, None), trunk, x_BxLxD, None
+      cfg,
+      params,
+      Segment(0, first, None),
+      trunk,
+      x_BxLxD,
+      None,
+      length_B=length_B,
     )
   if first == cfg.N:
     return trunk, head(params, x_BxLxD)
   piece = Piece(x_BxLxD, tokens_BxL, None)
   forward = active.net(cfg, params, head, aligned=False).forward
   mixers, logits_BxLxV, _ = forward(
-    state.written, cut(first, cfg.N), piece, None, None
+    state.written, cut(first, cfg.N), piece, length_B, None
   )
   if first:
     mixers = jax.tree.map(lambda *x: jnp.concatenate(x), trunk, mixers)
@@ -164,11 +175,13 @@ def sample(
   temperature: float = 1.0,
   eos: int = -1,
   pad: int = 0,
+  most: int = 0,
 ) -> Said:
   """Goes on from prompts until the rows are full or their end is said.
 
-  One scan over tokens for prompts of any lengths; a call for `jax.jit`, or for
-  a caller that is jitted. No gradient is to go through it.
+  The prompts are read at once, whatever their lengths; what is said is one
+  scan over tokens. A call for `jax.jit`, or for a caller that is jitted. No
+  gradient is to go through it.
 
   Args:
     reader: of the model.
@@ -179,33 +192,45 @@ def sample(
     temperature: 1 for the model's own distribution, 0 for the likeliest.
     eos: id that ends a row; -1 if none does.
     pad: id of what is after the end.
+    most: tokens to say, at most; 0 for as many as there is room for.
   """
   B, L = prompts.tokens_BxL.shape
-  state = reader.fresh(context, B, L)
+  most = min(most, L - 1) or L - 1
+  place_1xL = jnp.arange(L)[None]
+  state, logits_BxLxV = reader.read(
+    params,
+    reader.fresh(context, B, L),
+    prompts.tokens_BxL,
+    prompts.start_B,
+  )
+  last_Bx1x1 = (prompts.start_B - 1)[:, None, None]
+  first_BxV = jnp.take_along_axis(logits_BxLxV, last_Bx1x1, 1)[:, 0]
 
-  def one(carry, place):
-    state, token_B, done_B = carry
-    t, key = place
-    state, logits_Bx1xV = reader.read(params, state, token_B[:, None])
+  def say(row, logits_BxV, key):
+    tokens_BxL, length_B, done_B = row
     if temperature:
-      scaled = logits_Bx1xV[:, 0] / temperature
-      drawn_B = jax.random.categorical(key, scaled)
+      token_B = jax.random.categorical(key, logits_BxV / temperature)
     else:
-      drawn_B = logits_Bx1xV[:, 0].argmax(-1)
-    given_B = t < prompts.start_B
-    drawn_B = jnp.where(done_B, pad, drawn_B.astype(jnp.int32))
-    token_B = jnp.where(given_B, prompts.tokens_BxL[:, t], drawn_B)
-    counts_B = given_B | ~done_B
-    done_B = done_B | (~given_B & (token_B == eos))
-    return (state, token_B, done_B), (token_B, counts_B)
+      token_B = logits_BxV.argmax(-1)
+    token_B = token_B.astype(jnp.int32)
+    here_BxL = (place_1xL == length_B[:, None]) & ~done_B[:, None]
+    tokens_BxL = jnp.where(here_BxL, token_B[:, None], tokens_BxL)
+    length_B = length_B + here_BxL.any(1)
+    return (tokens_BxL, length_B, done_B | (token_B == eos)), token_B
 
-  first_B = prompts.tokens_BxL[:, 0]
-  carry = state, first_B, jnp.zeros((B,), bool)
-  places = jnp.arange(1, L), jax.random.split(key, L - 1)
-  _, (tokens, counts) = jax.lax.scan(one, carry, places)
-  tokens_BxL = jnp.concatenate([first_B[:, None], tokens.T], 1)
-  length_B = 1 + counts.sum(0, dtype=jnp.int32)
-  return Said(tokens_BxL, prompts.start_B, length_B)
+  def one(carry, key):
+    state, row, token_B = carry
+    state, logits_Bx1xV = reader.read(params, state, token_B[:, None])
+    row, token_B = say(row, logits_Bx1xV[:, 0], key)
+    return (state, row, token_B), None
+
+  keys = jax.random.split(key, most)
+  start_B = prompts.start_B.astype(jnp.int32)
+  row = prompts.tokens_BxL, start_B, jnp.zeros((B,), bool)
+  carry = state, *say(row, first_BxV, keys[0])
+  (_, (tokens_BxL, length_B, _), _), _ = jax.lax.scan(one, carry, keys[1:])
+  tokens_BxL = jnp.where(place_1xL < length_B[:, None], tokens_BxL, pad)
+  return Said(tokens_BxL, start_B, length_B)
 
 
 def score(reader: Reader, params, context, tokens_BxL):

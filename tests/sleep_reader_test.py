@@ -125,3 +125,39 @@ def test_scores_are_those_the_sampler_saw():
   np.testing.assert_array_equal(
     first[mask], np.asarray(said.tokens_BxL)[:, 1:][mask]
   )
+
+
+@pytest.mark.parametrize('family', ['hope_attention', 'hope'])
+def test_what_does_not_count_of_a_row_changes_no_state(family):
+  cfg = cases.config(family)
+  params, O = cases.params_of(cfg), 2  # noqa: E741
+  context = readers.learned(cases.day(cfg, O))
+  reader, new = readers.of_model(cfg), cases.tokens(4, 9, seed=2)
+  length = jnp.array([3, 9, 1, 5])
+  begun = reader.fresh(context, 4, 32)
+  state, padded = jax.jit(reader.read)(params, begun, new, length)
+  after = cases.tokens(4, 3, seed=5)
+  _, got = reader.read(params, state, after)
+  for row, n in enumerate(length):
+    whole = jnp.concatenate([new[row, :n], after[row]])[None]
+    each = jax.tree.map(lambda x, o=row // 2: x[:, o : o + 1], context)
+    _, want = reader.read(params, reader.fresh(each, 1, 32), whole)
+    close(padded[row, :n], want[0, :n])
+    close(got[row], want[0, n:])
+
+
+def test_no_more_is_said_than_asked_for():
+  reader = cases.table_reader()
+  table = 50.0 * jax.nn.one_hot(jnp.array([1, 2, 0]), 3)  # 0 -> 1 -> 2 -> 0
+  prompts = readers.Said(
+    jnp.array([[0, 9, 9, 9, 9, 9], [0, 1, 2, 0, 1, 9]]),
+    jnp.array([1, 5]),
+    jnp.array([1, 5]),
+  )
+  said = readers.sample(
+    reader, table, None, prompts, jax.random.key(0), pad=7, most=2
+  )
+  np.testing.assert_array_equal(
+    said.tokens_BxL, [[0, 1, 2, 7, 7, 7], [0, 1, 2, 0, 1, 2]]
+  )
+  np.testing.assert_array_equal(said.length_B, [3, 6])
