@@ -11,7 +11,9 @@ from nestax.sleep.texts import Day
 from nestax.sleep.tools import Tools
 
 
-def move(tools: Tools, teacher, student, k: int, day: Day, made, key, tell):
+def move(
+  tools: Tools, teacher, student, k: int, day: Day, made, kept, key, tell
+):
   """Moves what the levels k hold into a slot: (params, its index, numbers)."""
   cfg, how = tools.cfg, tools.how
   to = grow.receiver(cfg, k)
@@ -40,6 +42,8 @@ def move(tools: Tools, teacher, student, k: int, day: Day, made, key, tell):
     texts.drawer(made, len(day.rows), how.seed.rows),
     key,
     note,
+    # as many rows of every owner, whoever's context the student still has
+    kept and texts.drawer(kept, 1, how.seed.rows * len(day.rows)),
   )
   numbers |= {f'{name}_{k}': float(x) for name, x in last.items()}
   return grow.put(cfg, params, to, index, new), index, numbers

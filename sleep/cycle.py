@@ -74,6 +74,7 @@ def night(
   key,
   tell: Callable[[int, int, dict], None] | None = None,
   tasks: Sequence[Task] = (),
+  past: Said | None = None,
 ) -> Night:
   """Sleeps once; arrays that it is given are not changed.
 
@@ -87,6 +88,8 @@ def night(
     key: of all that is random.
     tell: given sender, updates made and their numbers.
     tasks: to dream about; without any, there are no dreams.
+    past: texts of earlier days, rows of `texts.length` tokens: what the slow
+      weights say there is kept, along with what they say by themselves.
 
   Raises:
     SlotsError: if a receiver has no free slot and cannot be merged.
@@ -106,7 +109,10 @@ def night(
   with clock('texts'):
     speak = functools.partial(tools.speak, *teacher)
     made = texts.make(how.texts, tools.words.bos, speak, day, texts_key)
-    jax.block_until_ready(made)
+    alone = functools.partial(tools.speak, params, None)
+    kept_key = jax.random.fold_in(texts_key, 1)
+    kept_texts = texts.kept(how.texts, tools.words.bos, alone, kept_key, past)
+    jax.block_until_ready((made, kept_texts))
   metrics = _losses(tools, 'before', params, day, core)
   metrics['day_dusk'] = _dusk_loss(tools, teacher, day)
   grown, kept, index = params, context, {}
@@ -116,7 +122,7 @@ def night(
     kept = consolidate.reset(kept, k)
     with clock(f'consolidate {k}'):
       grown, index[grow.receiver(cfg, k)], said = consolidate.move(
-        tools, teacher, Side(grown, kept), k, day, made, key, tell
+        tools, teacher, Side(grown, kept), k, day, made, kept_texts, key, tell
       )
     metrics |= said
     awake = grow.empty(cfg, awake, k, chosen_B)

@@ -3,11 +3,15 @@
 Sleep section 2.3, item 4, with item 2's mixture, as a loss to be minimised:
 
     alpha [(1 - on_policy) F(teacher's y) + on_policy F(student's y)]
-      - (1 - alpha) E[r(student's y)]
+      - (1 - alpha) E[r(student's y)] + keep F'(kept)
 
 `F` is a divergence of the two next-token distributions, mean over tokens; `r`
 is `sleep/imitate.py`'s reward, followed by REINFORCE with a leave-one-out
-baseline over a group of completions of one prefix. Samples are constants.
+baseline over a group of completions of one prefix, as a mean over tokens too:
+a sum would outweigh the divergence by the length. Samples are constants. `F'`
+is on texts that the model said before the day, where the slot is to change
+nothing: the papers have no such term, and without it a slot forgets whatever
+its teacher forgot.
 """
 
 import dataclasses
@@ -41,6 +45,10 @@ class SeedConfig:
     bound: edit distance beyond which nothing is paid, a share of the length.
     divergence: 'reverse_kl' KL(student || teacher), 'forward_kl' or 'jsd'.
     temperature: of the student's completions.
+    every: the student speaks in each n-th update; the others follow the
+      divergence on the teacher's texts and on those that are kept.
+    say: tokens of a completion, at most; 0 for as many as there is room for.
+    keep: weight of the divergence on texts that are kept, if there are any.
   """
 
   steps: int = 100
@@ -54,6 +62,9 @@ class SeedConfig:
   bound: float = 0.5
   divergence: str = 'reverse_kl'
   temperature: float = 1.0
+  every: int = 1
+  say: int = 0
+  keep: float = 1.0
 
   def __post_init__(self):
     if self.divergence not in DIVERGENCES:
@@ -63,9 +74,12 @@ class SeedConfig:
     for name in ('alpha', 'on_policy', 'gamma', 'bound'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name}={getattr(self, name)}: from 0 to 1')
-    for name in ('steps', 'rows', 'group'):
+    for name in ('steps', 'rows', 'group', 'every'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)}: at least 1')
+    for name in ('say', 'keep'):
+      if not 0 <= getattr(self, name) < float('inf'):
+        raise ValueError(f'{name}={getattr(self, name)}: 0 or more, and finite')
     for name in ('rate', 'clip', 'temperature'):
       if not 0 < getattr(self, name) < float('inf'):
         raise ValueError(f'{name}={getattr(self, name)}: above 0 and finite')
@@ -153,14 +167,15 @@ class Heard(NamedTuple):
   texts_BxLxV: jax.Array | None  # logits of its own texts
   said_BxLxV: jax.Array | None  # logits of the student's
   reward_B: jax.Array | None
+  kept_BxLxV: jax.Array | None = None  # logits of the kept texts
 
 
 class Programs(NamedTuple):
   """Sampling, scoring and update: one jitted, batched program each."""
 
   speak: Callable  # (student, texts, key) -> (prefixes, said)
-  hear: Callable  # (teacher, texts, prefixes, said) -> Heard
-  learn: Callable  # (trained, opt_state, student, texts, said, heard) -> ...
+  hear: Callable  # (teacher, texts, prefixes, said, kept, context) -> Heard
+  learn: Callable  # (trained, opt_state, student, texts, said, heard, kept)
 
 
 def optimizer(cfg: SeedConfig) -> optax.GradientTransformation:
@@ -171,32 +186,44 @@ def optimizer(cfg: SeedConfig) -> optax.GradientTransformation:
   )
 
 
-def loss(cfg: SeedConfig, reader: Reader, student: Side, texts, said, heard):
+def loss(
+  cfg: SeedConfig, reader: Reader, student: Side, texts, said, heard, kept=None
+):
   """The objective of the module's docstring, and its parts.
 
+  Without anything said all of the first two terms is the divergence on the
+  teacher's texts.
+
   Returns:
-    (loss, dict of float32 scalars `divergence`, `on_policy_divergence` and
-    `reward`, those that are computed).
+    (loss, dict of float32 scalars `divergence`, `on_policy_divergence`,
+    `reward` and `kept`, those that are computed).
   """
   total, parts = 0.0, {}
-  if cfg.alpha and cfg.on_policy < 1:
+  on_policy = 0.0 if said is None else cfg.on_policy
+  if cfg.alpha and on_policy < 1:
     own = readers.score(reader, *student, texts.tokens_BxL)
     apart = divergence(cfg.divergence, heard.texts_BxLxV, own)
     parts['divergence'] = _mean(apart, texts.said_BxL[:, 1:])
-    total += cfg.alpha * (1 - cfg.on_policy) * parts['divergence']
-  if not cfg.speaks:
+    total += cfg.alpha * (1 - on_policy) * parts['divergence']
+  if kept is not None:
+    own = readers.score(reader, *student, kept.tokens_BxL)
+    apart = divergence(cfg.divergence, heard.kept_BxLxV, own)
+    parts['kept'] = _mean(apart, kept.said_BxL[:, 1:])
+    total += cfg.keep * parts['kept']
+  if said is None:
     return total, parts
   own = readers.score(reader, *student, said.tokens_BxL)
   mask = said.said_BxL[:, 1:]
-  if cfg.alpha and cfg.on_policy:
+  if cfg.alpha and on_policy:
     apart = divergence(cfg.divergence, heard.said_BxLxV, own)
     parts['on_policy_divergence'] = _mean(apart, mask)
-    total += cfg.alpha * cfg.on_policy * parts['on_policy_divergence']
+    total += cfg.alpha * on_policy * parts['on_policy_divergence']
   if cfg.alpha < 1:
     drawn = own / cfg.temperature  # the chance that it was drawn with
     log_B = log_chance(drawn, said.tokens_BxL[:, 1:], mask)
     paid_B = jax.lax.stop_gradient(advantage(heard.reward_B, cfg.group))
-    total -= (1 - cfg.alpha) * (paid_B * log_B).mean()
+    gain = (paid_B * log_B).sum() / jnp.maximum(mask.sum(), 1)
+    total -= (1 - cfg.alpha) * gain
     parts['reward'] = heard.reward_B.mean()
   return total, parts
 
@@ -225,32 +252,46 @@ def programs(
     prefixes = cut(cut_key, texts, cfg.group)
     params = put(student.params, trained)
     said = readers.sample(
-      reader, params, student.context, prefixes, key, cfg.temperature, eos
+      reader,
+      params,
+      student.context,
+      prefixes,
+      key,
+      cfg.temperature,
+      eos,
+      most=cfg.say,
     )
     return prefixes, said
 
   @jax.jit
-  def hear(teacher: Side, texts: Said, prefixes, said) -> Heard:
-    of_texts = of_said = reward_B = None
-    if cfg.alpha and cfg.on_policy < 1:
+  def hear(
+    teacher: Side, texts: Said, prefixes, said, kept=None, context=None
+  ) -> Heard:
+    of_texts = of_said = reward_B = of_kept = None
+    if cfg.alpha and (said is None or cfg.on_policy < 1):
       of_texts = readers.score(reader, *teacher, texts.tokens_BxL)
-    if cfg.speaks:
+    if kept is not None:
+      # by the slow weights as they were, and what the student has beside them
+      of_kept = readers.score(reader, teacher.params, context, kept.tokens_BxL)
+    if said is not None:
       of_said = readers.score(reader, *teacher, said.tokens_BxL)
       mask = said.said_BxL[:, 1:]
       sem_B = semantic(of_said, said.tokens_BxL[:, 1:], mask)
-      same_B = imitate.r_abs(
-        *completion(said), *completion(prefixes), cfg.bound
-      )
+      mine, own_B = completion(said)
+      wanted, their_B = completion(prefixes)
+      if cfg.say:
+        their_B = jnp.minimum(their_B, cfg.say)
+      same_B = imitate.r_abs(mine, own_B, wanted, their_B, cfg.bound)
       reward_B = imitate.combine(sem_B, same_B, cfg.gamma)
-    return Heard(of_texts, of_said, reward_B)
+    return Heard(of_texts, of_said, reward_B, of_kept)
 
   tx = optimizer(cfg)
 
   @jax.jit
-  def learn(trained, opt_state, student: Side, texts, said, heard):
+  def learn(trained, opt_state, student: Side, texts, said, heard, kept=None):
     def objective(trained):
       own = student._replace(params=put(student.params, trained))
-      return loss(cfg, reader, own, texts, said, heard)
+      return loss(cfg, reader, own, texts, said, heard, kept)
 
     grads, parts = jax.grad(objective, has_aux=True)(trained)
     updates, opt_state = tx.update(grads, opt_state, trained)
@@ -269,6 +310,7 @@ def run(
   draw: Callable[[jax.Array], Said],
   key,
   tell: Callable[[int, dict], None] | None = None,
+  keep: Callable[[jax.Array], Said] | None = None,
 ):
   """Teaches the student.
 
@@ -283,21 +325,25 @@ def run(
     key: of all that is random.
     tell: given the number of updates made and their numbers, float32 scalars
       on the device.
+    keep: `key -> Said`, texts of one update whose distributions are to stay
+      those of the teacher's slow weights; None for none.
 
   Returns:
-    (trained, numbers of the last update).
+    (trained, newest value of every number).
   """
-  opt_state = optimizer(cfg).init(trained)
-  parts = {}
+  opt_state, numbers = optimizer(cfg).init(trained), {}
   for step in range(cfg.steps):
     texts_key, speak_key = jax.random.split(jax.random.fold_in(key, step))
-    texts, prefixes, said = draw(texts_key), None, None
-    if cfg.speaks:
+    texts, prefixes, said, kept = draw(texts_key), None, None, None
+    if cfg.keep and keep is not None:
+      kept = keep(texts_key)
+    if cfg.speaks and step % cfg.every == 0:
       prefixes, said = made.speak(trained, student, texts, speak_key)
-    heard = made.hear(teacher, texts, prefixes, said)
+    heard = made.hear(teacher, texts, prefixes, said, kept, student.context)
     trained, opt_state, parts = made.learn(
-      trained, opt_state, student, texts, said, heard
+      trained, opt_state, student, texts, said, heard, kept
     )
+    numbers |= parts
     if tell:
       tell(step + 1, parts)
-  return trained, parts
+  return trained, numbers

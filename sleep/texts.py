@@ -27,6 +27,9 @@ class TextsConfig:
       all is said by the teacher.)
     continued: texts that it says, going on from prefixes of what it read.
     free: texts that it says from the beginning-of-text token.
+    kept: texts that the slow weights say from there, as they were before the
+      day: what is to stay as it is (see `keep` of `seed.SeedConfig`). They
+      are no texts of a sequence; all of them share these.
     temperature: of what it says.
   """
 
@@ -34,12 +37,15 @@ class TextsConfig:
   read: int = 16
   continued: int = 8
   free: int = 8
+  kept: int = 64
   temperature: float = 1.0
 
   def __post_init__(self):
     if self.length < 2:
       raise ValueError(f'length={self.length}: at least 2')
     kinds = self.read, self.continued, self.free
+    if self.kept < 0:
+      raise ValueError(f'kept={self.kept}: 0 or more')
     if min(kinds) < 0 or not sum(kinds):
       raise ValueError(
         f'read, continued, free={kinds}: 0 or more each, and one text at least'
@@ -166,6 +172,30 @@ def make(cfg: TextsConfig, bos: int, speak: Callable, day: Day, key) -> Said:
   return Said(*(side_by_side(*x) for x in zip(*parts)))
 
 
+def kept(
+  cfg: TextsConfig, bos: int, speak: Callable, key, past: Said | None = None
+) -> Said | None:
+  """Makes the texts that a night is to leave as they are; None for none.
+
+  Args:
+    cfg: how many.
+    bos: id that begins a text.
+    speak: `(prompts, key) -> Said`: the slow weights alone go on.
+    key: of all that is random.
+    past: texts of earlier days, rows of the same length, that are kept too.
+  """
+  parts = []
+  if cfg.kept:
+    one_B = jnp.ones((cfg.kept,), jnp.int32)
+    tokens_BxL = jnp.full((cfg.kept, cfg.length), bos, jnp.int32)
+    parts.append(speak(Said(tokens_BxL, one_B, one_B), key))
+  if past is not None:
+    parts.append(Said(*map(jnp.asarray, past)))
+  if not parts:
+    return None
+  return Said(*(jnp.concatenate(x) for x in zip(*parts)))
+
+
 def _pick(rng, day: Day, n: int) -> Said:
   """Picks n texts of each owner: all of them, before any comes again."""
   each = []
@@ -178,7 +208,10 @@ def _pick(rng, day: Day, n: int) -> Said:
 
 
 def drawer(texts: Said, O: int, rows: int) -> Callable:  # noqa: E741
-  """Makes `key -> Said`: `rows` of each of O owners' texts, drawn."""
+  """Makes `key -> Said`: `rows` of each of O owners' texts, drawn.
+
+  The texts are owner by owner; with O of 1, of whoever there is.
+  """
   each = texts.length_B.shape[0] // O
 
   @jax.jit

@@ -83,6 +83,7 @@ def test_the_slots_take_up_what_the_levels_held():
   for k in (0, 1):
     assert m[f'divergence_{k}'] < m[f'divergence_{k}_first']
     assert m[f'written_{k}'] > 0
+    assert m[f'kept_{k}'] < m[f'divergence_{k}_first']
   # the slowest levels' own slot, and the one that the fast levels' went to
   assert (m['slots_0'], m['slots_1']) == (0, 2)
   assert set(slept.seconds) >= {'compute', 'texts', 'gate', 'consolidate 0'}

@@ -206,3 +206,76 @@ def test_a_student_that_forgets_a_level_learns_it_back():
 def test_impossible_settings_are_refused_in_words(values, words):
   with pytest.raises(ValueError, match=words):
     SeedConfig(**values)
+
+
+@pytest.mark.parametrize('keep, kept', [(0.0, True), (5.0, True), (5.0, False)])
+def test_what_is_kept_stays_as_the_slow_weights_had_it(keep, kept):
+  # word 3 is never in the teacher's texts: there the student is free, and is
+  # held to the teacher's slow weights where texts are kept
+  reader, target, flat = cases.table_reader(), table(0), jnp.zeros((W, W))
+  texts = readers.Said(
+    jnp.tile(jnp.array([[0, 1, 2, 0, 1, 2]]), (4, 1)),
+    jnp.ones(4, int),
+    jnp.full(4, 6),
+  )
+  held = readers.Said(jnp.full((4, 6), 3), jnp.ones(4, int), jnp.full(4, 6))
+  cfg = dataclasses.replace(QUICK, alpha=1.0, on_policy=0.0, rows=4, keep=keep)
+  drift = flat.at[3].set(jnp.array([2.0, 0.0, 0.0, 0.0]))
+  trained, parts = seed.run(
+    cfg,
+    seed.programs(cfg, reader, add),
+    Side(target, None),
+    Side(flat, None),
+    drift,
+    lambda key: texts,
+    jax.random.key(0),
+    keep=(lambda key: held) if kept else None,
+  )
+  assert ('kept' in parts) == bool(keep and kept)
+  moved = float(seed.divergence('forward_kl', target, trained)[3])
+  first = float(seed.divergence('forward_kl', target, drift)[3])
+  assert moved < 0.1 * first if keep and kept else moved == first
+
+
+def test_the_student_speaks_in_every_nth_update_and_is_cut_off():
+  cfg = dataclasses.replace(QUICK, steps=7, every=3, say=2)
+  reader, spoken, numbers = cases.table_reader(), [], []
+  made = seed.programs(cfg, reader, add)
+
+  def speak(*args):
+    prefixes, said = made.speak(*args)
+    spoken.append(int((said.length_B - prefixes.start_B).max()))
+    return prefixes, said
+
+  seed.run(
+    cfg,
+    made._replace(speak=speak),
+    Side(table(0), None),
+    Side(jnp.zeros((W, W)), None),
+    jnp.zeros((W, W)),
+    lambda key: readers.Said(
+      jax.random.randint(key, (16, 8), 0, W), jnp.ones(16, int), jnp.full(16, 8)
+    ),
+    jax.random.key(0),
+    lambda step, parts: numbers.append('reward' in parts),
+  )
+  assert numbers == [True, False, False, True, False, False, True]
+  assert spoken == [2, 2, 2]
+
+
+def test_reward_and_divergence_are_means_over_tokens_alike():
+  # the same rows twice as long, no more to choose in them: the same gradient
+  reader, ones = cases.table_reader(), jnp.ones(8, int)
+  cfg = SeedConfig(alpha=0.0, group=4)
+  heard = seed.Heard(None, None, jnp.arange(8.0) % 4)
+  grads = []
+  for n in (1, 2):
+    tokens = jnp.tile(cases.tokens(8, 6) % W, (1, n))
+    said = readers.Said(tokens, ones, 6 * n * ones)
+
+    def objective(params, said=said):
+      return seed.loss(cfg, reader, Side(params, None), None, said, heard)[0]
+
+    grads.append(jax.grad(objective)(table(1)))
+  size = [float(jnp.linalg.norm(g)) for g in grads]
+  assert 0.7 < size[1] / size[0] < 1.4
