@@ -56,6 +56,23 @@ def test_the_top_and_some_others_are_kept():
   assert seen == set(range(6))
 
 
+def test_what_weighs_most_is_what_is_learned():
+  cfg = dataclasses.replace(cases.CFG, top=2, random=0)
+  tokens = jnp.full((12, 8), 1).at[:, 2].set(jnp.arange(12) % 4)
+  dreams = readers.Said(tokens, jnp.full(12, 2), jnp.arange(12) % 6 + 3)
+  omega, seen = jnp.zeros(12).at[jnp.array([4, 7])].set(1.0), []
+  programs = cases.made(cfg)
+  programs = programs._replace(
+    dream=lambda *args: dreams,
+    weigh=lambda *args: omega,
+    adapt=lambda *args: seen.append(args[-1]) or programs.adapt(*args),
+  )
+  zeros, key = jnp.zeros((cases.W, cases.W)), jax.random.key(0)
+  args = cases.table(), None, zeros, [cases.After()], key
+  rounds.run(cfg, programs, *args)
+  assert seen[0].length_B.tolist() == [7, 4]
+
+
 def test_a_model_dreams_in_a_slot_of_its_own():
   cfg, params = cases.slotted()
   params, index = grow.grow(cfg, params, 1)
