@@ -61,11 +61,11 @@ def test_what_weighs_most_is_what_is_learned():
   tokens = jnp.full((12, 8), 1).at[:, 2].set(jnp.arange(12) % 4)
   dreams = readers.Said(tokens, jnp.full(12, 2), jnp.arange(12) % 6 + 3)
   omega, seen = jnp.zeros(12).at[jnp.array([4, 7])].set(1.0), []
-  programs = cases.made(cfg)
-  programs = programs._replace(
+  real = cases.made(cfg)
+  programs = real._replace(
     dream=lambda *args: dreams,
     weigh=lambda *args: omega,
-    adapt=lambda *args: seen.append(args[-1]) or programs.adapt(*args),
+    adapt=lambda *args: seen.append(args[-1]) or real.adapt(*args),
   )
   zeros, key = jnp.zeros((cases.W, cases.W)), jax.random.key(0)
   args = cases.table(), None, zeros, [cases.After()], key
