@@ -47,8 +47,13 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
 
 
 def heads_a_step(H: int, K: int) -> int:
-  """Heads that one grid step takes on: what fills the lanes."""
-  return min(H, max(1, LANES // K))
+  """Heads that one grid step takes on: what fills the lanes, two if it can.
+
+  Two in turn hide each other's latencies, see `steps`.
+  """
+  if K < LANES:
+    return min(H, LANES // K)
+  return 1 if H % 2 else 2
 
 
 def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory.inverse import dense_inverse
-from nestax.models.memory.tile_front import Maps, front, read
+from nestax.models.memory.inverse import inverse_steps
+from nestax.models.memory.steps import last
+from nestax.models.memory.tile_front import Maps, front_steps, read
 from nestax.models.memory.tile_ops import columns_of, iota, nn, nt, tn
 
 
@@ -41,13 +42,6 @@ def inner_point(cfg, k, v):
   return point - v if cfg.generated else point
 
 
-def targets(cfg, k, v):
-  """What each map's error has beside its read, `[C, M]`."""
-  l2 = cfg.objective == 'l2'
-  parts = [k - v if l2 and box in cfg.identity else -v for box in cfg.boxes]
-  return jnp.concatenate(parts, axis=1)
-
-
 def _gate_errors(cfg, slow, boundary, point, rows, dtype):
   """Inner gradients of the gates' memories, `[8, C]`."""
   if 'alive' in rows:
@@ -67,6 +61,113 @@ def gate_terms(cfg, slow, boundary, running, point, k, rows, dtype):
   return e, -rows['eta_g'] * kept
 
 
+def _right_sides(cfg, f, slow, at_boundary, running, point, k, dtype):
+  """Of the system, divided by -eta, a list by box of `[C, K]`.
+
+  A generator of steps.
+  """
+  columns, K = f.columns, k.shape[1]
+  toward = -f.v_CxK
+  apart = f.k_CxK - f.v_CxK if cfg.objective == 'l2' else toward
+  sides = []
+  for box in cfg.boxes:
+    at = columns_of(cfg, box, K)
+    e = apart if box in cfg.identity else toward
+    e = e + read(
+      point, slow.maps_KxM[:, at], at_boundary.maps_KxM[:, at], f.alive_Cx1,
+      dtype,
+    )  # fmt: skip
+    if cfg.delta:
+      e = e + columns['g_p'] * nn(k, running.maps_KxM[:, at], dtype)
+    sides.append(e.astype(dtype))
+    yield
+  return sides
+
+
+def _read_before(cfg, f, slow, at_boundary, running, k, dtype):
+  """(output but for what the chunk writes, what its Z is read by or None).
+
+  A generator of steps.
+  """
+  mem = columns_of(cfg, 'mem', k.shape[1])
+  q = f.q_CxK.astype(dtype)
+  within = None
+  if cfg.read == 'token':
+    out = nn(q, slow.maps_KxM[:, mem], dtype)
+    yield
+    out = out + f.columns['g'] * nn(q, running.maps_KxM[:, mem], dtype)
+    yield
+    within = (f.G_CxC * nt(q, k, dtype)).astype(dtype)
+  else:
+    out = read(
+      q, slow.maps_KxM[:, mem], at_boundary.maps_KxM[:, mem], f.alive_Cx1, dtype
+    )
+  yield
+  if 'mem' in cfg.identity:
+    out = out + f.q_CxK
+  return out, within
+
+
+def forward_steps(
+  cfg, slow: Maps, bias_8x1, boundary, running: Maps, tokens, dtype
+):
+  """`forward` as a generator, see `steps`."""
+  K = tokens.key_CxK.shape[1]
+  at_boundary = running if boundary is None else boundary
+  f = yield from front_steps(cfg, slow, bias_8x1, at_boundary, tokens, dtype)
+  yield
+  rows, k = f.rows, f.k_CxK.astype(dtype)
+  point = inner_point(cfg, f.k_CxK, f.v_CxK).astype(dtype)
+  if cfg.delta:
+    L = f.E_CxC * nt(k, k, dtype)
+    yield
+  out, within = yield from _read_before(
+    cfg, f, slow, at_boundary, running, k, dtype
+  )
+  sides = yield from _right_sides(
+    cfg, f, slow, at_boundary, running, point, k, dtype
+  )
+  first, second = gate_terms(
+    cfg, slow, at_boundary, running, point, k, rows, dtype
+  )
+  yield
+  if cfg.delta:
+    T = yield from inverse_steps(L, dtype)
+    # a row times T, where a column times each side would be moved over lanes
+    solve, T = (-rows['eta'] * T).astype(dtype), T.astype(dtype)
+    yield
+    Z = []
+    for side in sides:
+      Z.append(nn(solve, side, dtype).astype(dtype))
+      yield
+    Zg = nt(first + second, T, dtype)
+  else:
+    T, Zg = jnp.zeros_like(f.E_CxC, dtype), first
+    Z = [(-f.columns['eta'] * side).astype(dtype) for side in sides]
+  if within is not None:
+    out = out + nn(within, Z[-1], dtype)
+  yield
+
+  kept, last_k = rows['g'][:, -1:], f.columns['last'] * f.k_CxK
+  maps = []
+  for box, z in zip(cfg.boxes, Z):
+    at = columns_of(cfg, box, K)
+    maps.append(kept * running.maps_KxM[:, at] + tn(last_k, z, dtype))
+    yield
+  new = Maps(
+    jnp.concatenate(maps, axis=1),
+    kept * running.gates_8xK + nn(rows['last'] * Zg, k, dtype),
+  )
+  saved = Saved(
+    _narrow(running, dtype), None, T, jnp.concatenate(Z, axis=1), Zg
+  )
+  if boundary is not None:
+    saved = saved._replace(boundary=_narrow(boundary, dtype))
+    if 'alive' in rows:
+      boundary = jax.tree.map(lambda x: rows['alive'][:, -1:] * x, boundary)
+  return boundary, new, out, saved
+
+
 def forward(cfg, slow: Maps, bias_8x1, boundary, running: Maps, tokens, dtype):
   """Advances one head by a chunk.
 
@@ -82,58 +183,9 @@ def forward(cfg, slow: Maps, bias_8x1, boundary, running: Maps, tokens, dtype):
   Returns:
     (boundary or None, running, output `[C, K]` float32, Saved).
   """
-  K = tokens.key_CxK.shape[1]
-  at_boundary = running if boundary is None else boundary
-  f = front(cfg, slow, bias_8x1, at_boundary, tokens, dtype)
-  columns, rows = f.columns, f.rows
-  k = f.k_CxK.astype(dtype)
-  point = inner_point(cfg, f.k_CxK, f.v_CxK).astype(dtype)
-  mem = columns_of(cfg, 'mem', K)
-
-  rhs = targets(cfg, f.k_CxK, f.v_CxK)
-  rhs = rhs + read(
-    point, slow.maps_KxM, at_boundary.maps_KxM, f.alive_Cx1, dtype
+  return last(
+    forward_steps(cfg, slow, bias_8x1, boundary, running, tokens, dtype)
   )
-  rhs = -columns['eta'] * rhs
-  first, second = gate_terms(
-    cfg, slow, at_boundary, running, point, k, rows, dtype
-  )
-  if cfg.delta:
-    rhs = rhs - columns['eta_g'] * nn(k, running.maps_KxM, dtype)
-    T = dense_inverse(f.E_CxC * nt(k, k, dtype), dtype).astype(dtype)
-    Z = nn(T, rhs, dtype).astype(dtype)
-    Zg = nt(first + second, T, dtype)
-  else:
-    T, Z, Zg = jnp.zeros_like(f.E_CxC, dtype), rhs.astype(dtype), first
-
-  if cfg.read == 'token':
-    q = f.q_CxK
-    out = nn(q, slow.maps_KxM[:, mem], dtype)
-    out = out + columns['g'] * nn(q, running.maps_KxM[:, mem], dtype)
-    out = out + nn(f.G_CxC * nt(q, k, dtype), Z[:, mem], dtype)
-  else:
-    out = read(
-      f.q_CxK,
-      slow.maps_KxM[:, mem],
-      at_boundary.maps_KxM[:, mem],
-      f.alive_Cx1,
-      dtype,
-    )
-  if 'mem' in cfg.identity:
-    out = out + f.q_CxK
-
-  C = rows['g'].shape[1]
-  kept = rows['g'][:, C - 1 :]
-  new = Maps(
-    kept * running.maps_KxM + tn(columns['last'] * f.k_CxK, Z, dtype),
-    kept * running.gates_8xK + nn(rows['last'] * Zg, k, dtype),
-  )
-  saved = Saved(_narrow(running, dtype), None, T, Z, Zg)
-  if boundary is not None:
-    saved = saved._replace(boundary=_narrow(boundary, dtype))
-    if 'alive' in rows:
-      boundary = jax.tree.map(lambda x: rows['alive'][:, C - 1 :] * x, boundary)
-  return boundary, new, out, saved
 
 
 def _narrow(maps: Maps, dtype):

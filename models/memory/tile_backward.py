@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory import tile
+from nestax.models.memory.steps import last
 from nestax.models.memory.tile_adjoint import (
   Chunk,
   Gathered,
@@ -19,7 +20,7 @@ from nestax.models.memory.tile_adjoint import (
   unit_back,
   widen,
 )
-from nestax.models.memory.tile_front import Maps, front
+from nestax.models.memory.tile_front import Maps, front_steps
 from nestax.models.memory.tile_gates import gates_back
 from nestax.models.memory.tile_ops import columns_of, exact, nn, nt, tn
 
@@ -29,13 +30,13 @@ def _from_new(c: Chunk, d: Gathered, d_new: Maps):
 
   The last is of what they were multiplied by.
   """
-  k, last = c.f.k_CxK, c.f.columns['last']
-  last_k = last * k
+  k, weight = c.f.k_CxK, c.f.columns['last']
+  last_k = weight * k
   d_Z = nn(last_k, d_new.maps_KxM, c.dtype)
   d_Zg = nt(d_new.gates_8xK, last_k, c.dtype)
   d_last_k = nt(c.saved.Z_CxM, d_new.maps_KxM, c.dtype)
   d_last_k = d_last_k + outer(c.saved.Zg_8xC, d_new.gates_8xK)
-  d.k = last * d_last_k
+  d.k = weight * d_last_k
   d.sums.column('last', d_last_k * last_k)
   kept = c.f.rows['g'][:, -1:]
   d_running = jax.tree.map(lambda x: kept * x, d_new)
@@ -196,7 +197,7 @@ def backward(
   K, apart = tokens.key_CxK.shape[1], saved.boundary is not None
   running = widen(saved.running, d_out)
   boundary = widen(saved.boundary, d_out) if apart else running
-  f = front(cfg, slow, bias_8x1, boundary, tokens, dtype)
+  f = last(front_steps(cfg, slow, bias_8x1, boundary, tokens, dtype))
   mem = columns_of(cfg, 'mem', K)
   c = Chunk(
     cfg, dtype, slow, boundary, running, apart, saved, tokens, f, mem, K

@@ -96,12 +96,14 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
   triangle = ones_triangle(C, logit.dtype)
   total = exact(stack_rows([log_alpha], logit.dtype), triangle)[0:1]
   before = total - log_alpha
+  reach = 1.0 if alive is None else alive
   rows = {
     'total': total,
     'row': log_eta + before,
     'eta': jnp.exp(log_eta),
-    'g': jnp.exp(total) * (1.0 if alive is None else alive),
-    'eta_g': jnp.exp(log_eta + before) * (1.0 if alive is None else alive),
+    'g': jnp.exp(total) * reach,
+    'g_p': jnp.exp(before) * reach,
+    'eta_g': jnp.exp(log_eta + before) * reach,
     'last': jnp.exp(total[:, C - 1 :] - total),
   }
   if tokens.marks_2xC is not None:
@@ -112,10 +114,29 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
   return logit, rows
 
 
-def front(cfg: MemoryConfig, slow: Maps, bias_8x1, boundary, tokens, dtype):
-  """Everything a chunk's tokens say by themselves and read at the boundary."""
-  C, K = tokens.key_CxK.shape
+def _decay(rows, columns, name: str):
+  """`exp(column - total)` where a token reaches another, `[C, C]`.
+
+  The column `total` gives G, lower triangular; `row` gives eta_t G_p[t, i],
+  strictly so.
+  """
+  C = rows['total'].shape[1]
+  t, i = iota((C, C), 0), iota((C, C), 1)
+  mask = t >= i if name == 'total' else t > i
+  if 'document' in rows:
+    mask = mask & (columns['document'] == rows['document'])
+  # masked before the exponential: above the diagonal it would overflow
+  return jnp.exp(jnp.where(mask, columns[name] - rows['total'], NEVER))
+
+
+def front_steps(cfg: MemoryConfig, slow, bias_8x1, boundary, tokens, dtype):
+  """Everything a chunk's tokens say by themselves and read at the boundary.
+
+  A generator, see `steps`; it returns a Front.
+  """
+  K = tokens.key_CxK.shape[1]
   logit, rows = _gate_rows(cfg, slow, bias_8x1, boundary, tokens)
+  yield
   columns = as_columns(rows)
   alive_Cx1 = columns.get('alive')
 
@@ -129,19 +150,16 @@ def front(cfg: MemoryConfig, slow: Maps, bias_8x1, boundary, tokens, dtype):
     return y + wide(x) if name in cfg.identity else y
 
   q, q_norm = unit_norm(box('q', tokens.query_CxK))
+  yield
   k, k_norm = unit_norm(box('k', tokens.key_CxK))
+  yield
   v, v_norm = box('v', tokens.value_CxK), None
   if cfg.value_norm:
     v, v_norm = unit_norm(v)
-
-  mask = iota((C, C), 0) >= iota((C, C), 1)
-  strict = iota((C, C), 0) > iota((C, C), 1)
-  if tokens.marks_2xC is not None:
-    same = columns['document'] == rows['document']
-    mask, strict = mask & same, strict & same
-  # masked before the exponential: above the diagonal it would overflow
-  G = jnp.exp(jnp.where(mask, columns['total'] - rows['total'], NEVER))
-  E = jnp.exp(jnp.where(strict, columns['row'] - rows['total'], NEVER))
+  yield
+  G = _decay(rows, columns, 'total')
+  yield
+  E = _decay(rows, columns, 'row')
   return Front(
     q, k, v, (q_norm, k_norm, v_norm), logit, G, E, alive_Cx1, rows, columns
   )

@@ -11,8 +11,10 @@ from nestax.models.memory.tile_ops import ROWS
 from nestax.models.memory.tpu_grid import (
   Specs,
   call,
+  copy,
   due_of,
   head_of,
+  lanes_of,
   like,
   put,
 )
@@ -67,12 +69,13 @@ def _backward_kernel(shape, given, stream, saved, starts, d_out, totals, outs):
   @pl.when(pl.program_id(2) == 0)
   def _():
     ends = (d_boundary, d_running)
-    jax.tree.map(lambda to, at: to.__setitem__(..., at[...]), ends, starts)
+    jax.tree.map(copy, ends, starts)
     for ref in jax.tree.leaves((d_slow, d_logit)):
       ref[...] = jnp.zeros_like(ref)
 
   for p in range(shape.heads):
-    slow, bias, tokens, lanes = head_of(shape, given, stream, p)
+    slow, bias, tokens = head_of(shape, given, stream, p)
+    lanes = lanes_of(shape, d_out, p)
     kept = jax.tree.map(lambda ref: ref[0, p, 0], saved)  # noqa: B023
     of_boundary, of_new = jax.tree.map(
       lambda ref: ref[0, p],  # noqa: B023
@@ -99,4 +102,4 @@ def _backward_kernel(shape, given, stream, saved, starts, d_out, totals, outs):
     )
     put((d_slow, d_logit), p, total)
     for ref, value in zip(outs, of_tokens):
-      ref[0, :, lanes] = value.astype(ref.dtype)
+      ref[0, :, lanes_of(shape, ref, p)] = value.astype(ref.dtype)

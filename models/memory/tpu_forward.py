@@ -7,14 +7,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from nestax.models.memory import tile
+from nestax.models.memory.steps import in_turn
 from nestax.models.memory.tile import Saved
 from nestax.models.memory.tile_front import Maps
 from nestax.models.memory.tile_ops import ROWS
 from nestax.models.memory.tpu_grid import (
   Specs,
   call,
+  copy,
   due_of,
   head_of,
+  lanes_of,
   like,
   put,
 )
@@ -70,14 +73,17 @@ def _forward_kernel(shape: Shape, given, stream, ends, saved):
   @pl.when(pl.program_id(2) == 0)
   def _():
     starts = (given.boundary, given.running)
-    jax.tree.map(lambda to, at: to.__setitem__(..., at[...]), ends[:2], starts)
+    jax.tree.map(copy, ends[:2], starts)
 
+  heads = []
   for p in range(shape.heads):
-    slow, bias, tokens, lanes = head_of(shape, given, stream, p)
+    slow, bias, tokens = head_of(shape, given, stream, p)
     fast, at_boundary = jax.tree.map(lambda ref: ref[0, p], (running, boundary))  # noqa: B023
-    at_boundary, new, y, kept = tile.forward(
-      cfg, slow, bias, at_boundary, fast, tokens, dtype
+    heads.append(
+      tile.forward_steps(cfg, slow, bias, at_boundary, fast, tokens, dtype)
     )
+  for p, done in enumerate(in_turn(heads)):
+    at_boundary, new, y, kept = done
     if boundary is not None:
       M, K = new.maps_KxM.shape[1], y.shape[1]
       due = due_of(cfg, stream.due, M, K)
@@ -86,6 +92,6 @@ def _forward_kernel(shape: Shape, given, stream, ends, saved):
       )
       put(boundary, p, at_boundary)
     put(running, p, new)
-    out[0, :, lanes] = y
+    out[0, :, lanes_of(shape, out, p)] = y
     if saved is not None:
       put(saved, p, kept)

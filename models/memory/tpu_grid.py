@@ -80,14 +80,30 @@ def call(
   )(*args)
 
 
+def lanes_of(shape: Shape, x, p: int) -> slice:
+  """Where head p stands in a block `[1, C, P K]`."""
+  K = x.shape[2] // shape.heads
+  return slice(p * K, (p + 1) * K)
+
+
 def head_of(shape: Shape, given: Given, stream: Stream, p: int):
   """(slow, bias, tokens) of one head of a block."""
-  K = stream.query.shape[2] // shape.heads
-  lanes = slice(p * K, (p + 1) * K)
+  lanes = lanes_of(shape, stream.query, p)
   slow = jax.tree.map(lambda ref: ref[p], given.slow)
   marks = None if stream.marks is None else stream.marks[0, 0]
   tokens = Tokens(*(ref[0, :, lanes] for ref in stream[:3]), marks)
-  return slow, given.bias[p], tokens, lanes
+  return slow, given.bias[p], tokens
+
+
+def copy(to, at):
+  """Copies blocks `[1, P, N, ...]` by a loop: once a walk, and few words."""
+  N = to.shape[2]
+  step = min(N, 64)
+
+  @pl.loop(0, N // step)
+  def _(i):
+    rows = pl.ds(i * step, step)
+    to[:, :, rows] = at[:, :, rows]
 
 
 def put(refs, p: int, values):
