@@ -54,6 +54,14 @@ def test_far_is_near_with_later_clocks(family):
     assert far.levels.boundary.mixer.clock_B.max() == 800_004
 
 
+def test_the_cache_of_the_pending_tokens_is_as_late_as_the_stream():
+  # none are pending: nothing read has renewed the state at the chunk's start
+  cfg = model('hope_attention', 'first_order')
+  state = decode.at(cfg, None, 1, 800_000, room=4)
+  assert state.blocks.mixer.clock_B.tolist() == [[800_000]]
+  assert state.levels.boundary.mixer.clock_B.tolist() == [[800_000]]
+
+
 def test_a_transformers_clock_is_that_of_its_cache():
   cfg = model('transformer', 'frozen')
   state = decode.at(cfg, params_of(cfg), 2, 70, room=6)
