@@ -56,7 +56,7 @@ class Setting:
   window: int = 32
   passes: int = 16
   people: int = facts.PEOPLE
-  past: int = 64
+  past: int = 256
   core: int = 32
   tuning_rate: float = 1e-3
   dtype: str = 'float32'
@@ -66,7 +66,7 @@ class Setting:
     seed=SeedConfig(
       steps=200, rows=16, rate=2e-2, divergence='forward_kl', every=8, say=12
     ),
-    texts=TextsConfig(length=48, read=128, continued=0, free=0, kept=256),
+    texts=TextsConfig(length=48, read=128, continued=0, free=0, kept=128),
     dream=DreamConfig(length=128, answer=48),
   )
 
