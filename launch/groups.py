@@ -94,14 +94,15 @@ def frozen(config: ml_collections.ConfigDict, params: Any) -> Any:
     raise OptimizerError(
       f'opt.freeze is {words!r}: it matches none of ' + ', '.join(paths)
     )
-  if all(map(rule.fullmatch, paths)):
-    raise OptimizerError(f'opt.freeze is {words!r}: nothing is left to train')
-  return jax.tree_util.tree_map_with_path(
+  found = jax.tree_util.tree_map_with_path(
     lambda keys, name: (
       name == 'slot' or bool(rule.fullmatch(labels.path_of(keys)))
     ),
     labels.label(params, RULES),
   )
+  if all(jax.tree.leaves(found)):
+    raise OptimizerError(f'opt.freeze is {words!r}: nothing is left to train')
+  return found
 
 
 def _steps_between(level_every, params) -> Any:

@@ -167,6 +167,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     ('optimizer', config.optimizer, NAMES),
     ('opt.ns', opt.ns, tuple(NEWTON_SCHULZ)),
     ('opt.slow_dtype', opt.slow_dtype, ('float32', 'bfloat16')),
+    ('opt.accumulate', opt.accumulate, m3.ACCUMULATE),
   ):
     if value not in known:
       raise OptimizerError(
@@ -182,10 +183,15 @@ def _check(config: ml_collections.ConfigDict) -> None:
     raise OptimizerError(
       f'opt.eps is {opt.eps}: it has to be above 0, and finite'
     )
-  # Algorithm 1 as printed adds factor * gradient: any positive factor will do.
-  decaying = ('b1', 'b2')
-  if opt.accumulate == 'ema':
-    decaying += ('momentum', 'b3', 'second_moment')
+  factors, decaying = ('momentum', 'b3', 'second_moment'), ('b1', 'b2')
+  if opt.accumulate == 'ema' or config.optimizer == 'muon':
+    decaying += factors
+  for name in factors:
+    # Algorithm 1 as printed adds factor * gradient: any size of it will do
+    if not 0 <= opt[name] < math.inf:
+      raise OptimizerError(
+        f'opt.{name} is {opt[name]}: it has to be 0 or above, and finite'
+      )
   for name in decaying:
     if not 0 <= opt[name] < 1:
       raise OptimizerError(

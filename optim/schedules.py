@@ -1,5 +1,7 @@
 """Learning rates over the steps: a linear warm-up, then half a cosine."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -30,8 +32,10 @@ def warmup_cosine(
   Raises:
     ScheduleError: if a number is out of its range.
   """
-  if not peak > 0:
-    raise ScheduleError(f'the learning rate is {peak}: it has to be above 0')
+  if not 0 < peak < math.inf:
+    raise ScheduleError(
+      f'the learning rate is {peak}: it has to be above 0, and finite'
+    )
   if steps < 1:
     raise ScheduleError(f'the schedule has {steps} steps: it needs at least 1')
   if not 0 <= warmup < steps:

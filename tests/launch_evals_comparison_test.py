@@ -72,6 +72,13 @@ def test_table_plot_and_rows_are_written(tmp_path):
   assert matplotlib.image.imread(tmp_path / 'curves.png').std() > 0.01
 
 
+def test_what_was_not_timed_is_reported_all_the_same(tmp_path):
+  rows = rows_of('adamw', {0.1: 3.0, 0.2: 2.0, 0.4: 2.5})
+  cells.write(tmp_path / 'cells/vit-adamw.json', {'suite': 'vit'}, rows)
+  assert '| adamw | 0.2 |' in comparison.write(tmp_path)
+  assert (tmp_path / 'curves.png').exists()
+
+
 def test_nothing_to_report_is_said(tmp_path):
   with pytest.raises(FileNotFoundError, match='train first'):
     comparison.write(tmp_path)

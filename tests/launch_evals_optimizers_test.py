@@ -53,6 +53,15 @@ def test_a_cell_of_other_settings_is_refused(tmp_path):
     cells.read(path, {'steps': 9})
 
 
+def test_other_data_is_another_cell(tmp_path, monkeypatch):
+  monkeypatch.setattr(sweep, 'seconds_per_step', lambda *_: 0.5)
+  optimizers.compare({'vit': small}, tmp_path, ['m3'], ['train', 'time'])
+  others = {'vit': lambda: small()._replace(data='mnist.npz')}
+  for stage in ('train', 'time'):
+    with pytest.raises(cells.CellError, match='mnist.npz'):
+      optimizers.compare(others, tmp_path, ['m3'], [stage])
+
+
 def test_a_language_model_is_a_task(tmp_path):
   config = cases.make_config(cases.write_corpus(tmp_path / 'corpus'))
   config.optimizer = 'm3'

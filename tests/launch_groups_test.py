@@ -63,9 +63,13 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(name):
 
 
 def test_what_cannot_be_frozen_is_refused_in_words():
+  everything = 'nothing is left to train'
+  with pytest.raises(groups.OptimizerError, match=everything):
+    config = make_config(freeze='(?!.*slots).*')
+    groups.frozen(config, shapes(slots=1, rank=2))
   for words, said in (
     ('level_9', r"'level_9': it matches none of blocks/"),
-    ('.*', 'nothing is left to train'),
+    ('.*', everything),
     ('(', 'opt.freeze is'),
   ):
     with pytest.raises(groups.OptimizerError, match=said):

@@ -33,6 +33,7 @@ def test_it_works_under_jit_with_integer_steps():
   [
     ((0.0, 1, 10, 0.1), 'above 0'),
     ((float('nan'), 1, 10, 0.1), 'above 0'),
+    ((float('inf'), 1, 10, 0.1), 'above 0, and finite'),
     ((1.0, 10, 10, 0.1), '10 steps of 10'),
     ((1.0, -1, 10, 0.1), 'at least 0'),
     ((1.0, 0, 0, 0.1), 'at least 1'),

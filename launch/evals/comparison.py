@@ -186,7 +186,10 @@ def _draw(best, milliseconds, path):
         axes.plot(x, mean, label=label, color=color, linewidth=1.2)
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     for axes, words in ((by_step, 'step'), (by_time, 'seconds, one run alone')):
-      axes.set(xlabel=words, ylabel=SELECT[suite], title=suite, yscale='log')
+      axes.set(xlabel=words, ylabel=SELECT[suite], title=suite)
+      # a panel without a point has no logarithms to lay out: nothing was timed
+      if any(np.isfinite(line.get_xdata()).any() for line in axes.lines):
+        axes.set_yscale('log')
       axes.grid(alpha=0.3, which='both')
     by_time.legend(loc='center left', bbox_to_anchor=(1, 0.5))
   picture.savefig(path)

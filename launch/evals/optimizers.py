@@ -64,6 +64,7 @@ class Suite(NamedTuple):
   seeds: int
   steps: int
   every: int  # steps between evaluations
+  data: str = ''  # of the user's, if the task has any
 
 
 def _rates(lowest: float, count: int) -> tuple[float, ...]:
@@ -100,7 +101,8 @@ def make_vit(seeds: int, steps: int = 0, images: str = '') -> Suite:
     name: contenders.make(name, shapes, vit.RULES, schedule)
     for name in ('adamw', 'muon', 'm3', 'sgdm', 'delta')
   }
-  return Suite(task, make, _rates(2.5e-4, 10), seeds, steps, _every(steps, 20))
+  rates, every = _rates(2.5e-4, 10), _every(steps, 20)
+  return Suite(task, make, rates, seeds, steps, every, images)
 
 
 def make_lm(seeds: int, steps: int = 0) -> Suite:
@@ -122,6 +124,7 @@ def train(suite: Suite, title: str, name: str, folder: pathlib.Path) -> None:
   """Trains one cell, all rates and seeds at once, unless it is there."""
   key = {'suite': title, 'optimizer': name, 'steps': suite.steps}
   key |= {'seeds': suite.seeds, 'rates': list(suite.rates)}
+  key |= {'data': suite.data}
   path = folder / 'cells' / f'{title}-{name}.json'
   if cells.read(path, key) is not None:
     return
@@ -138,7 +141,7 @@ def train(suite: Suite, title: str, name: str, folder: pathlib.Path) -> None:
 
 def clock(suite: Suite, title: str, name: str, folder: pathlib.Path) -> None:
   """Times a step of one run, unless that is there."""
-  key = {'suite': title, 'optimizer': name, 'timed': True}
+  key = {'suite': title, 'optimizer': name, 'timed': True, 'data': suite.data}
   path = folder / 'cells' / f'{title}-{name}-time.json'
   if cells.read(path, key) is None:
     rate = suite.rates[0]
