@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from nestax.launch import run, trained
 from nestax.launch.configs import common
-from nestax.launch.evals import novel, reading
+from nestax.launch.evals import command, novel, reading
 
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()
@@ -164,17 +164,6 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _parse(argv: list[str]) -> list[str]:
-  if '--help' in argv:
-    print(f'{__doc__}\n{FLAGS.get_help()}')
-    sys.exit(0)
-  try:
-    flags.FLAGS(argv[:1])  # absl's own, at their defaults
-    return common.parse_flags(argv, FLAGS, 'novels')
-  except common.FlagsError as error:
-    print(f'levels: {error}', file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  parse = command.parser('levels', __doc__, FLAGS, 'novels')
+  app.run(main, flags_parser=parse)

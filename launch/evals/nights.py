@@ -21,8 +21,7 @@ import time
 import jax
 from absl import app, flags
 
-from nestax.launch.configs import common
-from nestax.launch.evals import cells, lives, retention, sleepers
+from nestax.launch.evals import cells, command, lives, retention, sleepers
 
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()
@@ -130,19 +129,6 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _parse(argv: list[str]) -> list[str]:
-  if '--help' in argv:
-    print(f'{__doc__}\n{FLAGS.get_help()}')
-    sys.exit(0)
-  try:
-    rest = FLAGS(argv)
-    flags.FLAGS(argv[:1])  # absl's own, at their defaults
-  except flags.Error as error:
-    print(f'nights: {error}', file=sys.stderr)
-    sys.exit(2)
-  common.quiet()
-  return rest
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  parse = command.parser('nights', __doc__, FLAGS)
+  app.run(main, flags_parser=parse)

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from nestax.launch.configs import common, quickstart
+from nestax.launch.configs import quickstart
 from nestax.launch.evals import (
   cells,
+  command,
   comparison,
   contenders,
   orthogonal,
@@ -207,19 +208,6 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _parse(argv: list[str]) -> list[str]:
-  if '--help' in argv:
-    print(f'{__doc__}\n{FLAGS.get_help()}')
-    sys.exit(0)
-  try:
-    rest = FLAGS(argv)
-    flags.FLAGS(argv[:1])  # absl's own, at their defaults
-  except flags.Error as error:
-    print(f'optimizers: {error}', file=sys.stderr)
-    sys.exit(2)
-  common.quiet()
-  return rest
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  parse = command.parser('optimizers', __doc__, FLAGS)
+  app.run(main, flags_parser=parse)

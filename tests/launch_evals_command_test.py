@@ -1,0 +1,34 @@
+"""What the evaluations do with their command lines."""
+
+import pytest
+from absl import flags
+
+from nestax.launch.evals import command
+
+
+def make():
+  values = flags.FlagValues()
+  steps = flags.DEFINE_integer('steps', 3, 'How many.', flag_values=values)
+  return command.parser('counting', 'Counts.', values), steps
+
+
+def test_flags_are_parsed_and_the_rest_is_given_back():
+  parse, steps = make()
+  assert parse(['prog', '--steps=5', 'word']) == ['prog', 'word']
+  assert steps.value == 5
+
+
+@pytest.mark.parametrize('wrong', ['--stops=5', '--steps=many'])
+def test_a_wrong_flag_is_said_and_ends_with_2(wrong, capsys):
+  with pytest.raises(SystemExit) as stop:
+    make()[0](['prog', wrong])
+  assert stop.value.code == 2
+  assert capsys.readouterr().err.startswith('counting: ')
+
+
+def test_help_lists_the_flags_and_ends_with_0(capsys):
+  with pytest.raises(SystemExit) as stop:
+    make()[0](['prog', '--help'])
+  assert stop.value.code == 0
+  said = capsys.readouterr().out
+  assert said.startswith('Counts.\n') and '--steps' in said
