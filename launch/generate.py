@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
     limits = _TOP_K.value, _TOP_P.value
     how = sampling.Sampling(_TEMPERATURE.value, *limits, _SEED.value)
     prompt = sampling.read_prompt(_PROMPT.value, _FILE.value)
-    model, params, tokenizer, _ = trained.choose(_WORKDIR.value, _MODEL.value)
+    made = trained.choose(_WORKDIR.value, _MODEL.value)
+    model, params, tokenizer = made[:3]
     drawn = sampling.text(model, params, tokenizer, prompt, _TOKENS.value, how)
   except (*_WRONG, checkpoint.CheckpointError) as error:
     return _refuse(error)
