@@ -8,25 +8,54 @@ import sys
 
 from absl import app, flags
 
-from nestax.launch import checkpoint, nights, plans
-from nestax.launch.configs import common
+from nestax.launch import checkpoint, command, nights, plans
 from nestax.launch.run import Interrupted
 
-flags.DEFINE_string('workdir', None, 'Run folder of the model.')
-flags.DEFINE_string('model', None, 'Pretrained file instead.')
-flags.DEFINE_string('stack', 'groups', 'Or copies: levels of a --model.')
-flags.DEFINE_list('periods', ['128', '512'], 'Of stacked levels.')
-flags.DEFINE_float('rate', 0.1, 'Inner rate of stacked levels.')
-flags.DEFINE_integer('slots', 0, 'To give each level of a model without any.')
-flags.DEFINE_list('text', None, 'Files or folders to read.', required=True)
-flags.DEFINE_string('core', None, 'File of the core set.', required=True)
-flags.DEFINE_integer('days', 0, 'Cut each file into so many days.')
-flags.DEFINE_integer('nights', plans.EVERY_DAY, 'Most nights; -1: no limit.')
-flags.DEFINE_integer('sleep_every', 0, 'Tokens between nights; 0: a day.')
-flags.DEFINE_list('owners', [], 'Consolidate only their days.')
-flags.DEFINE_list('set', [], 'KEY=VALUE of plans.Options.')
-_FORGET = flags.DEFINE_string('forget', '', 'Delete this owner, and end.')
-_OUT = flags.DEFINE_string('out', 'runs/nights', 'Folder for the results.')
+# Its own, so that the module can be imported beside the commands.
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+  'workdir', None, 'Run folder of the model.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'model', None, 'Pretrained file instead.', flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'stack', 'groups', 'Or copies: levels of a --model.', flag_values=FLAGS
+)
+flags.DEFINE_list(
+  'periods', ['128', '512'], 'Of stacked levels.', flag_values=FLAGS
+)
+flags.DEFINE_float(
+  'rate', 0.1, 'Inner rate of stacked levels.', flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  'slots', 0, 'To give each level of a model without any.', flag_values=FLAGS
+)
+flags.DEFINE_list(
+  'text', None, 'Files or folders to read.', required=True, flag_values=FLAGS
+)
+flags.DEFINE_string(
+  'core', None, 'File of the core set.', required=True, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  'days', 0, 'Cut each file into so many days.', flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  'nights', plans.EVERY_DAY, 'Most nights; -1: no limit.', flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  'sleep_every', 0, 'Tokens between nights; 0: a day.', flag_values=FLAGS
+)
+flags.DEFINE_list(
+  'owners', [], 'Consolidate only their days.', flag_values=FLAGS
+)
+flags.DEFINE_list('set', [], 'KEY=VALUE of plans.Options.', flag_values=FLAGS)
+_FORGET = flags.DEFINE_string(
+  'forget', '', 'Delete this owner, and end.', flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string(
+  'out', 'runs/nights', 'Folder for the results.', flag_values=FLAGS
+)
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +63,7 @@ def main(argv: list[str]) -> int:
   try:
     if len(argv) > 1:
       raise ValueError(f'unexpected argument {argv[1]!r}')
-    plan = plans.of_flags(flags.FLAGS.flag_values_dict())
+    plan = plans.of_flags(FLAGS.flag_values_dict())
     nights.live(plan, _OUT.value, _FORGET.value)
   except Interrupted as stopped:
     return _refuse(stopped, stopped.exit_code)
@@ -43,22 +72,13 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    rest = flags.FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(_refuse(error))
-  common.quiet()
-  return rest
-
-
 def _refuse(error: Exception, code: int = 2) -> int:
   print(f'nestax-sleep: {error}', file=sys.stderr)
   return code
 
 
 def cli() -> None:
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=command.parser('nestax-sleep', __doc__, FLAGS))
 
 
 if __name__ == '__main__':

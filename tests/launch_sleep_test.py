@@ -10,8 +10,8 @@ import time
 import nights_cases as cases
 import pytest
 
-from nestax.launch import sleep as command
-from nestax.launch import trained
+from nestax.launch import command, trained
+from nestax.launch import sleep as program
 from nestax.sleep.lineage import Lineage
 
 
@@ -84,13 +84,11 @@ def run(folder, *words):
     f'--out={folder / "never"}',
     *words,
   ]
-  values = command.flags.FLAGS
-  values.unparse_flags()
-  for name in values:
-    if name in values.flags_by_module_dict().get('nestax.launch.sleep', []):
-      values[name].unparse()
+  for name in program.FLAGS:  # of an earlier call
+    program.FLAGS[name].unparse()
+  parse = command.parser('nestax-sleep', '', program.FLAGS)
   try:
-    return command.main(command._parse(asked))
+    return program.main(parse(asked))
   except SystemExit as exit:
     return exit.code
 

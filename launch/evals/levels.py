@@ -20,9 +20,9 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from nestax.launch import run, trained
+from nestax.launch import command, run, trained
 from nestax.launch.configs import common
-from nestax.launch.evals import command, novel, reading
+from nestax.launch.evals import novel, reading
 
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()

@@ -21,7 +21,8 @@ import time
 import jax
 from absl import app, flags
 
-from nestax.launch.evals import cells, command, lives, retention, sleepers
+from nestax.launch import command
+from nestax.launch.evals import cells, lives, retention, sleepers
 
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()

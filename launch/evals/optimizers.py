@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from nestax.launch import command
 from nestax.launch.configs import quickstart
 from nestax.launch.evals import (
   cells,
-  command,
   comparison,
   contenders,
   orthogonal,

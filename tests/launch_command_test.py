@@ -1,9 +1,9 @@
-"""What the evaluations do with their command lines."""
+"""What programs with flags of their own do with their command lines."""
 
 import pytest
 from absl import flags
 
-from nestax.launch.evals import command
+from nestax.launch import command
 
 
 def make():

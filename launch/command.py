@@ -1,4 +1,4 @@
-"""Command lines of the evaluations, whose flags are their own."""
+"""Command lines of programs whose flags are their own."""
 
 import sys
 from collections.abc import Callable
