@@ -1,0 +1,70 @@
+"""Models that evaluations compare, out of words.
+
+A word is the name of a family, trained from scratch at the size that an
+evaluation gives it, or the path of a run's folder or of a pretrained file.
+`hope:cms.blocks=all;cms.periods=(16,64)` is a family with keys of its config
+set; a comma inside a word of `--models` wants the word in double quotes.
+"""
+
+import dataclasses
+import os
+
+from nestax.launch import trained
+from nestax.launch.benches import settings
+from nestax.models.config import FAMILIES, ModelConfig
+
+
+def config(word: str, base: dict) -> ModelConfig:
+  """The config of a family's small model.
+
+  Args:
+    word: a family, or one with keys set.
+    base: nested mapping of config keys that all families share, such as V, D
+      and N; keys of one family alone stand under `memory` and `cms`.
+
+  Raises:
+    ValueError: for a family or a key that there is not, or values that do not
+      fit.
+  """
+  family, _, changes = word.partition(':')
+  if family not in FAMILIES:
+    raise ValueError(
+      f'--models={word}: this evaluation trains its models; give families, '
+      f'of {", ".join(FAMILIES)}'
+    )
+  values = dataclasses.asdict(ModelConfig())
+  _update(values, base | {'family': family})
+  for change in filter(None, changes.split(';')):
+    settings.change(values, change, f'--models={word}')
+  return ModelConfig.from_dict(values)
+
+
+def _update(values: dict, new: dict) -> None:
+  for key, value in new.items():
+    if key not in values:
+      raise KeyError(key)
+    if isinstance(value, dict):
+      _update(values[key], value)
+    else:
+      values[key] = value
+
+
+def is_trained(word: str) -> bool:
+  """Whether the word is the path of something that is there."""
+  return os.path.exists(os.path.expanduser(word))
+
+
+def load(word: str) -> trained.Trained:
+  """Loads the model that a path names: a run's folder or a pretrained file.
+
+  Raises:
+    ValueError: if there is nothing there; else as `trained.load` and
+      `trained.load_pretrained`.
+  """
+  path = os.path.expanduser(word)
+  if not is_trained(word):
+    raise ValueError(
+      f'--models={word}: neither a folder of a run nor a pretrained file'
+    )
+  run = os.path.isdir(os.path.join(path, 'checkpoints'))
+  return trained.load(path) if run else trained.load_pretrained(path)

@@ -1,0 +1,152 @@
+"""Cells are done once, are refused if they are of others, and are reported."""
+
+import dataclasses
+import json
+
+import pytest
+
+from nestax.launch.evals import cells, entrants, scoreboard, suite
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  bonus: float = 0.0
+
+
+class Stopped(Exception):
+  pass
+
+
+def evaluation(done, stop_at=None, **fields):
+  """Two tasks; `done` gathers what was worked at."""
+
+  def make(options, asked):
+    for task in ('easy', 'hard'):
+      for model in asked.models:
+
+        def run(say, task=task, model=model):
+          if (task, model) == stop_at:
+            raise Stopped
+          done.append((task, model))
+          say(1, 2)
+          level = {'easy': 90.0, 'hard': 50.0}[task] + options.bonus
+          scores = {'short': level}
+          if task == 'hard':
+            scores['long'] = float('nan') if model == 'b' else level - 10
+          return [
+            {'seed': s, 'scores': {k: x + s for k, x in scores.items()}}
+            for s in range(asked.seeds)
+          ]
+
+        key = {'bonus': options.bonus, 'seeds': asked.seeds}
+        yield suite.Cell(task, model, key, run)
+
+  fields = {'words': 'Made up, %.'} | fields
+  return suite.Evaluation('made', Options(), make, **fields)
+
+
+def test_a_stopped_suite_goes_on_with_the_cell_it_was_in(tmp_path):
+  asked = suite.Asked(('a', 'b'), seeds=2, workdir=tmp_path)
+  done = []
+  with pytest.raises(Stopped):
+    suite.run([evaluation(done, ('hard', 'a'))], asked)
+  assert done == [('easy', 'a'), ('easy', 'b')]
+  done = []
+  rows = suite.run([evaluation(done)], asked)
+  assert done == [('hard', 'a'), ('hard', 'b')]
+  assert len(rows) == 2 * 2 * 2
+  assert rows[0]['scores'] == {'short': 90.0} and rows[0]['model'] == 'a'
+  assert rows[-1]['scores'] == {'short': 51.0, 'long': None}
+  assert all(row['device'] for row in rows)
+
+
+def test_cells_of_other_settings_are_refused(tmp_path):
+  asked = suite.Asked(('a',), seeds=1, workdir=tmp_path)
+  suite.run([evaluation([])], asked)
+  changed = suite.configure([evaluation([])], ['made.bonus=1.5'])
+  assert changed[0].options.bonus == 1.5
+  with pytest.raises(cells.CellError, match='another workdir'):
+    suite.run(changed, asked)
+
+
+def test_one_task_can_be_done_alone(tmp_path):
+  done = []
+  asked = suite.Asked(('a',), tasks=('hard',), workdir=tmp_path)
+  suite.run([evaluation(done)], asked)
+  assert done == [('hard', 'a')]
+  with pytest.raises(ValueError, match='the tasks are easy, hard'):
+    asked = dataclasses.replace(asked, tasks=('soft',))
+    suite.run([evaluation(done)], asked)
+
+
+def test_words_for_nobody_are_refused():
+  for words, wrong in (
+    ('mode.bonus=1', 'one of made'),
+    ('made.bonny=1', 'there are bonus'),
+    ('made.bonus=x', 'is no number'),
+  ):
+    with pytest.raises(ValueError, match=wrong):
+      suite.configure([evaluation([])], [words])
+
+
+def test_the_report_has_every_cell_of_the_workdir(tmp_path):
+  paper = {'A': {'easy': 99.0, 'hard long': 12.5, 'odd': 1.0}, 'B': {'odd': 1}}
+  made = evaluation([], paper=paper, source='its paper')
+  asked = suite.Asked(('a',), seeds=3, workdir=tmp_path)
+  suite.run([made], asked)
+  rows = suite.run([made], dataclasses.replace(asked, models=('b',)))
+  words = scoreboard.write([made], tmp_path, rows)
+  assert (tmp_path / 'table.md').read_text() == words + '\n'
+  for line in (
+    '| model | easy | hard short | hard long | average | seeds |',
+    '| b | 91.0 ± 1.0 | 51.0 ± 1.0 | nan ± nan | nan | 3 |',
+    '| a | 91.0 ± 1.0 | 51.0 ± 1.0 | 41.0 ± 1.0 | 61.0 | 3 |',
+    '| A (its paper) | 99 | - | 12.5 | - | - |',
+  ):
+    assert line in words.splitlines()
+  assert 'B (' not in words
+  lines = [*map(json.loads, (tmp_path / 'results.jsonl').open())]
+  assert [(x['task'], x['model']) for x in lines] == [
+    ('easy', 'b'),
+    ('hard', 'b'),
+    ('easy', 'a'),
+    ('hard', 'a'),
+  ]
+  assert lines[1]['scores']['long'] == {
+    'mean': None,
+    'spread': None,
+    'values': [None] * 3,
+  }
+  assert lines[3]['scores']['long']['values'] == [40.0, 41.0, 42.0]
+  assert (tmp_path / 'made.png').stat().st_size > 1000
+
+
+def test_scores_along_an_axis_are_lines(tmp_path):
+  score = scoreboard.Score(50.0, 1.0, 3)
+  scores = {'a': {('one', '1024'): score, ('one', '512'): score}}
+  board = scoreboard.Board(
+    evaluation([], axis='tokens'), scores, list(scores['a'])
+  )
+  (panel,) = scoreboard._lines(board).axes
+  line = panel.containers[0].lines[0]
+  assert list(line.get_xdata()) == [512, 1024]
+  assert panel.get_xlabel() == 'tokens'
+
+
+def test_models_are_families_with_keys_or_paths(tmp_path):
+  base = {'D': 16, 'memory': {'chunk_mem': 8, 'chunk_rest': 8}}
+  word = 'hope:memory.eta_max=1.0;cms.periods=(8,16)'
+  cfg = entrants.config(word, base)
+  assert (cfg.family, cfg.D, cfg.V) == ('hope', 16, 272)
+  assert cfg.memory.chunk_mem == 8 and cfg.memory.eta_max == 1.0
+  assert cfg.cms.periods == (8, 16)
+  for wrong, words in (
+    ('hop', 'trains its models; give families, of .*hope'),
+    ('hope:eta=1', "there is no key 'eta'"),
+    ('hope:D=1.5', 'D is a int'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      entrants.config(wrong, base)
+  assert entrants.is_trained(str(tmp_path))
+  with pytest.raises(ValueError, match='neither a folder of a run nor'):
+    entrants.load(str(tmp_path / 'nothing'))
