@@ -1,9 +1,25 @@
 """Eight CPU devices for the whole suite, and no silent broadcasting."""
 
+import pathlib
+
 import jax
+import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 # Most of the suite's time is compilation: a third less of it. Programs that
 # tests start as processes of their own are compiled in full.
 jax.config.update('jax_disable_most_optimizations', True)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Every compiled program takes some of the 65,530 memory maps that Linux gives
+# a process; the suite needs more than that, and died of it.
+MAPS = pathlib.Path('/proc/self/maps')
+MANY = 15_000
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+  """Lets go of compiled programs after a file of tests, if there are many."""
+  yield
+  if MAPS.exists() and MAPS.read_bytes().count(b'\n') > MANY:
+    jax.clear_caches()
