@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from nestax.cms import chain, fresh, objective, resume
 from nestax.cms import level as levels_
-from nestax.cms.level import Theta
+from nestax.cms.level import LevelState, Theta
 from nestax.cms.stream import Net, Piece, StreamState
 from nestax.cms.stream import init_state as init_stream
+from nestax.models import axes
 from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
 
@@ -41,6 +42,28 @@ def init_state(cfg: ModelConfig, B: int, mixers) -> StreamState:
     B,
     cfg.D,
     cfg.compute_dtype,
+  )
+
+
+def level_axes(state: LevelState) -> LevelState:
+  """The names of the axes of a level's leaves, see `axes.map_names`."""
+  into, row = ('layers', 'batch', 'embed', 'mlp'), ('batch',)
+  theta = Theta(into, into, ('layers', 'batch', 'mlp', 'embed'))
+  kinds = {Theta: theta, type(None): None}
+  return LevelState(*(kinds.get(type(part), row) for part in state))
+
+
+def state_axes(state: StreamState, mixers) -> StreamState:
+  """The same for the whole state; `mixers` are the names of the mixers'."""
+  row = ('batch',)
+  return StreamState(
+    levels=tuple(map(level_axes, state.levels)),
+    clock_B=row,
+    skip_B=row,
+    held=Piece(('batch', 'length', 'activation'), *[('batch', 'length')] * 2),
+    held_B=row,
+    boundary=blocks.BlockState(mixers),
+    surprise_B=row,
   )
 
 
@@ -211,13 +234,15 @@ def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
   one = blocks.init_state(cfg, B, -(-L // C) * C, whole=True)
   n = cfg.N - cfg.adapting[0]
   mixers = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (n, *x.shape)), one)
+  names = blocks.BlockState(axes.stacked(one.mixer.axes(), 'layers'))
+  levels = init_levels(cfg, B)
   aligned = cfg.family != 'hope' or C % cfg.memory.chunks[1] == 0
   return fresh.run(
     cfg.stream,
     net(cfg, params, head, aligned),
     rates(cfg, params),
-    init_levels(cfg, B),
-    mixers,
+    axes.constrain_tree(levels, tuple(map(level_axes, levels))),
+    axes.constrain_tree(mixers, names),
     Piece(x_BxLxD, tokens_BxL, reset_BxL),
     remat=cfg.remat != 'none',
   )

@@ -1,5 +1,6 @@
 """Softmax attention with rotary angles, grouped heads and a sliding window."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,6 +11,8 @@ from nestax.models import axes
 from nestax.models.config import ModelConfig
 from nestax.models.layers import LONG_AGO, Linear, rotary, segment_starts
 
+BY_LENGTH = ('batch', 'length', 'heads', None)
+
 
 class AttentionState(NamedTuple):
   """A ring of the last S keys and values of each sequence."""
@@ -19,6 +22,13 @@ class AttentionState(NamedTuple):
   position_BxS: jax.Array  # int32, -1 where the slot is empty
   clock_B: jax.Array  # int32, tokens read so far
   start_B: jax.Array  # int32, position at which the document began
+
+  @staticmethod
+  def axes():
+    """The names of every leaf's axes."""
+    ring = ('batch', 'cache', 'kv_heads', 'head_dim')
+    row = ('batch',)
+    return AttentionState(ring, ring, ('batch', 'cache'), row, row)
 
 
 def init_state(
@@ -61,6 +71,23 @@ def _cudnn(dtype) -> bool:
   return jax.default_backend() == 'gpu' and dtype == jnp.bfloat16
 
 
+def _attend(window: int, fused: bool, q, k, v, start_BxL):
+  """Fresh sequences; `fused` allows a kernel, which takes whole lengths."""
+  if start_BxL is None:
+    return jax.nn.dot_product_attention(
+      q,
+      k,
+      v,
+      is_causal=True,
+      local_window_size=(window - 1, 0) if window else None,
+      implementation='cudnn' if fused and _cudnn(q.dtype) else 'xla',
+    )
+  position = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
+  start = start_BxL[..., None]
+  mask = _visible(position[..., None], position[:, None], start, window)
+  return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
 class Attention(nn.Module):
   """`(state, x_BxLxD, reset_BxL) -> (state, y_BxLxD)`.
 
@@ -88,9 +115,10 @@ class Attention(nn.Module):
     q_BxLxHxK = project('query', H, 'heads')
     k_BxLxGxK = project('key', G, 'kv_heads')
     v_BxLxGxK = project('value', G, 'kv_heads')
-    q_BxLxHxK = axes.constrain(q_BxLxHxK, 'batch', 'length', 'heads', None)
+    q_BxLxHxK = axes.constrain(q_BxLxHxK, *BY_LENGTH)
     if state is None:
       o_BxLxHxK = self._fresh(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL)
+      o_BxLxHxK = axes.constrain(o_BxLxHxK, *BY_LENGTH)
     else:
       state, o_BxLxHxK = self._continued(
         state, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL, length_B, aligned
@@ -111,19 +139,21 @@ class Attention(nn.Module):
     B, L = q.shape[:2]
     position = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None], (B, L))
     q, k = (rotary(x, position, cfg.rope_base) for x in (q, k))
-    window = (cfg.window - 1, 0) if cfg.window else None
-    if reset_BxL is None:
-      return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        is_causal=True,
-        local_window_size=window,
-        implementation='cudnn' if _cudnn(q.dtype) else 'xla',
-      )
-    start = segment_starts(reset_BxL)[..., None]
-    mask = _visible(position[..., None], position[:, None], start, cfg.window)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    start = None if reset_BxL is None else segment_starts(reset_BxL)
+    # Lengths that are split become heads that are; if heads do not divide, the
+    # queries stay as they are.
+    whole = axes.repeats('walks', cfg.H) == 1 or axes.ways('length') == 1
+    attend = functools.partial(_attend, cfg.window, whole)
+    if not whole:
+      return attend(q, k, v, start)
+    if axes.repeats('walks', cfg.kv_heads) > axes.repeats('walks', cfg.H):
+      k, v = (jnp.repeat(x, cfg.H // cfg.kv_heads, axis=2) for x in (k, v))
+    names = ('batch', None, 'walks', None)
+    row = None if start is None else ('batch', None)
+    sizes = {'batch': B, 'walks': cfg.H}
+    return axes.by_shard(attend, sizes, (names, names, names, row), names)(
+      q, k, v, start
+    )
 
   def _continued(
     self, state: AttentionState, q, k, v, reset_BxL, length_B, aligned

@@ -5,6 +5,8 @@ table below says on which mesh axes each of them may be laid. An axis that the
 mesh lacks, or that does not divide a dimension, leaves it whole.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -21,7 +23,11 @@ RULES = {
   'mlp': ('tensor',),
   'activation': (),
   'head_dim': (),
+  # a memory's walk over the tokens: by heads where others go by length
+  'walks': ('tensor', 'sequence'),
+  'cache': ('sequence',),
   'memory': (),
+  'memory_rows': ('fsdp',),  # of initial values
   'taps': (),
   'layers': (),
   'levels': (),
@@ -92,31 +98,110 @@ def batch_sharding(mesh: Mesh, ndim: int = 2) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*(rows, cols)[: len(names)]))
 
 
-def state_shardings(mesh: Mesh, state, leading=('layers', 'batch')):
+def _is_names(names) -> bool:
+  return type(names) is tuple and all(
+    name is None or isinstance(name, str) for name in names
+  )
+
+
+def map_names(function, names, tree):
+  """`function(names, leaf)` for every leaf of a tree.
+
+  Args:
+    function: what to call.
+    names: a tree of tuples of logical axes that is a prefix of `tree`: a tuple
+      holds for every leaf below it.
+    tree: arrays or their shapes.
+  """
+  below = lambda names, part: jax.tree.map(lambda x: function(names, x), part)  # noqa: E731
+  return jax.tree.map(below, names, tree, is_leaf=_is_names)
+
+
+def stacked(names, *leading):
+  """Names of a tree whose leaves have further axes in front, such as layers."""
+  return jax.tree.map(lambda n: (*leading, *n), names, is_leaf=_is_names)
+
+
+def state_shardings(mesh: Mesh, state, names):
   """Shardings of per-sequence state.
 
   Args:
     mesh: the devices.
     state: a tree of arrays.
-    leading: names of the first axes of every leaf. A third axis of heads goes
-      where the heads' parameters go (rank five: fast parts and KV caches
-      carry their heads there by construction).
+    names: of the axes of every leaf, see `map_names`.
   """
 
-  def one(leaf):
-    names = [*leading, *[None] * (leaf.ndim - len(leading))]
-    if leaf.ndim == 5:
-      names[2] = 'heads'
-    spec = partition_spec(names, leaf.shape, mesh.shape)
-    return NamedSharding(mesh, spec)
+  def one(names, leaf):
+    return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh.shape))
 
-  return jax.tree.map(one, state)
+  return map_names(one, names, state)
+
+
+def _in_force():
+  """Sizes of the axes of the mesh in force; None if nothing is to be split."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or all(size == 1 for size in mesh.axis_sizes):
+    return None
+  return dict(mesh.shape)
 
 
 def constrain(x, *names):
   """Lays an activation on the mesh in force; without one it is left alone."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or all(size == 1 for size in mesh.axis_sizes):
+  sizes = _in_force()
+  if sizes is None:
     return x
-  spec = partition_spec(names, x.shape, dict(mesh.shape))
+  spec = partition_spec(names, x.shape, sizes)
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def constrain_tree(tree, names):
+  """`constrain` for every leaf, see `map_names`."""
+  return map_names(lambda names, x: constrain(x, *names), names, tree)
+
+
+def ways(name: str) -> int:
+  """Parts into which the mesh in force would like to split an axis."""
+  mesh = _in_force() or {}
+  return math.prod(mesh.get(axis, 1) for axis in RULES[name])
+
+
+def repeats(name: str, size: int) -> int:
+  """Devices that hold the same part of an axis that ought to be split.
+
+  1 where the mesh in force divides the axis as its rule says, or there is none.
+  """
+  mesh = _in_force() or {}
+  chosen = jax.tree.leaves(tuple(partition_spec((name,), (size,), mesh)))
+  return ways(name) // math.prod(mesh[axis] for axis in chosen)
+
+
+def by_shard(function, sizes, names_in, names_out):
+  """A function that every device calls on its own part of the arguments.
+
+  For what needs nothing from other parts, such as walks of a recurrence: the
+  partitioner cannot look into a kernel, and need not guess at the others.
+  Without a mesh it is the function itself.
+
+  Args:
+    function: of arrays, None or trees of them.
+    sizes: logical axes that may be split -> their sizes. One that its mesh
+      axes do not divide stays whole: every device then does all of it.
+    names_in: of each argument, a prefix tree as `map_names` takes it.
+    names_out: of the result.
+  """
+  mesh = _in_force()
+  if mesh is None:
+    return function
+  split = dict(zip(sizes, partition_spec(tuple(sizes), sizes.values(), mesh)))
+
+  def specs(names):
+    return jax.tree.map(
+      lambda n: PartitionSpec(*map(split.get, n)), names, is_leaf=_is_names
+    )
+
+  return jax.shard_map(
+    function,
+    in_specs=specs(names_in),
+    out_specs=specs(names_out),
+    check_vma=False,  # kernels do not say what varies
+  )

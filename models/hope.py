@@ -6,10 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.models import axes
+from nestax.models import axes, recurrence
 from nestax.models.config import ModelConfig
 from nestax.models.layers import CausalConv, Linear, RMSNorm, segment_starts
-from nestax.models.memory import api
 from nestax.models.memory.types import GATES, Inputs, MemoryState
 from nestax.models.memory.types import init_state as init_memory
 
@@ -26,6 +25,12 @@ class TitanState(NamedTuple):
 
   memory: MemoryState
   tails: tuple[jax.Array, ...]  # last inputs of the convolutions q, k, v
+
+  @staticmethod
+  def axes():
+    """The names of every leaf's axes."""
+    tail = ('batch', 'taps', 'heads', 'head_dim')
+    return TitanState(recurrence.STATE, (tail,) * 3)
 
 
 def init_state(cfg: ModelConfig, B: int) -> TitanState:
@@ -52,7 +57,8 @@ class InitialValues(nn.Module):
 
     def param(name, shape, fan_in, gain=1.0):
       init = nn.initializers.normal(gain * fan_in**-0.5)
-      names = ('heads',) + ('memory',) * (len(shape) - 1)
+      names = ('heads', 'memory_rows', 'memory')
+      names = names if len(shape) == 3 else ('heads', 'memory')
       return self.param(
         name, nn.with_logical_partitioning(init, names), shape, jnp.float32
       )
@@ -112,7 +118,7 @@ class SelfModifyingTitan(nn.Module):
     )
     inputs = Inputs(query, key, value, self._log_beta(key), reset_BxL)
     initial = InitialValues(cfg, name='initial')()
-    memory, o_BxLxHxK = api.run(
+    memory, o_BxLxHxK = recurrence.run(
       cfg.memory,
       initial,
       None if state is None else state.memory,
@@ -122,6 +128,7 @@ class SelfModifyingTitan(nn.Module):
       length_B=length_B,
       aligned=aligned,
     )
+    o_BxLxHxK = axes.constrain(o_BxLxHxK, 'batch', 'length', 'heads', None)
     state = None if state is None else TitanState(memory, tuple(new_tails))
     norm = RMSNorm(
       (H, K),

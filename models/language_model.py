@@ -213,23 +213,24 @@ def inner_rates(cfg: ModelConfig, params) -> tuple[jax.Array, ...]:
   return active.rates(cfg, params) if cfg.stream else ()
 
 
+def state_axes(state: ModelState) -> ModelState:
+  """The names of the axes of every leaf, a prefix tree of the state."""
+  mixers = axes.stacked(state.blocks.mixer.axes(), 'layers')
+  levels = state.levels and active.state_axes(state.levels, mixers)
+  return ModelState(blocks.BlockState(mixers), levels)
+
+
 def state_shardings(mesh, state):
-  """Shardings of a state as `init_state` makes it, a tree like it."""
-  if not isinstance(state, ModelState) or state.levels is None:
-    return axes.state_shardings(mesh, state)
+  """Shardings of a state as `init_state` makes it, a tree like it.
 
-  def by_row(tree):
-    return axes.state_shardings(mesh, tree, ('batch',))
-
-  def either(x):
-    return axes.state_shardings(mesh, x) if x.ndim > 1 else by_row(x)
-
-  levels = StreamState(*(by_row(part) for part in state.levels))
-  levels = levels._replace(
-    levels=jax.tree.map(either, state.levels.levels),
-    boundary=axes.state_shardings(mesh, state.levels.boundary),
+  Any other state has its blocks and sequences in front, and lies by sequences.
+  """
+  if isinstance(state, ModelState):
+    return axes.state_shardings(mesh, state, state_axes(state))
+  names = jax.tree.map(
+    lambda x: ('layers', 'batch', *[None] * (x.ndim - 2)), state
   )
-  return ModelState(axes.state_shardings(mesh, state.blocks), levels)
+  return axes.state_shardings(mesh, state, names)
 
 
 def abstract_params(cfg: ModelConfig):

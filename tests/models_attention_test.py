@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -125,3 +126,32 @@ def test_a_document_in_a_ring_does_not_see_the_one_before():
   # the first sequence began anew one token ago, the second goes on
   np.testing.assert_allclose(got[0], alone[0, 1:], atol=2e-5)
   assert np.abs(got[1] - alone[1, 1:]).max() > 1e-2
+
+
+# 4 heads over tensor and sequence, with shared keys repeated; 2 heads, which
+# leave lengths split; and a mask
+@pytest.mark.parametrize(
+  'name,reset', [('grouped', True), ('all_heads', False)]
+)
+def test_attention_on_a_mesh_is_attention_on_one_device(name, reset):
+  _, variables, run = build(name)
+  x_BxLxD = stream(12)
+  reset_BxL = np.pad(resets(), ((0, 0), (0, 1))) if reset else None
+
+  def total(variables, x):
+    _, y = run(variables, None, x, reset_BxL)
+    return jnp.sum(jnp.sin(y)), y
+
+  grads = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+  want = grads(variables, x_BxLxD)
+  sizes = {'data': 2, 'tensor': 2, 'sequence': 2}
+  mesh = jax.make_mesh(
+    tuple(sizes.values()), tuple(sizes),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )  # fmt: skip
+  with jax.set_mesh(mesh):
+    got = grads(variables, x_BxLxD)
+  assert not got[0][1].sharding.is_fully_replicated
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want
+  )

@@ -184,19 +184,6 @@ def test_every_parameter_names_the_axis_of_each_dimension(name):
     assert all(axis in axes.RULES for axis in leaf.names), (path, leaf.names)
 
 
-def test_states_of_a_mesh_lie_over_sequences_and_heads():
-  mesh = jax.make_mesh(
-    (2, 2, 2), ('data', 'fsdp', 'tensor'),
-    axis_types=(jax.sharding.AxisType.Auto,) * 3,
-  )  # fmt: skip
-  cfg = build('hope')[0].cfg
-  state = language_model.init_state(cfg, 4, length=8)
-  for leaf, sharding in zip(
-    jax.tree.leaves(state), jax.tree.leaves(axes.state_shardings(mesh, state))
-  ):
-    assert sharding.spec[1] == ('data', 'fsdp'), leaf.shape
-
-
 def test_flops_grow_with_length_only_for_attention():
   hope, plain = build('hope')[0].cfg, build('transformer')[0].cfg
   count = language_model.flops_per_token
