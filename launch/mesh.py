@@ -34,6 +34,11 @@ def make(sizes, rows: int, length: int) -> Mesh:
     raise MeshError(f'mesh sizes {" and ".join(free)} are -1: one at most')
   used = math.prod(n for n in sizes.values() if n != -1)
   if free:
+    if devices % used:
+      raise MeshError(
+        f'mesh.{free[0]} = -1 shares {devices} devices out by {used}: the '
+        f'other mesh sizes {sizes} have to multiply to a divisor of {devices}'
+      )
     sizes[free[0]] = max(devices // used, 1)
     used *= sizes[free[0]]
   # One process may leave devices idle (a test, a comparison); many may not.
@@ -64,6 +69,29 @@ def _check_batch(sizes, rows: int, length: int) -> None:
       f'data.length is {length}: mesh.sequence = {sizes["sequence"]} has to '
       'divide it'
     )
+
+
+def check_params(mesh: Mesh, params_boxed) -> None:
+  """Refuses an axis whose devices would all hold and do the same.
+
+  Args:
+    mesh: the devices.
+    params_boxed: parameters or their shapes with logical axes.
+
+  Raises:
+    MeshError: if `fsdp` or `tensor` can split no parameter.
+  """
+  used = set()
+  for sharding in jax.tree.leaves(axes.shardings(mesh, params_boxed)):
+    used.update(jax.tree.leaves(tuple(sharding.spec)))
+  for axis in ('fsdp', 'tensor'):
+    if mesh.shape[axis] > 1 and axis not in used:
+      split = [name for name, rule in axes.RULES.items() if axis in rule]
+      raise MeshError(
+        f'mesh.{axis} = {mesh.shape[axis]} divides no parameter of the model '
+        f'along {", ".join(split)}: its devices would all do the same; use a '
+        f'divisor of these, or mesh.{axis} = 1'
+      )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

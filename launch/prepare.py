@@ -56,7 +56,9 @@ def prepare(config, workdir) -> Plan:
   rows, length = config.train.batch, config.data.length
   mesh = meshes.make(config.mesh, rows // config.train.accumulate, length)
   model = language_model.LanguageModel(cfg)
-  params = nn.unbox(steps.abstract_params(model))
+  boxed = steps.abstract_params(model)
+  meshes.check_params(mesh, boxed)
+  params = nn.unbox(boxed)
   tx, schedule = optimizer.build(config, params, mesh)
   _check_levels(cfg, length, config.train.carry_state)
   pipeline.check(config, cfg.V, jax.process_count())

@@ -146,8 +146,11 @@ def _join(x, axis: int):
   return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def _gradients(apply, params, memory, batch, parts: int, rows_axes):
-  """Sums of the loss, its gradient, and the memory after the batch."""
+def _gradients(apply, lay, params, memory, batch, parts: int, rows_axes):
+  """Sums of the loss, its gradient, and the memory after the batch.
+
+  `lay` puts a gradient where its parameter lies, at every microbatch.
+  """
   weight = batch['weights'].sum()
   weight = jnp.where(weight > 0, weight, 1.0)
 
@@ -162,15 +165,15 @@ def _gradients(apply, params, memory, batch, parts: int, rows_axes):
   grad = jax.grad(objective, has_aux=True)
   if parts == 1:
     grads, (total, memory) = grad(params, memory, batch)
-    return total, grads, memory
+    return total, lay(grads), memory
 
   def one(carry, part):
     grads, (total, memory) = grad(params, *part)
-    return jax.tree.map(jnp.add, carry, (total, grads)), memory
+    return jax.tree.map(jnp.add, carry, (total, lay(grads))), memory
 
   batch = jax.tree.map(lambda x: _split(x, 0, parts), batch)
   memory = jax.tree.map(lambda x, a: _split(x, a, parts), memory, rows_axes)
-  zeros = (loss.zero(), jax.tree.map(jnp.zeros_like, params))
+  zeros = (loss.zero(), lay(jax.tree.map(jnp.zeros_like, params)))
   (total, grads), memory = jax.lax.scan(one, zeros, (memory, batch))
   return total, grads, jax.tree.map(_join, memory, rows_axes)
 
@@ -209,9 +212,12 @@ def train_step(
     `grad_norm`, `learning_rate` and int32 `skipped`, `bad`.
   """
 
+  def lay(grads):
+    return jax.lax.with_sharding_constraint(grads, layout.params)
+
   def step(state: TrainState, batch):
     total, grads, memory = _gradients(
-      model.apply, state.params, state.memory, batch, parts, rows_axes
+      model.apply, lay, state.params, state.memory, batch, parts, rows_axes
     )
     if frozen is not None:
       grads = jax.tree.map(

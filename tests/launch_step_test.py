@@ -209,9 +209,27 @@ def test_sums_of_halves_add_up_and_nothing_unscored_counts():
     ({'data': 0}, 4, 8, 'at least 1'),
     ({'data': -1, 'fsdp': -1}, 8, 8, 'one at most'),
     ({'data': 1, 'sequence': 8}, 4, 12, 'data.length is 12'),
+    ({'data': -1, 'tensor': 3}, 8, 8, 'shares 8 devices out by 3'),
+    ({'data': -1, 'tensor': 16}, 8, 8, 'shares 8 devices out by 16'),
   ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(sizes, rows, length, words):
   sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1} | sizes
   with pytest.raises(meshes.MeshError, match=words):
     meshes.make(sizes, rows, length)
+
+
+def test_a_mesh_axis_that_splits_nothing_is_refused():
+  sizes = {'data': 1, 'fsdp': 1, 'tensor': 5, 'sequence': 1}
+  boxed = steps.abstract_params(Reader())
+  meshes.check_params(meshes.make(sizes | {'tensor': 4}, B, L), boxed)
+  with pytest.raises(meshes.MeshError, match='tensor = 5 .* vocab, heads'):
+    meshes.check_params(meshes.make(sizes, B, L), boxed)
+
+
+def test_gradients_are_gathered_in_the_shards_of_their_parameters():
+  fresh, run, put = make(fsdp=4, tensor=2, parts=2)
+  text = run.lower(fresh(), put(BATCHES[0])).compile().as_text()
+  carried = [x.split(' while(')[0] for x in text.splitlines() if 'while(' in x]
+  assert any(f'f32[{V // 2},{D // 4}]' in shapes for shapes in carried)
+  assert not any(f'f32[{V},{D}]' in shapes for shapes in carried)
