@@ -80,10 +80,15 @@ class LanguageModel(nn.Module):
       )
 
   def __call__(self, state, tokens_BxL, reset_BxL=None):
+    if self.cfg.stream and not self.is_initializing():
+      return self._learn(state, self.embed(tokens_BxL), tokens_BxL, reset_BxL)
+    state, x_BxLxD = self.trunk(state, tokens_BxL, reset_BxL)
+    return state, self.logits(x_BxLxD)
+
+  def trunk(self, state, tokens_BxL, reset_BxL=None):
+    """All but the head, no level learning: `(state, x_BxLxD)`."""
     cfg = self.cfg
     x_BxLxD = self.embed(tokens_BxL)
-    if cfg.stream and not self.is_initializing():
-      return self._learn(state, x_BxLxD, tokens_BxL, reset_BxL)
 
     def body(block, x_BxLxD, state):
       state, x_BxLxD, _ = block(state, x_BxLxD, reset_BxL)
@@ -99,7 +104,7 @@ class LanguageModel(nn.Module):
     mixers = None if state is None else state.blocks
     x_BxLxD, mixers = scanned(self.blocks, x_BxLxD, mixers)
     state = None if state is None else ModelState(mixers, None)
-    return state, self.logits(x_BxLxD)
+    return state, x_BxLxD
 
   def _learn(self, state, x_BxLxD, tokens_BxL, reset_BxL):
     """Blocks below the first that learns at once, the others by chunks."""
