@@ -14,13 +14,14 @@ from nestax.launch.benches import settings
 from nestax.models.config import FAMILIES, ModelConfig
 
 
-def config(word: str, base: dict) -> ModelConfig:
+def config(word: str, base: dict, own: dict | None = None) -> ModelConfig:
   """The config of a family's small model.
 
   Args:
     word: a family, or one with keys set.
     base: nested mapping of config keys that all families share, such as V, D
-      and N; keys of one family alone stand under `memory` and `cms`.
+      and N.
+    own: the same by family, for one alone.
 
   Raises:
     ValueError: for a family or a key that there is not, or values that do not
@@ -34,6 +35,7 @@ def config(word: str, base: dict) -> ModelConfig:
     )
   values = dataclasses.asdict(ModelConfig())
   _update(values, base | {'family': family})
+  _update(values, (own or {}).get(family, {}))
   for change in filter(None, changes.split(';')):
     settings.change(values, change, f'--models={word}')
   return ModelConfig.from_dict(values)

@@ -113,7 +113,7 @@ def headings(board: Board) -> list[str]:
   """The columns' names: the task, and the score if the task has several."""
   tasks = [task for task, _ in board.columns]
   return [
-    task if tasks.count(task) == 1 else f'{task} {name}'
+    task if tasks.count(task) == 1 else f'{task} {name}'.strip()
     for task, name in board.columns
   ]
 
@@ -186,7 +186,7 @@ def _bars(board: Board) -> figure.Figure:
 
 
 def _lines(board: Board) -> figure.Figure:
-  tasks = list(dict.fromkeys(task for task, _ in board.columns))
+  tasks = list(dict.fromkeys(map(_panel, board.columns)))
   picture = figure.Figure(
     figsize=(1.5 + 3 * len(tasks), 3.2), dpi=100, layout='constrained'
   )
@@ -194,7 +194,9 @@ def _lines(board: Board) -> figure.Figure:
   for task, axes in zip(tasks, panels):
     for model, line in board.scores.items():
       points = sorted(
-        (float(name), score) for (of, name), score in line.items() if of == task
+        (float(column[1].split()[-1]), score)
+        for column, score in line.items()
+        if _panel(column) == task
       )
       axes.errorbar(
         [x for x, _ in points],
@@ -207,6 +209,12 @@ def _lines(board: Board) -> figure.Figure:
     axes.grid(alpha=0.3)
   panels[-1].legend(loc='center left', bbox_to_anchor=(1, 0.5))
   return picture
+
+
+def _panel(column: tuple[str, str]) -> str:
+  """The column's name without the number along the axis."""
+  task, name = column
+  return ' '.join([task, *name.split()[:-1]]).strip()
 
 
 _NOTHING = Score(math.nan, 0.0, 0)

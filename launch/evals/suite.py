@@ -59,7 +59,7 @@ class Cell(NamedTuple):
   """A piece of work that is done whole or not at all.
 
   Attributes:
-    task: heading of its columns.
+    task: heading of its columns; '' if the scores' names say all.
     model: its line of the table.
     key: plain dict of all that the scores depend on.
     run: does it; gives a dict a seed, with `seed` and `scores`.
@@ -102,7 +102,8 @@ class Evaluation(NamedTuple):
     words: what the numbers are, under the table; higher is better.
     paper: line -> column -> number, to stand beside ours.
     source: where those are from.
-    axis: '' for bars; else the scores' names are numbers along this axis.
+    axis: '' for bars; else the last word of every score's name is a number
+      along this axis.
   """
 
   name: str

@@ -1,0 +1,374 @@
+"""Small models trained from generated rows: the cells of such evaluations.
+
+Every problem gets every model at every learning rate and seed; all runs of a
+cell are one program (`sweep`), or several where that does not fit in memory.
+The rate is picked by the mean over seeds of the scores on rows drawn like the
+tests, but not the tests: 'valid'. The scores are those of the last step.
+
+Rows are drawn once, by a generator seeded with what they are for; seeds of
+runs choose first parameters and the order of rows. AdamW for all, clipped at
+norm 1, warm-up over a tenth of the steps, then half a cosine.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nestax.launch import loss
+from nestax.launch.evals import entrants, suite, sweep
+from nestax.models import language_model
+from nestax.models.config import ModelConfig
+from nestax.optim import labels, schedules
+
+# `tokens`, `targets` int32 and `weights` float32, each `[rows, L]`; a row of no
+# weight at all is padding.
+Batch = dict[str, Any]
+Draw = Callable[[np.random.Generator, int], Batch]
+STILL = re.compile(r'.*(scale|bias|log_rate|mix|logit|active)')  # not decayed
+
+
+class Net(NamedTuple):
+  """What is trained: `init(key, tokens_BxL)`, `apply(params, tokens_BxL)`."""
+
+  init: Callable
+  apply: Callable  # -> logits_BxLxV float32
+
+
+class Problem(NamedTuple):
+  """A task, from nothing but seeds.
+
+  Attributes:
+    name: heading in the table.
+    V: ids there are, of tokens and targets.
+    train: (generator, rows) -> rows to train on.
+    tests: name of a score -> the same for rows to test on; may give fewer
+      rows than asked for, if there are no more.
+    score: (logits, batch) -> sum and weight, scalars; the score is the
+      quotient of all batches' sums, times 100.
+    key: plain dict of what the rows depend on.
+    base: config keys that all families share here, see `entrants.config`.
+    own: the same for one family alone.
+    net: what a config is trained as; a language model unless given.
+  """
+
+  name: str
+  V: int
+  train: Draw
+  tests: Mapping[str, Draw]
+  score: Callable
+  key: dict
+  base: dict = {}
+  own: dict = {}
+  net: Callable[[ModelConfig], Net] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How small models are trained.
+
+  Attributes:
+    D, N, H: width, blocks and heads of all families.
+    F: hidden width of the MLPs; 0 for 8/3 of D.
+    dtype: that they compute in.
+    steps: updates.
+    batch: rows an update, and a batch of a test.
+    examples: rows there are to train on, read again and again.
+    tests: rows of every test; half as many to pick the rate by.
+    rates: learning rates; --rates sets them.
+    decay: weight decay of matrices, times the learning rate.
+    evaluations: on the way, for the curves.
+  """
+
+  D: int = 64
+  N: int = 2
+  H: int = 2
+  F: int = 0
+  dtype: str = 'float32'
+  steps: int = 1000
+  batch: int = 64
+  examples: int = 10_000
+  tests: int = 1024
+  rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+  decay: float = 0.1
+  evaluations: int = 8
+
+  def __post_init__(self):
+    for name in ('D', 'N', 'H', 'steps', 'batch', 'examples', 'evaluations'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)}: at least 1')
+    if self.tests < 2:
+      raise ValueError(f'tests={self.tests}: at least 2')
+    if not self.rates or not all(0 < r < math.inf for r in self.rates):
+      raise ValueError(f'rates={self.rates}: one or more, above 0 and finite')
+
+  def asked(self, asked: suite.Asked) -> 'Training':
+    """The same with the command line's steps and rates."""
+    return dataclasses.replace(
+      self, steps=asked.steps or self.steps, rates=asked.rates or self.rates
+    )
+
+  def base(self, V: int) -> dict:
+    """Config keys that all families share."""
+    F = self.F or -(-8 * self.D // 3 // 8) * 8
+    sizes = {'V': V, 'D': self.D, 'N': self.N, 'H': self.H, 'F': F}
+    return sizes | {'dtype': self.dtype}
+
+
+def language(cfg: ModelConfig) -> Net:
+  """A language model: the logits at every token."""
+  model = language_model.LanguageModel(cfg)
+
+  def init(key, tokens_BxL):
+    return nn.unbox(model.init(key, None, tokens_BxL))['params']
+
+  def apply(params, tokens_BxL):
+    return model.apply({'params': params}, None, tokens_BxL)[1]
+
+  return Net(init, apply)
+
+
+def cells(
+  problems: Sequence[Problem], training: Training, asked: suite.Asked
+) -> Iterator[suite.Cell]:
+  """Makes the cells of problems, one for each and each of `asked.models`.
+
+  Raises:
+    ValueError: for a model that is none of the families.
+  """
+  training = training.asked(asked)
+  for problem in problems:
+    for word in asked.models:
+      base = training.base(problem.V) | problem.base
+      cfg = entrants.config(word, base, problem.own)
+      key = problem.key | {'training': dataclasses.asdict(training)}
+      key |= {'seeds': asked.seeds, 'config': dataclasses.asdict(cfg)}
+
+      def run(say, problem=problem, cfg=cfg):
+        return train(problem, cfg, training, asked.seeds, say)
+
+      yield suite.Cell(problem.name, word, key, run)
+
+
+def train(
+  problem: Problem,
+  cfg: ModelConfig,
+  training: Training,
+  seeds: int,
+  say: suite.Say = lambda done, of: None,
+) -> list[dict]:
+  """Trains all rates and seeds; gives a row a seed, of the rate picked.
+
+  Returns:
+    As `suite.Cell.run`: beside the scores `rate`, whether it is at an `edge`
+    of several rates, `valid` and the valid `loss`, the `curve` of [step, valid,
+    loss] and `grid`: of every rate its mean `valid`.
+  """
+  task = make_task(problem, cfg, training, seeds)
+  shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
+  make = optimizer(shapes, training)
+  every = _every(training.steps, training.evaluations)
+  grid = seeds, training.steps, every
+  rows = _within_memory(task, make, training.rates, grid, say)
+  last = [row for row in rows if row['step'] == training.steps]
+  rate, means = _pick(last, training.rates)
+  ends = min(training.rates), max(training.rates)
+  edge = len(training.rates) > 1 and rate in ends
+  made = []
+  for row in last:
+    if row['rate'] != rate:
+      continue
+    run = [r for r in rows if (r['rate'], r['seed']) == (rate, row['seed'])]
+    scores = {name: row[f'test {name}'] for name in problem.tests}
+    curve = [[r['step'], r['valid'], r['loss']] for r in run]
+    about = {'rate': rate, 'edge': edge, 'valid': row['valid']}
+    about |= {'loss': row['loss'], 'curve': curve, 'grid': means}
+    made.append({'seed': row['seed'], 'scores': scores} | about)
+  return made
+
+
+def _every(steps: int, evaluations: int) -> int:
+  return math.gcd(steps, max(1, steps // evaluations))
+
+
+def _pick(last: Sequence[dict], rates: Sequence[float]):
+  """The rate of the best mean score, of equal ones that of the lowest loss."""
+
+  def mean(rate, name, bad):
+    values = [row[name] for row in last if row['rate'] == rate]
+    return float(np.mean([bad if v is None else v for v in values]))
+
+  def worth(rate):
+    return mean(rate, 'valid', -math.inf), -mean(rate, 'loss', math.inf)
+
+  means = {f'{rate:g}': mean(rate, 'valid', -1.0) for rate in rates}
+  return max(rates, key=worth), means
+
+
+def _within_memory(task, make, rates, grid, say) -> list[dict]:
+  """All rates in one program, or by halves if they do not fit in memory."""
+  try:
+    return sweep.run(
+      task, make, rates, *grid, lambda step, seconds: say(step, grid[1])
+    )
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error) or len(rates) == 1:
+      raise
+  half = len(rates) // 2
+  parts = rates[:half], rates[half:]
+  return [
+    row for part in parts for row in _within_memory(task, make, part, grid, say)
+  ]
+
+
+def optimizer(shapes, training: Training) -> sweep.Make:
+  """AdamW as a function of its peak learning rate."""
+  schedule = schedules.warmup_cosine(1.0, training.steps // 10, training.steps)
+
+  def decayed(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda keys, _: not STILL.fullmatch(labels.path_of(keys)), params
+    )
+
+  adamw = optax.adamw(
+    schedule, 0.9, 0.95, weight_decay=training.decay, mask=decayed(shapes)
+  )
+  tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+  return lambda rate: optax.chain(tx, optax.scale(rate))
+
+
+def make_task(
+  problem: Problem, cfg: ModelConfig, training: Training, seeds: int
+) -> sweep.Task:
+  """Draws all rows, and lays out what `sweep` trains."""
+  net = (problem.net or language)(cfg)
+  data = jax.tree.map(jnp.asarray, _data(problem, training, seeds))
+
+  def init(data, seed):
+    return net.init(jax.random.key(seed), data['train']['tokens'][:1, :1])
+
+  def batch(data, seed, step):
+    at = data['order'][seed, step]
+    return jax.tree.map(lambda x: x[at], data['train'])
+
+  def objective(params, batch):
+    logits_BxLxV = net.apply(params, batch['tokens'])
+    return loss.means(_sums(logits_BxLxV, batch))['loss']
+
+  def one(params, batch):
+    logits_BxLxV = net.apply(params, batch['tokens'])
+    points, weight = problem.score(logits_BxLxV, batch)
+    return points, weight, _sums(logits_BxLxV, batch)
+
+  def evaluate(data, params, seed, step):
+    del seed
+    measure = functools.partial(_measure, functools.partial(one, params))
+    valid = measure(data['valid']).values()
+    said = {'valid': sum(score for score, _ in valid) / len(valid)}
+    said['loss'] = sum(loss for _, loss in valid) / len(valid)
+    # the tests at the end only; the step is the same in all runs of a sweep
+    nothing = dict.fromkeys(data['tests'], jnp.float32(jnp.nan))
+    tests = jax.lax.cond(
+      step == training.steps,
+      lambda: {name: x for name, (x, _) in measure(data['tests']).items()},
+      lambda: nothing,
+    )
+    return said | {f'test {name}': score for name, score in tests.items()}
+
+  return sweep.Task(data, init, batch, objective, evaluate, 'valid')
+
+
+def _sums(logits_BxLxV, batch) -> loss.Sums:
+  nothing = jnp.zeros_like(batch['weights'])  # no text, no bytes
+  return loss.sums(logits_BxLxV, batch | {'bytes': nothing})
+
+
+def _measure(one, tests: dict) -> dict:
+  """Score and loss of every test; those of one shape in one loop."""
+  shapes = {}
+  for name, batches in tests.items():
+    shapes.setdefault(batches['tokens'].shape[1:], []).append(name)
+  found = {}
+  for names in shapes.values():
+    batches = jax.tree.map(
+      lambda *x: jnp.concatenate(x), *(tests[name] for name in names)
+    )
+    # one batch after another: all runs of a sweep hold theirs at once
+    sums = jax.lax.map(one, batches)
+    start = 0
+    for name in names:
+      stop = start + len(tests[name]['tokens'])
+      points, weight, total = jax.tree.map(
+        lambda x, start=start, stop=stop: x[start:stop].sum(), sums
+      )
+      found[name] = 100.0 * points / weight, loss.means(total)['loss']
+      start = stop
+  return found
+
+
+def _data(problem: Problem, training: Training, seeds: int) -> dict:
+  def rng(*words) -> np.random.Generator:
+    return np.random.default_rng([*'/'.join(words).encode()])
+
+  rows = problem.train(rng('train'), training.examples)
+  found = len(rows['tokens'])
+  order = np.stack(
+    [
+      _order(np.random.default_rng(seed), found, training.steps, training.batch)
+      for seed in range(seeds)
+    ]
+  )
+  drawn = {'train': rows, 'order': order}
+  for split, many in (
+    ('valid', training.tests // 2),
+    ('tests', training.tests),
+  ):
+    drawn[split] = {
+      name: in_batches(draw(rng(split, name), many), training.batch)
+      for name, draw in problem.tests.items()
+    }
+  return drawn
+
+
+def _order(rng, rows: int, steps: int, batch: int) -> np.ndarray:
+  """Indices of rows, `[steps, batch]`: epochs, each in an order of its own."""
+  epochs = -(-steps * batch // rows)
+  whole = np.concatenate([rng.permutation(rows) for _ in range(epochs)])
+  return whole[: steps * batch].reshape(steps, batch).astype(np.int32)
+
+
+def in_batches(rows: Batch, batch: int) -> Batch:
+  """Lays rows out as `[batches, batch, L]`, the last filled up with nothing."""
+  found = len(rows['tokens'])
+  batch = min(batch, found)
+  missing = -found % batch
+
+  def lay(x):
+    x = np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
+    return x.reshape(-1, batch, *x.shape[1:])
+
+  return {name: lay(x) for name, x in rows.items()}
+
+
+def whole_rows(logits_BxLxV, batch):
+  """Scores a row 1 if every prediction that has weight is right."""
+  right_BxL = logits_BxLxV.argmax(-1) == batch['targets']
+  counts_BxL = batch['weights'] > 0
+  right_B = (right_BxL | ~counts_BxL).all(1)
+  real_B = counts_BxL.any(1)
+  return (right_B & real_B).sum().astype(jnp.float32), real_B.sum()
+
+
+def tokens_right(logits_BxLxV, batch):
+  """Scores every prediction that has weight."""
+  right_BxL = logits_BxLxV.argmax(-1) == batch['targets']
+  counts_BxL = batch['weights'] > 0
+  return (right_BxL & counts_BxL).sum().astype(jnp.float32), counts_BxL.sum()
