@@ -1,0 +1,136 @@
+"""Strings are of their language, and every class says what may follow."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from nestax.launch.evals import formal, suite, trials
+
+WORDS = {
+  'parity': lambda w: w.count('1') % 2 == 0,
+  '(aa)*': lambda w: set(w) <= {'0'} and len(w) % 2 == 0,
+  '(abab)*': lambda w: w == '0101' * (len(w) // 4),
+  'a^n b^n': lambda w: w == '0' * (len(w) // 2) + '1' * (len(w) // 2),
+  'a^n b^n c^n': lambda w: w == ''.join(c * (len(w) // 3) for c in '012'),
+  'shuffle-2': lambda w: _balanced(w, '01') and _balanced(w, '23'),
+}
+
+
+def _balanced(word, kind):
+  depth = 0
+  for c in word:
+    depth += (c == kind[0]) - (c == kind[1])
+    if depth < 0:
+      return False
+  return depth == 0
+
+
+def _extends(name, prefix, bound):
+  """Whether a string of the language that is not too long begins so."""
+  language = WORDS[name]
+  if name == 'shuffle-2':
+    return all(
+      prefix[: i + 1].count(a) >= prefix[: i + 1].count(b)
+      for i in range(len(prefix))
+      for a, b in ('01', '23')
+    )
+  tails = {
+    '(aa)*': ['', '0'],
+    '(abab)*': ['', '1', '01', '101'],
+    'parity': ['', '1'],
+  }
+  if name in tails:
+    return any(language(prefix + tail) for tail in tails[name])
+  letters = '01' if name == 'a^n b^n' else '012'
+  return any(
+    ''.join(c * n for c in letters).startswith(prefix) for n in range(bound)
+  )
+
+
+@pytest.mark.parametrize('name', formal.LANGUAGES)
+def test_classes_say_what_may_follow(name):
+  language = formal.LANGUAGES[name]
+  low = 1 if language.letters else 2
+  draw = formal.strings(language, low, 12, distinct=True)
+  rows = draw(np.random.default_rng(0), 60)
+  follows = {}
+  for tokens, targets, weights in zip(
+    rows['tokens'], rows['targets'], rows['weights']
+  ):
+    n = int(weights.sum())
+    assert weights[:n].all() and not weights[n:].any()
+    assert low <= n <= 12 * max(1, language.letters)
+    word = ''.join(map(str, tokens[:n]))
+    assert WORDS[name](word), word
+    for i in range(1, n + 1):
+      prefix = word[:i]
+      nexts = {c for c in '0123' if _extends(name, prefix + c, 40)}
+      if name.endswith('*'):  # the class is only whether it may end
+        nexts = set()
+      if WORDS[name](prefix):
+        nexts.add('end')
+      seen = follows.setdefault(int(targets[i - 1]), frozenset(nexts))
+      if name == 'shuffle-2':  # whether it may end follows from the brackets
+        assert (targets[i - 1] & 1 > 0) == ('1' in nexts)
+        assert (targets[i - 1] & 2 > 0) == ('3' in nexts)
+      else:
+        assert seen == nexts, (prefix, targets[i - 1])
+  if name != 'shuffle-2':  # no two classes for one and the same
+    assert len(set(follows.values())) == len(follows)
+  words = {
+    t.tobytes() + w.tobytes() for t, w in zip(rows['tokens'], rows['weights'])
+  }
+  assert len(words) == len(rows['tokens'])
+
+
+def test_bins_are_of_their_lengths():
+  made = formal.problem('parity', formal.Options(20, 40))
+  rng = np.random.default_rng(0)
+  lengths = {
+    name: draw(rng, 200)['weights'].sum(1) for name, draw in made.tests.items()
+  }
+  assert lengths['bin 0'].max() == 20 and lengths['bin 0'].min() == 2
+  assert lengths['bin 1'].max() == 40 and lengths['bin 1'].min() == 22
+  counts = formal.problem('a^n b^n c^n', formal.Options(20, 40)).tests['bin 1']
+  assert sorted(counts(rng, 999)['weights'].sum(1) / 3) == list(range(21, 41))
+  # in (aa)* there are no more strings than lengths
+  even = formal.problem('(aa)*', formal.Options(20, 40)).tests['bin 1']
+  assert sorted(even(rng, 999)['weights'].sum(1)) == list(range(22, 41, 2))
+
+
+def test_brackets_interleave():
+  rows = formal.strings(formal.LANGUAGES['shuffle-2'], 4, 8, False)(
+    np.random.default_rng(0), 100
+  )
+  nested = ('0', '1'), ('2', '3')
+  crossing = 0
+  for tokens, weights in zip(rows['tokens'], rows['weights']):
+    stack = []
+    for c in map(str, tokens[weights > 0]):
+      if c in '02':
+        stack.append(c)
+      elif (stack.pop(), c) not in nested:
+        crossing += 1
+        break
+  assert crossing > 10
+
+
+def test_hope_is_given_what_parity_needs_and_others_are_not():
+  asked = suite.Asked(('hope', 'transformer'))
+  found = {
+    cell.model: cell.key['config']['memory']
+    for cell in formal.cells(formal.EVALUATION.options, asked)
+  }
+  assert found['hope']['chunk_mem'] == found['hope']['chunk_rest'] == 1
+  assert found['hope']['eta_max'] == 1.0
+  assert found['transformer']['chunk_mem'] == 64
+  paper = formal.EVALUATION.paper['Transformer']
+  assert paper['parity bin 0'] == 46.4 and paper['shuffle-2 bin 1'] == 100
+
+
+def test_lengths_that_do_not_fit_are_refused():
+  with pytest.raises(ValueError, match='longest=50, beyond=52'):
+    formal.Options(50, 52)
+  with pytest.raises(ValueError, match='rates=.*above 0'):
+    dataclasses.replace(trials.Training(), rates=(0.0,))
