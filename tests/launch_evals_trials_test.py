@@ -1,0 +1,157 @@
+"""Small models are trained, picked by other rows than they are scored on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nestax.launch.evals import entrants, mad, suite, sweep, trials
+
+TRAINING = trials.Training(
+  D=16,
+  N=1,
+  H=1,
+  F=24,
+  steps=40,
+  batch=8,
+  examples=60,
+  tests=20,
+  rates=(1e-6, 3e-2),
+  evaluations=2,
+)
+
+
+def echo(rng, rows):
+  """The token itself; its last two are no target."""
+  tokens = rng.integers(0, 8, (rows, 6)).astype(np.int32)
+  weights = np.ones(tokens.shape, np.float32)
+  weights[:, -2:] = 0
+  return {'tokens': tokens, 'targets': tokens, 'weights': weights}
+
+
+PROBLEM = trials.Problem(
+  'echo', 8, echo, {'rows': echo, 'again': echo}, trials.whole_rows, {'a': 1}
+)
+
+
+def test_the_better_rate_is_picked_and_scored():
+  asked = suite.Asked(('transformer',), seeds=2)
+  (cell,) = trials.cells([PROBLEM], TRAINING, asked)
+  assert cell.key['a'] == 1 and cell.key['training']['batch'] == 8
+  told = []
+  rows = cell.run(lambda done, of: told.append((done, of)))
+  assert told == [(20, 40), (40, 40)]
+  assert [row['seed'] for row in rows] == [0, 1]
+  for row in rows:
+    assert row['rate'] == 3e-2 and row['edge']
+    assert set(row['scores']) == {'rows', 'again'}
+    assert [point[0] for point in row['curve']] == [20, 40]
+    assert row['curve'][1][2] < row['curve'][0][2]
+    assert row['grid']['1e-06'] < 20 < 50 < row['grid']['0.03']
+  assert rows[0]['loss'] != rows[1]['loss']
+
+
+def test_rows_are_read_in_epochs_and_tests_are_others():
+  data = trials._data(PROBLEM, TRAINING, 2)
+  order = data['order']
+  assert order.shape == (2, 40, 8)
+  first = order[0].reshape(-1)[:60]
+  assert sorted(first) == list(range(60))
+  assert (order[0] != order[1]).any()
+  shapes = {x['tokens'].shape for x in data['tests'].values()}
+  assert shapes == {(3, 8, 6)}  # 20 rows in batches of 8
+  padding = data['tests']['rows']['weights'][2, 4:]
+  assert padding.size and not padding.any()
+  draws = [data['train']['tokens'][:20]]
+  for split in ('valid', 'tests'):
+    draws += [x['tokens'].reshape(-1, 6) for x in data[split].values()]
+  for i, one in enumerate(draws):
+    assert all((one[:8] != other[:8]).any() for other in draws[:i])
+
+
+def test_what_does_not_fit_is_done_by_halves(monkeypatch):
+  done = []
+
+  def run(task, make, rates, *rest):
+    if len(rates) > 1:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+    done.append(rates)
+    return [{'rate': rates[0]}]
+
+  monkeypatch.setattr(sweep, 'run', run)
+  rows = trials._within_memory(None, None, (1, 2, 3), (1, 8, 4), None)
+  assert done == [(1,), (2,), (3,)] and [r['rate'] for r in rows] == [1, 2, 3]
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    monkeypatch.setattr(
+      sweep,
+      'run',
+      lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError('other')),
+    )
+    trials._within_memory(None, None, (1, 2), (1, 8, 4), None)
+
+
+def test_scores_of_rows_and_of_tokens():
+  logits = jax.nn.one_hot(jnp.array([[1, 2, 3], [1, 2, 0], [0, 0, 0]]), 4)
+  batch = {
+    'targets': jnp.array([[1, 2, 0], [1, 1, 0], [0, 0, 0]]),
+    'weights': jnp.array([[1.0, 1, 0], [0.1, 1, 1], [0, 0, 0]]),
+  }
+  assert [*map(float, trials.whole_rows(logits, batch))] == [1, 2]
+  assert [*map(float, trials.tokens_right(logits, batch))] == [4, 5]
+
+
+def test_equal_scores_are_told_apart_by_loss_and_nan_loses():
+  rows = [
+    {'rate': 1, 'valid': 50.0, 'loss': 2.0},
+    {'rate': 2, 'valid': 50.0, 'loss': 1.0},
+    {'rate': 3, 'valid': None, 'loss': None},
+  ]
+  assert trials._pick(rows, (1, 2, 3))[0] == 2
+
+
+def test_only_matrices_decay():
+  cfg = entrants.config('hope', TRAINING.base(8))
+  shapes = jax.eval_shape(
+    trials.language(cfg).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+  )
+  training = dataclasses.replace(TRAINING, decay=0.5)
+  tx = trials.optimizer(shapes, training)(1.0)
+  params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+
+  @jax.jit
+  def run():
+    state = tx.init(params)
+    for _ in range(5):  # the warm-up begins at 0
+      updates, state = tx.update(zeros, state, params)
+    return updates
+
+  updates = run()
+  block = updates['blocks']['mixer']
+  assert (block['key']['kernel'] < 0).all()
+  assert not block['norm']['scale'].any()
+  assert not block['initial']['eta_bias'].any()
+
+
+def test_compression_is_learned_out_of_the_last_token():
+  size = mad.BASE['compression']._replace(V=4, L=4)
+  made = mad.problem('compression', 'compression', size)
+  training = dataclasses.replace(
+    TRAINING, steps=120, rates=(1e-2,), batch=32, examples=512, tests=64
+  )
+  cfg = entrants.config('transformer', training.base(4))
+  net = made.net(cfg)
+  params = net.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  tokens = jnp.array([[0, 1, 2, 3]])
+  logits = net.apply(params, tokens)
+  assert logits.shape == (1, 4, 4)
+  # the first token is seen, at every position of the answer
+  other = net.apply(params, tokens.at[0, 0].set(1))
+  assert (logits != other).all(-1).all()
+  (row,) = trials.train(made, cfg, training, 1)
+  assert row['scores']['accuracy'] > 70  # 62 of 100 know the last token alone
+  word = 'hope:cms.blocks=all;cms.periods=(2,)'
+  with pytest.raises(ValueError, match='which compression does not'):
+    made.net(entrants.config(word, training.base(4)))
