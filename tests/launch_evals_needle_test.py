@@ -1,0 +1,134 @@
+"""Needles are where and what is said, and only whole values count."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nestax.launch import trained
+from nestax.launch.data import tokenizers
+from nestax.launch.evals import haystack, needle, suite
+from nestax.models import language_model
+from nestax.models.config import ModelConfig
+
+BYTES = tokenizers.load('bytes')
+
+
+@pytest.mark.parametrize('name', haystack.KINDS)
+def test_what_is_asked_for_stands_in_the_haystack(name):
+  kind = haystack.KINDS[name]
+  hay, rng = haystack.make(BYTES), np.random.default_rng(0)
+  depths = []
+  for _ in range(20):
+    row = haystack.row(hay, kind, 1024, rng)
+    assert 900 < len(row.tokens) <= 1024 and row.tokens[0] == BYTES.bos
+    text = BYTES.decode(row.tokens[: row.answer])
+    answer = BYTES.decode(row.tokens[row.answer :])
+    assert answer == ' ' + ', '.join(row.values)
+    assert len(row.values) == kind.asked * kind.values
+    context, question = text.split('\nWhat ')
+    said = re.findall(r'magic (\w+) for ([\w-]+) is: ([\w-]+)\.', context)
+    assert len(said) == kind.keys * kind.values
+    keys = re.findall(r'[a-z]+-[a-z]+', question.split(' mentioned')[0])
+    assert len(keys) == kind.asked
+    for i, value in enumerate(row.values):
+      assert (kind.value, keys[i // kind.values], value) in said
+      own = row.tokens[row.span == i + 1]
+      assert BYTES.decode(own) == ' ' + value
+    noisy = 'The grass is green. The sky is blue.' in context
+    assert noisy == (kind.haystack == 'noise')
+    depths.append(text.index(f' is: {row.values[0]}.') / len(context))
+  assert min(depths) < 0.4 and max(depths) > 0.7
+
+
+def test_any_text_is_a_haystack_and_short_rows_have_short_prompts():
+  text = 'It was night. Who\nwas there? Nobody! '
+  hay = haystack.make(BYTES, text, 'short')
+  assert [BYTES.decode(s) for s in hay.sentences] == [
+    ' It was night.',
+    ' Who was there?',
+    ' Nobody!',
+  ]
+  rng = np.random.default_rng(0)
+  row = haystack.row(hay, haystack.KINDS['S-NIAH-2'], 160, rng)
+  assert BYTES.decode(row.tokens).count('Nobody!') >= 1
+  with pytest.raises(ValueError, match="row of 60 tokens: .*prompt='short'"):
+    haystack.row(hay, haystack.KINDS['S-NIAH-2'], 60, rng)
+  with pytest.raises(ValueError, match='one of ruler, short'):
+    haystack.make(BYTES, text, 'long')
+
+
+def test_only_whole_values_count():
+  row = haystack.Row(
+    np.array([9, 1, 2, 7, 3, 4]), np.array([0, 1, 1, 0, 2, 2]), 1, ['a', 'b']
+  )
+  batch = needle.batch_of([row, row, row], 8, 0.5)
+  assert batch['tokens'].shape == (3, 7)
+  np.testing.assert_array_equal(batch['weights'][0], [1, 1, 1, 1, 1, 0, 0])
+  said = jnp.asarray(batch['targets']).at[1, 0].set(5).at[2, 2].set(5)
+  points, rows = needle.values_said(jax.nn.one_hot(said, 10), batch)
+  # all; the second value alone; all, for between values it may say anything
+  assert (float(points), float(rows)) == (2.5, 3)
+  late = row._replace(answer=3)
+  weights = needle.batch_of([late], 8, 0.5)['weights'][0]
+  np.testing.assert_array_equal(weights, [0.5, 0.5, 1, 1, 1, 0, 0])
+
+
+def test_training_has_all_kinds_and_lengths():
+  hay = haystack.make(BYTES, prompt='short')
+  made = needle.mixture(hay, 512, 0.1)(np.random.default_rng(0), 40)
+  assert made['tokens'].shape == (40, 511)
+  lengths = (made['weights'] > 0).sum(1)
+  assert lengths.min() < 250 and lengths.max() > 450
+  assert {1, 4} <= {int(span.max()) for span in made['span']}
+
+
+def test_reading_in_pieces_says_what_the_whole_row_says(monkeypatch):
+  monkeypatch.setattr(needle, 'PIECE', 64)
+  cfg = ModelConfig(family='transformer', D=16, N=1, F=16, dtype='float32')
+  model = language_model.LanguageModel(cfg)
+  hay = haystack.make(BYTES, prompt='short')
+  row = haystack.row(
+    hay, haystack.KINDS['S-NIAH-1'], 150, np.random.default_rng(0)
+  )
+  params = jax.jit(model.init)(
+    jax.random.key(0), None, jnp.zeros((1, 1), jnp.int32)
+  )['params']
+  made = trained.Trained(model, params, BYTES, 0)
+  whole = jax.jit(lambda t: model.apply({'params': params}, None, t)[1][0])
+  assert needle._forced(made, row, 150) == 0.0
+  # what the model itself says, one token after another, is right
+  own = row.tokens.copy()
+  for i in range(row.answer, len(own)):
+    own[i] = int(whole(own[None])[i - 1].argmax())
+  assert needle._forced(made, row._replace(tokens=own), 150) == 1.0
+  own[-1] ^= 1
+  assert needle._forced(made, row._replace(tokens=own), 150) == 0.0
+
+
+def test_families_are_trained_and_paths_are_asked(tmp_path, monkeypatch):
+  options = dataclasses.replace(
+    needle.EVALUATION.options, lengths='512', prompt='short', rows=2
+  )
+  asked = suite.Asked(('transformer', str(tmp_path)), seeds=2)
+  family, path = needle.cells(options, asked)
+  assert family.key['config']['V'] == 272 and path.model == str(tmp_path)
+  monkeypatch.setattr(needle.entrants, 'load', lambda word: _Named(word))
+  monkeypatch.setattr(needle, '_forced', lambda made, row, L: 0.5)
+  rows = path.run(lambda done, of: None)
+  assert [row['seed'] for row in rows] == [0, 1]
+  assert rows[0]['scores'] == {f'{name} 512': 50.0 for name in haystack.KINDS}
+  paper = needle.EVALUATION.paper['Hope']
+  assert paper['S-NIAH-1 4096'] == 100 and paper['MV-NIAH 16384'] == 11.4
+  with pytest.raises(ValueError, match='of forced, generated|one of forced'):
+    dataclasses.replace(options, score='said')
+
+
+class _Named:
+  tokenizer = BYTES
+
+  def __init__(self, word):
+    self.word = word
