@@ -1,0 +1,105 @@
+"""Runs evaluations: `nestax-evaluate --suite=NAME,... --workdir=W`.
+
+Small models of the named families are trained at every learning rate and seed
+(formal, mad, mqar, needle), or trained ones read (needle: folders of runs,
+pretrained files). A model may have keys set: `hope:memory.eta_max=1.0`; with a
+comma inside, put it in double quotes. W gets table.md, beside the paper's rows
+where it has them, results.jsonl, a line a cell, and NAME.png.
+
+The same command goes on where it stopped, and processes with other --models or
+--tasks may share W; the last one to end writes the whole table.
+`--set=mad.shrink=8`, `--set=formal.train.D=32` and the like change what stands
+in the Options of launch/evals/NAME.py.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from nestax.launch import checkpoint, command
+from nestax.launch.evals import (
+  formal,
+  mad,
+  mqar,
+  needle,
+  scoreboard,
+  suite,
+)
+
+EVALUATIONS = {
+  module.EVALUATION.name: module.EVALUATION
+  for module in (formal, mad, mqar, needle)
+}
+# Its own, so that the module can be imported beside the commands.
+FLAGS = flags.FlagValues()
+
+
+def _flag(define, name, default, words, **options):
+  return define(name, default, words, flag_values=FLAGS, **options)
+
+
+_SUITE = _flag(
+  flags.DEFINE_list, 'suite', [], f'Of {", ".join(EVALUATIONS)}; or all.'
+)
+_WORKDIR = _flag(flags.DEFINE_string, 'workdir', 'runs/suite', 'Results.')
+_MODELS = _flag(
+  flags.DEFINE_list, 'models', ['hope', 'transformer'], 'Families, or paths.'
+)
+_TASKS = _flag(flags.DEFINE_list, 'tasks', [], 'Only these; all if empty.')
+_SEEDS = _flag(flags.DEFINE_integer, 'seeds', 3, 'Of each.', lower_bound=1)
+_STEPS = _flag(
+  flags.DEFINE_integer, 'steps', 0, "0: the evaluation's.", lower_bound=0
+)
+_RATES = _flag(
+  flags.DEFINE_list, 'rates', [], "Learning rates; the evaluation's if empty."
+)
+_SET = _flag(flags.DEFINE_multi_string, 'set', [], 'NAME.KEY=VALUE, see above.')
+
+parse = command.parser('nestax-evaluate', __doc__, FLAGS)
+
+
+def choose(names: list[str]) -> list[suite.Evaluation]:
+  """The evaluations of these names.
+
+  Raises:
+    ValueError: for one that there is not, or none.
+  """
+  if names == ['all']:
+    return list(EVALUATIONS.values())
+  for name in names or ['']:
+    if name not in EVALUATIONS:
+      raise ValueError(f'--suite={name}: of {", ".join(EVALUATIONS)}, or all')
+  return [EVALUATIONS[name] for name in dict.fromkeys(names)]
+
+
+def _rates(words: list[str]) -> tuple[float, ...]:
+  try:
+    return tuple(float(word) for word in words)
+  except ValueError:
+    raise ValueError(
+      f'--rates={",".join(words)}: numbers with commas between'
+    ) from None
+
+
+def main(argv: list[str]) -> int:
+  """Evaluates and reports; returns 0, or 2 for what cannot be done."""
+  try:
+    if len(argv) > 1:
+      raise ValueError(f'unexpected argument {argv[1]!r}')
+    evaluations = suite.configure(choose(_SUITE.value), _SET.value)
+    workdir = pathlib.Path(_WORKDIR.value)
+    asked = suite.Asked(
+      tuple(_MODELS.value),
+      _SEEDS.value,
+      _STEPS.value,
+      _rates(_RATES.value),
+      tuple(_TASKS.value),
+      workdir,
+    )
+    rows = suite.run(evaluations, asked)
+    print(scoreboard.write(evaluations, workdir, rows))
+  except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as e:
+    print(f'nestax-evaluate: {e}', file=sys.stderr)
+    return 2
+  return 0
