@@ -13,7 +13,7 @@ class MeshError(ValueError):
   """The mesh of the config does not fit the devices or the batch."""
 
 
-def make(sizes, rows: int, length: int) -> Mesh:
+def make(sizes, rows: int, length: int, devices=None) -> Mesh:
   """Makes the mesh of `config.mesh`.
 
   Args:
@@ -21,12 +21,13 @@ def make(sizes, rows: int, length: int) -> Mesh:
       -1, for at most one of them, takes all that are left.
     rows: global rows of a microbatch, split over `data` and `fsdp`.
     length: tokens a row, split over `sequence`.
+    devices: all there are, here or elsewhere; this machine's if not given.
 
   Raises:
     MeshError: if the sizes and the devices, or the batch, do not fit.
   """
   sizes = {name: sizes[name] for name in axes.MESH_AXES}
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else list(devices)
   if any(n < 1 and n != -1 for n in sizes.values()):
     raise MeshError(f'mesh sizes are {sizes}: each has to be -1 or at least 1')
   free = [name for name, n in sizes.items() if n == -1]
@@ -34,17 +35,17 @@ def make(sizes, rows: int, length: int) -> Mesh:
     raise MeshError(f'mesh sizes {" and ".join(free)} are -1: one at most')
   used = math.prod(n for n in sizes.values() if n != -1)
   if free:
-    if devices % used:
+    if len(devices) % used:
       raise MeshError(
-        f'mesh.{free[0]} = -1 shares {devices} devices out by {used}: the '
-        f'other mesh sizes {sizes} have to multiply to a divisor of {devices}'
+        f'mesh.{free[0]} = -1 shares {len(devices)} devices out by {used}: the '
+        f'other mesh sizes {sizes} have to multiply to a divisor of it'
       )
-    sizes[free[0]] = max(devices // used, 1)
+    sizes[free[0]] = max(len(devices) // used, 1)
     used *= sizes[free[0]]
   # One process may leave devices idle (a test, a comparison); many may not.
-  if used > devices or (used < devices and jax.process_count() > 1):
+  if used > len(devices) or (used < len(devices) and jax.process_count() > 1):
     raise MeshError(
-      f'mesh sizes {sizes} take {used} devices, and there are {devices}'
+      f'mesh sizes {sizes} take {used} devices, and there are {len(devices)}'
     )
   _check_batch(sizes, rows, length)
   # Auto: the partitioner decides; `make_mesh` alone makes explicit axes.
@@ -52,7 +53,7 @@ def make(sizes, rows: int, length: int) -> Mesh:
     tuple(sizes.values()),
     tuple(sizes),
     axis_types=(AxisType.Auto,) * len(sizes),
-    devices=jax.devices()[:used],
+    devices=devices[:used],
   )
 
 

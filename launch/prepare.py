@@ -1,4 +1,8 @@
-"""From a config to a plan: all that can be wrong is said before a run."""
+"""From a config to a plan: all that can be wrong is said before a run.
+
+`compose` builds what a step needs, for devices that may be elsewhere;
+`prepare` also checks the data and the folder of a run here.
+"""
 
 import dataclasses
 import functools
@@ -27,10 +31,10 @@ class Plan:
   Attributes:
     memory: rows -> state of that many fresh sequences; None where no memory
       is carried from batch to batch.
+    workdir: of the run; None for a plan that only `compose` has made.
   """
 
   config: Any
-  workdir: pathlib.Path
   model: language_model.LanguageModel
   mesh: Mesh
   tx: optax.GradientTransformation
@@ -38,14 +42,38 @@ class Plan:
   memory: Callable[[int], Any] | None
   params: dict | None
   frozen: Any
+  workdir: pathlib.Path | None = None
+
+  @property
+  def carried(self) -> Callable[[], Any] | None:
+    """Makes the fresh state of all rows of a batch; None as `memory` is."""
+    if self.memory is None:
+      return None
+    return functools.partial(self.memory, self.config.train.batch)
+
+  def program(self):
+    """(shapes and shardings of the train state, the jitted step)."""
+    abstract = steps.abstract_state(
+      self.model, self.tx, self.mesh, self.carried
+    )
+    step = steps.train_step(
+      self.model,
+      self.tx,
+      self.schedule,
+      steps.shardings(abstract),
+      self.config.train.accumulate,
+      None if self.memory is None else steps.batch_axes(self.memory),
+      self.frozen,
+    )
+    return abstract, step
 
 
-def prepare(config, workdir) -> Plan:
-  """Checks everything that can be wrong with a config before it is used.
+def compose(config, devices=None) -> Plan:
+  """Checks what model, optimiser and mesh can get wrong, and builds them.
 
   Args:
     config: ConfigDict with the groups of `configs.common.defaults`.
-    workdir: where the run lies; made if it is not there.
+    devices: to lay them on; this machine's if not given.
 
   Raises:
     ValueError, OSError: in words, with the offending value.
@@ -54,21 +82,35 @@ def prepare(config, workdir) -> Plan:
   config, given = initial.resolve(config)
   cfg = ModelConfig.from_dict(config.model)
   rows, length = config.train.batch, config.data.length
-  mesh = meshes.make(config.mesh, rows // config.train.accumulate, length)
+  parts = config.train.accumulate
+  mesh = meshes.make(config.mesh, rows // parts, length, devices)
   model = language_model.LanguageModel(cfg)
   boxed = steps.abstract_params(model)
   meshes.check_params(mesh, boxed)
   params = nn.unbox(boxed)
   tx, schedule = optimizer.build(config, params, mesh)
   _check_levels(cfg, length, config.train.carry_state)
-  pipeline.check(config, cfg.V, jax.process_count())
-  checkpoint.check_writable(workdir)
   memory = None
   if config.train.carry_state:
     memory = functools.partial(language_model.init_state, cfg, length=length)
-  workdir = pathlib.Path(workdir)
   frozen = groups.frozen(config, params)
-  return Plan(config, workdir, model, mesh, tx, schedule, memory, given, frozen)
+  return Plan(config, model, mesh, tx, schedule, memory, given, frozen)
+
+
+def prepare(config, workdir) -> Plan:
+  """Checks everything that can be wrong with a config before it is used.
+
+  Args:
+    config: as `compose` takes it.
+    workdir: where the run lies; made if it is not there.
+
+  Raises:
+    ValueError, OSError: in words, with the offending value.
+  """
+  plan = compose(config)
+  pipeline.check(plan.config, plan.model.cfg.V, jax.process_count())
+  checkpoint.check_writable(workdir)
+  return dataclasses.replace(plan, workdir=pathlib.Path(workdir))
 
 
 def _check_levels(cfg: ModelConfig, length: int, carried: bool) -> None:

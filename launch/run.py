@@ -69,30 +69,16 @@ def _train(plan: Plan) -> dict[str, float]:
 
   with jax.set_mesh(plan.mesh), Signals() as signals:
     # ---- state: from the newest readable checkpoint, or fresh
-    memory, rows_axes = None, None
-    if plan.memory is not None:
-      memory = functools.partial(plan.memory, config.train.batch)
-      rows_axes = steps.batch_axes(plan.memory)
-    abstract = steps.abstract_state(plan.model, plan.tx, plan.mesh, memory)
+    abstract, train_step = plan.program()
     checkpoints = checkpoint.Checkpoints(plan.workdir, config, say)
     state = checkpoints.restore(abstract, data)
     if state is None:
       state = steps.init_state(
-        plan.model, plan.tx, plan.mesh, config.seed, memory, plan.params
+        plan.model, plan.tx, plan.mesh, config.seed, plan.carried, plan.params
       )
     done = int(state.step)
     last = max(config.train.steps, done)
 
-    # ---- compiled functions
-    train_step = steps.train_step(
-      plan.model,
-      plan.tx,
-      plan.schedule,
-      steps.shardings(abstract),
-      config.train.accumulate,
-      rows_axes,
-      plan.frozen,
-    )
     evaluate = functools.partial(
       _evaluate, cfg, steps.eval_step(plan.model), plan.mesh, valid
     )

@@ -40,7 +40,9 @@ def abstract_state(model, tx, mesh, memory=None) -> TrainState:
   A checkpoint is restored into this, on whatever mesh there is by then.
   """
   boxed = abstract_params(model)
-  state = jax.eval_shape(_fresh(model, tx, memory), _key(0))
+  # a key by its shape too: the mesh may be of devices that are not here
+  key = jax.eval_shape(lambda: _key(0))
+  state = jax.eval_shape(_fresh(model, tx, memory), key)
   whole = meshes.replicated(mesh)
   layout = TrainState(
     step=whole,

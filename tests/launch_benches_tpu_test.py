@@ -60,7 +60,7 @@ def test_what_the_compiler_refuses_is_said():
 
 @pytest.mark.parametrize('topology', ['v5e', 'v9:2x2', 'v5e:2', 'v5e:axb'])
 def test_a_topology_that_is_none_is_refused(topology):
-  with pytest.raises(tpu.TpuError, match=f'--tpu-topology={topology}: one of'):
+  with pytest.raises(tpu.TpuError, match=f'topology {topology}: one of'):
     tpu.environment(topology, '/tmp')
 
 

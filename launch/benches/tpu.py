@@ -26,6 +26,7 @@ from nestax.models.memory.types import MemoryConfig
 # Generation -> its name in TPU_ACCELERATOR_TYPE, cores of a chip.
 GENERATIONS = {'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}
 KERNELS = ('memory_forward', 'memory_forward_saving', 'memory_backward')
+MISSING = "there is no libtpu to compile with: pip install '.[tpu]'"
 SUMMARY = 'schedule-analysis_final_bundles.txt'
 UNITS = 'final_hlo-static-per-bundle-utilization.txt'
 
@@ -58,26 +59,35 @@ def accelerator(topology: str) -> str:
   generation, _, sizes = topology.partition(':')
   if generation not in GENERATIONS or not re.fullmatch(r'\d+(x\d+)+', sizes):
     raise TpuError(
-      f'--tpu-topology={topology}: one of {", ".join(GENERATIONS)} and its '
+      f'topology {topology}: one of {", ".join(GENERATIONS)} and its '
       'chips, such as v5e:2x2 or v5p:2x2x1'
     )
   name, cores = GENERATIONS[generation]
   return f'{name}-{math.prod(map(int, sizes.split("x"))) * cores}'
 
 
-def environment(topology: str, folder: str) -> dict[str, str]:
-  """What the compiling process needs to be told; raises as `accelerator`."""
-  dump = f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true'
-  given = os.environ.get('LIBTPU_INIT_ARGS', '')
-  return os.environ | {
+def settings(topology: str) -> dict[str, str]:
+  """What libtpu needs to find in the environment before it is loaded.
+
+  Raises:
+    TpuError: as `accelerator`.
+  """
+  return {
     'JAX_PLATFORMS': 'cpu',
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': accelerator(topology),
     'TPU_WORKER_HOSTNAMES': 'localhost',
     # nothing runs on a device: several may compile at once
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-    'LIBTPU_INIT_ARGS': f'{given} {dump}'.strip(),
   }
+
+
+def environment(topology: str, folder: str) -> dict[str, str]:
+  """What the compiling process needs to be told; raises as `accelerator`."""
+  dump = f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true'
+  given = os.environ.get('LIBTPU_INIT_ARGS', '')
+  dumping = {'LIBTPU_INIT_ARGS': f'{given} {dump}'.strip()}
+  return os.environ | settings(topology) | dumping
 
 
 def count(topology: str, cfg: MemoryConfig, shape) -> dict[str, Count]:
@@ -97,7 +107,7 @@ def count(topology: str, cfg: MemoryConfig, shape) -> dict[str, Count]:
   """
   accelerator(topology)
   if not available():
-    raise TpuError("there is no libtpu to compile with: pip install '.[tpu]'")
+    raise TpuError(MISSING)
   with tempfile.TemporaryDirectory() as folder:
     asked = {'topology': topology, 'rule': dataclasses.asdict(cfg)}
     asked['shape'] = list(shape)
