@@ -44,6 +44,35 @@ def sums(logits_BxLxV: jax.Array, batch) -> Sums:
   )
 
 
+def in_pieces(head, x_BxLxD: jax.Array, batch, piece: int) -> Sums:
+  """The sums of `head(x)`, without the logits of all positions at once.
+
+  The backward pass makes the logits of a piece again. Pieces are interleaved,
+  so that a length in shards stays in its shards.
+
+  Args:
+    head: `x_BxlxD -> logits_BxlxV`.
+    x_BxLxD: what the head reads.
+    batch: as `sums` takes it, `BxL` each.
+    piece: positions of a row at once, at most; as many as divide the length.
+  """
+  B, L = x_BxLxD.shape[:2]
+  parts = next(n for n in range(-(-L // piece), L + 1) if L % n == 0)
+  if parts == 1:
+    return sums(head(x_BxLxD), batch)
+  scored = {name: batch[name] for name in ('targets', 'weights', 'bytes')}
+
+  def cut(x):
+    return jnp.moveaxis(x.reshape(B, L // parts, parts, *x.shape[2:]), 2, 0)
+
+  def one(total, given):
+    x_BxlxD, part = given
+    return jax.tree.map(jnp.add, total, sums(head(x_BxlxD), part)), None
+
+  one = jax.checkpoint(one, prevent_cse=False)
+  return jax.lax.scan(one, zero(), jax.tree.map(cut, (x_BxLxD, scored)))[0]
+
+
 def means(total: Sums) -> dict[str, jax.Array]:
   """Turns sums into `loss` (nats a target) and `bits_per_byte`.
 

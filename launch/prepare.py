@@ -64,6 +64,7 @@ class Plan:
       self.config.train.accumulate,
       None if self.memory is None else steps.batch_axes(self.memory),
       self.frozen,
+      self.config.train.loss_piece,
     )
     return abstract, step
 

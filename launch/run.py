@@ -79,9 +79,8 @@ def _train(plan: Plan) -> dict[str, float]:
     done = int(state.step)
     last = max(config.train.steps, done)
 
-    evaluate = functools.partial(
-      _evaluate, cfg, steps.eval_step(plan.model), plan.mesh, valid
-    )
+    eval_step = steps.eval_step(plan.model, config.train.loss_piece)
+    evaluate = functools.partial(_evaluate, cfg, eval_step, plan.mesh, valid)
 
     # ---- what is written and shown
     log = metrics.Log(plan.workdir, done, write=process == 0)

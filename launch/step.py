@@ -1,5 +1,6 @@
 """The train state, one step of training, one batch of evaluation."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -148,7 +149,33 @@ def _join(x, axis: int):
   return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def _gradients(apply, lay, params, memory, batch, parts: int, rows_axes):
+def scorer(model, piece: int = 0):
+  """Makes `(params, memory, batch) -> (loss.Sums, memory)`.
+
+  Args:
+    model: with `apply(variables, state, tokens, reset)`.
+    piece: positions of a row whose logits exist at once, see `loss.in_pieces`,
+      of a `LanguageModel` whose levels do not learn; 0 for all.
+  """
+
+  def whole(params, memory, batch):
+    memory, logits_BxLxV = model.apply(
+      {'params': params}, memory, batch['tokens'], batch['reset']
+    )
+    return loss.sums(logits_BxLxV, batch), memory
+
+  def by_pieces(params, memory, batch):
+    weights = {'params': params}
+    memory, x_BxLxD = model.apply(
+      weights, memory, batch['tokens'], batch['reset'], method='trunk'
+    )
+    head = functools.partial(model.apply, weights, method='logits')
+    return loss.in_pieces(head, x_BxLxD, batch, piece), memory
+
+  return by_pieces if piece and not model.cfg.stream else whole
+
+
+def _gradients(score, lay, params, memory, batch, parts: int, rows_axes):
   """Sums of the loss, its gradient, and the memory after the batch.
 
   `lay` puts a gradient where its parameter lies, at every microbatch.
@@ -157,10 +184,7 @@ def _gradients(apply, lay, params, memory, batch, parts: int, rows_axes):
   weight = jnp.where(weight > 0, weight, 1.0)
 
   def objective(params, memory, batch):
-    memory, logits_BxLxV = apply(
-      {'params': params}, memory, batch['tokens'], batch['reset']
-    )
-    total = loss.sums(logits_BxLxV, batch)
+    total, memory = score(params, memory, batch)
     # By the weight of the whole batch: microbatches then simply add up.
     return total.nats / weight, (total, memory)
 
@@ -192,6 +216,7 @@ def train_step(
   parts: int = 1,
   rows_axes=None,
   frozen=None,
+  piece: int = 0,
 ):
   """Makes the step `(state, batch) -> (state, metrics)`, jitted, state donated.
 
@@ -208,18 +233,21 @@ def train_step(
     rows_axes: from `batch_axes`, where the state carries memory.
     frozen: bool for every parameter; where True its gradient is taken for 0,
       and nothing is computed for it.
+    piece: see `scorer`.
 
   Returns:
     The step; its metrics are float32 scalars `loss` (nats), `bits_per_byte`,
     `grad_norm`, `learning_rate` and int32 `skipped`, `bad`.
   """
 
+  score = scorer(model, piece)
+
   def lay(grads):
     return jax.lax.with_sharding_constraint(grads, layout.params)
 
   def step(state: TrainState, batch):
     total, grads, memory = _gradients(
-      model.apply, lay, state.params, state.memory, batch, parts, rows_axes
+      score, lay, state.params, state.memory, batch, parts, rows_axes
     )
     if frozen is not None:
       grads = jax.tree.map(
@@ -256,13 +284,17 @@ def train_step(
   return jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
 
 
-def eval_step(model):
+def eval_step(model, piece: int = 0):
   """Makes `(params, batch) -> (loss.Sums, Telemetry)`, jitted.
 
   Every row is a new sequence; the telemetry is of the levels at their end.
+  `piece` is that of `scorer`.
   """
+  score = scorer(model, piece)
 
   def step(params, batch):
+    if not model.cfg.stream:
+      return score(params, None, batch)[0], telemetry.none()
     (_, logits_BxLxV), said = model.apply(
       {'params': params},
       None,

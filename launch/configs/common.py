@@ -18,6 +18,7 @@ MAY_CHANGE = (
   'train.steps',  # the learning-rate schedule then ends elsewhere
   'train.max_bad_steps',
   'train.accumulate',
+  'train.loss_piece',
   'model.remat',
   'model.memory.implementation',
   'model.memory.remat',
@@ -55,6 +56,9 @@ def defaults() -> ml_collections.ConfigDict:
     'steps': 1000,
     'batch': 8,  # global rows an update
     'accumulate': 1,  # microbatches that a batch is read in
+    # Positions of a row whose logits exist at once, 0 for all; levels that
+    # learn inside a sequence make all of them in any case.
+    'loss_piece': 4096,
     'carry_state': False,  # row b of a batch goes on where the last one ended
     'max_bad_steps': 20,  # in a row; then the run stops
   }
@@ -77,6 +81,7 @@ LEAST = {
   'train.steps': 1,
   'train.batch': 1,
   'train.accumulate': 1,
+  'train.loss_piece': 0,
   'train.max_bad_steps': 1,
   'checkpoint.every': 0,
   'checkpoint.keep': 1,
