@@ -55,12 +55,13 @@ def settle(topology: str) -> None:
   Raises:
     AheadError: for a topology that is none, or without libtpu.
   """
-  jax.config.update('jax_platforms', 'cpu')
   kind, _, size = topology.partition(':')
   if kind == 'cpu':
     if not size.isdecimal() or not int(size):
       raise AheadError(f'topology {topology}: write it as cpu:8')
-    jax.config.update('jax_num_cpu_devices', int(size))
+    if jax.config.jax_num_cpu_devices < int(size):
+      jax.config.update('jax_num_cpu_devices', int(size))
+    jax.config.update('jax_platforms', 'cpu')
     return
   try:
     os.environ.update(tpu.settings(topology))
@@ -68,6 +69,8 @@ def settle(topology: str) -> None:
     raise AheadError(f'{error}; or this machine as cpu:8') from None
   if not tpu.available():
     raise AheadError(tpu.MISSING)
+  # TPUs that this machine may have are left alone
+  jax.config.update('jax_platforms', 'cpu')
 
 
 def devices(topology: str) -> list:

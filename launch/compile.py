@@ -16,7 +16,7 @@ from nestax.launch import ahead, chips, command, fit
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, or a bare name.', flag_values=FLAGS
+  'config', None, 'File, or a bare name.', flag_values=FLAGS
 )
 _TOPOLOGY = flags.DEFINE_string(
   'topology', 'v5e:16x16', 'Such as v5p:8x8x16, or cpu:8.', flag_values=FLAGS
@@ -46,8 +46,7 @@ def main(argv: list[str]) -> int:
     return 2
   row = fit.report(made, _TOPOLOGY.value, peaks)
   fit.show(row)
-  if _JSON.value:
-    fit.append(row, _JSON.value)
+  fit.append(row, _JSON.value)
   return 1 if row['fits'] is False else 0
 
 

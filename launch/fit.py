@@ -143,6 +143,8 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def append(row: dict[str, Any], path: str | os.PathLike) -> None:
-  """Adds a report to a file of JSON lines."""
+  """Adds a report to a file of JSON lines; to none, if there is no path."""
+  if not path:
+    return
   with open(path, 'a', encoding='utf-8') as file:
     file.write(json.dumps(row) + '\n')
