@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nestax.optim import arguments
+
 Coefficients = Sequence[tuple[float, float, float]]
 
 
@@ -14,12 +16,12 @@ class CoefficientError(ValueError):
 
 def quintic(steps: int = 5) -> Coefficients:
   """Gives Muon's coefficients: steep at zero, ends near 1, not at 1."""
-  return ((3.4445, -4.7750, 2.0315),) * _at_least_one(steps)
+  return ((3.4445, -4.7750, 2.0315),) * _checked(steps)
 
 
 def cubic(steps: int = 12) -> Coefficients:
   """Gives X <- (3 X - X X^T X) / 2, slow at first and exact in the end."""
-  return ((1.5, -0.5, 0.0),) * _at_least_one(steps)
+  return ((1.5, -0.5, 0.0),) * _checked(steps)
 
 
 @functools.cache
@@ -43,11 +45,10 @@ def polar_express(
     CoefficientError: if `lower` or `cushion` is not between 0 and 1.
   """
   for name, value in (('lower', lower), ('cushion', cushion)):
-    if not 0 < value < 1:
-      raise CoefficientError(f'{name} is {value}: it has to be in (0, 1)')
+    arguments.within(CoefficientError, name, value, 0, 1, low_open=True)
   triples = []
   low, high = lower, 1.0
-  for step in range(_at_least_one(steps)):
+  for step in range(_checked(steps)):
     triple, error = _minimax(max(low, cushion * high), high)
     reached = min(
       np.polyval([triple[2], 0, triple[1], 0, triple[0], 0], low), 1 - error
@@ -82,9 +83,25 @@ def _minimax(low, high):
   return np.array(triple), error
 
 
-def _at_least_one(steps):
-  if steps < 1:
-    raise CoefficientError(f'{steps} steps of Newton-Schulz: give at least 1')
+def check(coefficients: Coefficients) -> None:
+  """Refuses what is not one or more triples of finite numbers.
+
+  Raises:
+    CoefficientError: with what was given.
+  """
+  try:
+    triples = np.array([[float(x) for x in triple] for triple in coefficients])
+  except (TypeError, ValueError):
+    triples = np.zeros(0)
+  if triples.shape[1:] != (3,) or not np.isfinite(triples).all():
+    raise CoefficientError(
+      f'the coefficients are {coefficients!r}: they have to be triples '
+      '(a, b, c) of finite numbers, one for each step and at least one'
+    )
+
+
+def _checked(steps):
+  arguments.whole(CoefficientError, 'the number of steps', steps)
   return steps
 
 

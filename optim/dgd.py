@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nestax.optim import labels
+from nestax.optim import arguments, labels
 
 
 class DgdError(ValueError):
-  """The inputs given do not belong to the parameters."""
+  """The rate is none, or the inputs given do not belong to the parameters."""
 
 
 def step(
@@ -78,15 +78,21 @@ def dgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
   `tx.update(grads, state, params, inputs=...)`: `inputs` is a tree like the
   parameters with `[B, in]` for kernels `[in, out]` of linear layers and None
   elsewhere; parameters without inputs take a plain gradient step. The inputs
-  tree may hold more than a masked transformation sees.
+  tree may hold more than a masked transformation sees. Gradients gathered over
+  several steps do not belong to the last one's inputs: `at_frequency` refuses
+  them, `optax.MultiSteps` would go wrong in silence.
 
   Args:
-    learning_rate: a number or a schedule; it acts inside the step, so nothing
-      may scale the updates afterwards.
+    learning_rate: a number, 0 or above, or a schedule; it acts inside the
+      step, so nothing may scale the updates afterwards.
 
   Returns:
     The transformation; update raises DgdError where shapes do not fit.
+
+  Raises:
+    DgdError: for a rate out of range.
   """
+  arguments.rate(DgdError, 'learning_rate', learning_rate)
 
   def init_fn(params):
     del params

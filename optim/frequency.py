@@ -4,11 +4,14 @@
 gives the outer loop its own levels.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from nestax.optim import arguments
 
 REDUCE = ('mean', 'sum')
 
@@ -26,33 +29,39 @@ class AtFrequencyState(NamedTuple):
 
 
 def at_frequency(
-  tx: optax.GradientTransformation, every: int, reduce: str = 'mean'
+  tx: optax.GradientTransformation,
+  every: int,
+  reduce: str = 'mean',
+  last: Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
   """Updates once in `every` steps, with all gradients since the last update.
 
   Between updates the parameters stay as they are, to the bit, and `tx` costs
   nothing: its step runs under `lax.cond`. Its schedules count updates.
 
+  Extra arguments of `update` belong to one step, gathered gradients to all of
+  a window: where `tx` can be told any, those that `last` does not name are
+  refused. So are the inputs of `at_frequency(dgd(...), 4)`, whose exact step
+  needs those of all four batches.
+
   Args:
     tx: any transformation, `at_frequency` itself included.
     every: steps a window, 1 or above; 1 is `tx`, but for the accumulator.
     reduce: 'mean' keeps the size of one gradient; 'sum' is NL Eq. 71.
+    last: names of extra arguments that `tx` may have of a window's last step
+      alone, such as `value` for `optax.contrib.reduce_on_plateau`, or does
+      not read.
 
   Returns:
     The transformation; its accumulator is one float32 copy of the gradient.
 
   Raises:
-    FrequencyError: for arguments out of range.
+    FrequencyError: for arguments out of range; from `update`, for extra
+      arguments not in `last`.
   """
-  if not isinstance(every, int) or every < 1:
-    raise FrequencyError(
-      f'a group is updated every {every!r} steps: it has to be a whole '
-      'number, 1 or above'
-    )
-  if reduce not in REDUCE:
-    raise FrequencyError(
-      f'reduce is {reduce!r}: it has to be one of ' + ', '.join(REDUCE)
-    )
+  arguments.whole(FrequencyError, 'every', every)
+  arguments.one_of(FrequencyError, 'reduce', reduce, REDUCE)
+  listens = isinstance(tx, optax.GradientTransformationExtraArgs)
   tx = optax.with_extra_args_support(tx)
   share = 1 / every if reduce == 'mean' else 1.0
 
@@ -61,6 +70,8 @@ def at_frequency(
     return AtFrequencyState(jnp.zeros((), jnp.int32), zeros, tx.init(params))
 
   def update_fn(updates, state, params=None, **extra_args):
+    if listens and every > 1:
+      _refuse(extra_args, every, last)
     gathered = jax.tree.map(
       lambda total, g: total + share * g.astype(jnp.float32),
       state.gathered,
@@ -83,3 +94,12 @@ def at_frequency(
     return out, AtFrequencyState(count % every, gathered, inner)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _refuse(extra_args, every, last):
+  wrong = sorted(set(extra_args) - set(last))
+  if wrong:
+    raise FrequencyError(
+      f'the extra arguments {", ".join(wrong)} are of one step, the gradients '
+      f'of {every}: where those of the last step will do, name them in `last`'
+    )

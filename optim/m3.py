@@ -14,36 +14,56 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nestax.optim import matrices, newton_schulz, rounding
+from nestax.optim import (
+  arguments,
+  matrices,
+  moments,
+  newton_schulz,
+  rms,
+  timescales,
+)
+from nestax.optim import coefficients as coefficients_lib
 from nestax.optim.coefficients import MUON, Coefficients
+from nestax.optim.timescales import TimeScale
 
 ACCUMULATE = ('ema', 'sum')
+# Arguments of `m3` that may be functions or classes and are no schedules.
+STATIC = ('weight_decay_mask', 'dimension_numbers', 'dtype', 'slow_dtype')
 
 
 class M3Error(ValueError):
   """The arguments do not make an M3."""
 
 
-class TimeScale(NamedTuple):
-  """A slow momentum: decay per window, steps per window, share of update."""
-
-  beta: float = 0.9
-  every: int = 10
-  alpha: float = 0.5
-
-
 class M3State(NamedTuple):
-  """What M3 carries from step to step; trees are shaped like the parameters.
-
-  Between the ends of two windows `slow` holds the finished windows and what
-  the open one has gathered, so that no second accumulator is needed.
-  """
+  """What M3 carries from step to step; trees are shaped like the parameters."""
 
   count: jax.Array  # int32, steps done
   fast: optax.Updates  # float32
-  slow: tuple[optax.Updates, ...]
+  slow: tuple[optax.Updates, ...]  # see `timescales`
   directions: tuple[optax.Updates, ...]  # NS(slow) at the last window's end
   second: optax.Updates | None  # float32
+
+
+class _Rule(NamedTuple):
+  """The arguments of `scale_by_m3`."""
+
+  b1: Any
+  b2: Any
+  slow: tuple[TimeScale, ...]
+  accumulate: str
+  nesterov: bool
+  coefficients: Coefficients
+  dimension_numbers: matrices.DimensionNumbers
+  consistent_rms: Any
+  eps: Any
+  dtype: Any
+  slow_dtype: Any
+  layout: newton_schulz.Layout | None
+
+  @property
+  def ema(self) -> bool:
+    return self.accumulate == 'ema'
 
 
 def scale_by_m3(
@@ -93,85 +113,31 @@ def scale_by_m3(
     momentum (8 with a bfloat16 one), 4 more with V.
 
   Raises:
-    M3Error: for arguments out of range.
+    M3Error, coefficients.CoefficientError: for arguments out of range; traced
+      numbers are taken as they are.
   """
-  slow = tuple(TimeScale(*scale) for scale in slow)
-  _check(slow, accumulate, nesterov)
-  ema = accumulate == 'ema'
-
-  def orthogonalize(tree):
-    return newton_schulz.orthogonalize_tree(
-      tree, coefficients, dimension_numbers, dtype, eps, layout
-    )
+  rule = _Rule(
+    b1,
+    b2,
+    timescales.read(M3Error, slow, accumulate != 'sum'),
+    accumulate,
+    nesterov,
+    coefficients,
+    dimension_numbers,
+    consistent_rms,
+    eps,
+    dtype,
+    slow_dtype,
+    layout,
+  )
+  _check(rule)
 
   def init_fn(params):
-    def zeros(dtype):
-      return optax.tree.zeros_like(params, dtype=dtype)
-
-    matrices.resolve(params, dimension_numbers)
-    return M3State(
-      count=jnp.zeros((), jnp.int32),
-      fast=zeros(jnp.float32),
-      slow=tuple(zeros(slow_dtype) for _ in slow),
-      directions=tuple(zeros(dtype) for _ in slow),
-      second=None if b2 is None else zeros(jnp.float32),
-    )
+    return _init(rule, params)
 
   def update_fn(updates, state, params=None):
     del params
-    grads = optax.tree.cast(updates, jnp.float32)
-    count = optax.safe_increment(state.count)
-    fast = _gather(grads, state.fast, b1, 1, ema)
-    ahead = _look_ahead(grads, fast, b1, count) if nesterov else fast
-    total = orthogonalize(ahead)
-    for scale, direction in zip(slow, state.directions):
-      total = jax.tree.map(
-        lambda t, d, a=scale.alpha: t + a * d.astype(t.dtype), total, direction
-      )
-    momenta, directions = [], []
-    for scale, momentum, direction in zip(slow, state.slow, state.directions):
-      momentum = _gather_slow(grads, momentum, scale, count, ema)
-      momenta.append(momentum)
-      directions.append(_refresh(momentum, direction, scale, count))
-    second = None
-    if b2 is not None:
-      second = _gather(grads, state.second, b2, 2, ema)
-      total = _divide(total, second, b2, count, eps, ema)
-    total = _scale(total, consistent_rms, slow, b2, eps)
-    total = jax.tree.map(lambda t, u: t.astype(u.dtype), total, updates)
-    return total, M3State(
-      count, fast, tuple(momenta), tuple(directions), second
-    )
-
-  def _refresh(momentum, direction, scale, count):
-    def due(momentum, direction):
-      del direction
-      # Cast first: the result then needs no more memory than is kept.
-      return orthogonalize(optax.tree.cast(momentum, dtype))
-
-    def not_due(momentum, direction):
-      del momentum
-      return direction
-
-    return jax.lax.cond(
-      count % scale.every == 0, due, not_due, momentum, direction
-    )
-
-  def _scale(total, rms, slow, b2, eps):
-    if rms is None:
-      return total
-    numbers = matrices.resolve(total, dimension_numbers)
-
-    def by_shape(x, number):
-      share = 1 + sum(scale.alpha for scale in slow)
-      return x * (rms * jnp.sqrt(max(matrices.sizes(x.shape, number))) / share)
-
-    def measured(x, number):
-      axes = matrices.matrix_axes(x.ndim, number)
-      size = jnp.sqrt(jnp.mean(x * x, axis=axes, keepdims=True))
-      return x * (rms / (size + eps))
-
-    return jax.tree.map(by_shape if b2 is None else measured, total, numbers)
+    return _update(rule, updates, state)
 
   return optax.GradientTransformation(init_fn, update_fn)
 
@@ -197,9 +163,15 @@ def m3(
   """Makes M3 with decoupled weight decay, for matrices only.
 
   Parameters that are not matrices belong to another optimiser: join the two
-  by `optax.multi_transform` with the labels of `labels.label`. Under
-  `optax.inject_hyperparams` name `dimension_numbers` in `static_args` if it
-  is a function.
+  by `optax.multi_transform` with the labels of `labels.label`.
+
+  Under `optax.inject_hyperparams` numbers become part of the state, and what
+  can be called is taken for a schedule; STATIC names the arguments that are
+  not one:
+
+    make = optax.inject_hyperparams(m3.m3, static_args=m3.STATIC)
+    tx = make(0.02, dimension_numbers=numbers_of)
+    state.hyperparams['learning_rate'] = jnp.asarray(0.01)
 
   Args:
     learning_rate: a number or a schedule.
@@ -211,7 +183,12 @@ def m3(
 
   Returns:
     The transformation.
+
+  Raises:
+    M3Error, coefficients.CoefficientError: for arguments out of range.
   """
+  arguments.rate(M3Error, 'learning_rate', learning_rate)
+  arguments.rate(M3Error, 'weight_decay', weight_decay)
   return optax.chain(
     scale_by_m3(
       b1,
@@ -232,55 +209,84 @@ def m3(
   )
 
 
-def _gather(grads, moment, beta, order, ema):
-  if ema:
-    return optax.tree.update_moment(grads, moment, beta, order)
-  return jax.tree.map(lambda g, m: m + beta * g**order, grads, moment)
+def _init(rule: _Rule, params) -> M3State:
+  matrices.resolve(params, rule.dimension_numbers)
+
+  def zeros(dtype):
+    return optax.tree.zeros_like(params, dtype=dtype)
+
+  return M3State(
+    count=jnp.zeros((), jnp.int32),
+    fast=zeros(jnp.float32),
+    slow=tuple(zeros(rule.slow_dtype) for _ in rule.slow),
+    directions=tuple(zeros(rule.dtype) for _ in rule.slow),
+    second=None if rule.b2 is None else zeros(jnp.float32),
+  )
 
 
-def _look_ahead(grads, fast, b1, count):
-  """Nesterov's momentum with the bias corrections of Dozat and optax."""
-  step = count.astype(jnp.float32)
-  now = optax.tree.bias_correction(grads, b1, step)
-  then = optax.tree.bias_correction(fast, b1, step + 1)
-  return jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, then, now)
-
-
-def _gather_slow(grads, momentum, scale, count, ema):
-  """Adds a gradient; decays once a window, at its first step."""
-  decay, share = 1.0, scale.beta
-  if ema:
-    first = (count - 1) % scale.every == 0
-    decay = jnp.where(first, scale.beta, 1.0).astype(jnp.float32)
-    share = (1 - scale.beta) / scale.every
-
-  def gather(g, m):
-    total = decay * m.astype(jnp.float32) + share * g
-    if m.dtype == jnp.bfloat16:
-      return rounding.to_bfloat16(total, count)
-    return total.astype(m.dtype)
-
-  return jax.tree.map(gather, grads, momentum)
-
-
-def _divide(total, second, b2, count, eps, ema):
-  if ema:
-    step = count.astype(jnp.float32)
-    second = optax.tree.bias_correction(second, b2, step)
-  return jax.tree.map(lambda t, v: t / (jnp.sqrt(v) + eps), total, second)
-
-
-def _check(slow, accumulate, nesterov):
-  if accumulate not in ACCUMULATE:
-    raise M3Error(
-      f'accumulate is {accumulate!r}: it has to be one of '
-      + ', '.join(ACCUMULATE)
+def _update(rule: _Rule, updates, state: M3State):
+  def orthogonalize(tree):
+    return newton_schulz.orthogonalize_tree(
+      tree,
+      rule.coefficients,
+      rule.dimension_numbers,
+      rule.dtype,
+      rule.eps,
+      rule.layout,
     )
-  if nesterov and accumulate == 'sum':
+
+  grads = optax.tree.cast(updates, jnp.float32)
+  count = optax.safe_increment(state.count)
+  fast = moments.gather(grads, state.fast, rule.b1, 1, rule.ema)
+  ahead = fast
+  if rule.nesterov:
+    ahead = moments.look_ahead(grads, fast, rule.b1, count)
+  total = orthogonalize(ahead)
+  momenta, directions = [], []
+  for scale, momentum, old in zip(rule.slow, state.slow, state.directions):
+    # The direction of the windows before this step's.
+    total = jax.tree.map(
+      lambda t, d, a=scale.alpha: t + a * d.astype(t.dtype), total, old
+    )
+    momentum = timescales.gather(grads, momentum, scale, count, rule.ema)
+    momenta.append(momentum)
+    directions.append(
+      timescales.refresh(orthogonalize, momentum, old, scale, count)
+    )
+  second = None
+  if rule.b2 is not None:
+    second = moments.gather(grads, state.second, rule.b2, 2, rule.ema)
+    total = moments.divide(total, second, rule.b2, count, rule.eps, rule.ema)
+  total = _to_rms(rule, total)
+  total = jax.tree.map(lambda t, u: t.astype(u.dtype), total, updates)
+  return total, M3State(count, fast, tuple(momenta), tuple(directions), second)
+
+
+def _to_rms(rule, total):
+  if rule.consistent_rms is None:
+    return total
+  if rule.b2 is not None:
+    return rms.measured(
+      total, rule.consistent_rms, rule.dimension_numbers, rule.eps
+    )
+  share = 1 + sum(scale.alpha for scale in rule.slow)
+  return rms.from_shape(
+    total, rule.consistent_rms / share, rule.dimension_numbers
+  )
+
+
+def _check(rule: _Rule) -> None:
+  arguments.one_of(M3Error, 'accumulate', rule.accumulate, ACCUMULATE)
+  if rule.nesterov and not rule.ema:
     raise M3Error("nesterov looks ahead of a decaying mean: not with 'sum'")
-  for scale in slow:
-    if not isinstance(scale.every, int) or scale.every < 1:
-      raise M3Error(
-        f'a slow momentum is refreshed every {scale.every!r} steps: it has '
-        'to be a whole number, 1 or above'
-      )
+  timescales.factor(M3Error, 'b1', rule.b1, rule.ema)
+  if rule.b2 is not None:
+    timescales.factor(M3Error, 'b2', rule.b2, rule.ema)
+  if rule.consistent_rms is not None:
+    arguments.within(
+      M3Error, 'consistent_rms', rule.consistent_rms, low_open=True
+    )
+  arguments.within(M3Error, 'eps', rule.eps, low_open=True)
+  arguments.floating(M3Error, 'dtype', rule.dtype)
+  arguments.floating(M3Error, 'slow_dtype', rule.slow_dtype)
+  coefficients_lib.check(rule.coefficients)

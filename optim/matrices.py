@@ -60,9 +60,10 @@ def resolve(tree: Any, dimension_numbers: DimensionNumbers) -> Any:
 
 def to_stack(x: jax.Array, numbers: MuonDimensionNumbers) -> jax.Array:
   """Reads an array as `[batch, in, out]`."""
-  batch, reduction, output = _axes(x.ndim, numbers)
-  sizes = [math.prod(x.shape[i] for i in axes) for axes in (batch, reduction)]
-  return x.transpose(batch + reduction + output).reshape(*sizes, -1)
+  parts = _axes(x.ndim, numbers)
+  # All three, since no size can be told from an array of no elements.
+  sizes = [math.prod(x.shape[i] for i in axes) for axes in parts]
+  return x.transpose(sum(parts, ())).reshape(sizes)
 
 
 def from_stack(

@@ -18,9 +18,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nestax.optim import matrices
+from nestax.optim import arguments, matrices, norms
 
 OBJECTIVES = ('l2', 'dot')
+# Arguments that `optax.inject_hyperparams` shall leave as they are
+# (`static_args`): functions that are no schedules, and sizes.
+DELTA_STATIC = ('features', 'output', 'dimension_numbers')
+DEEP_STATIC = (
+  'hidden',
+  'objective',
+  'activation',
+  'output',
+  'dimension_numbers',
+  'seed',
+)
+_TINY = 1e-30  # keeps zero gradients zero
 Stack = Callable[[jax.Array], jax.Array]  # [batch, in, out] -> the same
 
 
@@ -58,11 +70,12 @@ def scale_by_delta_momentum(
 
   Along directions that come again the delta rule writes anew what it finds
   there, instead of piling up; others keep theirs. 'dot' without options is
-  heavy-ball momentum, and with Newton-Schulz for `output` Muon (Eq. 52).
+  heavy-ball momentum, and with Newton-Schulz for `output` Muon (Eq. 52). Under
+  `optax.inject_hyperparams` give `static_args=momentum.DELTA_STATIC`.
 
   Args:
-    alpha: retention of the memory.
-    eta: how much of a gradient is written.
+    alpha: retention of the memory, from 0 to 1.
+    eta: how much of a gradient is written, 0 or above.
     objective: 'l2' or 'dot', see the module.
     normalize: divides the key, not what is written, by its Frobenius norm:
       all directions then keep between alpha - 1 and alpha of theirs. False is
@@ -73,13 +86,11 @@ def scale_by_delta_momentum(
     dimension_numbers: which axes are matrices, see `matrices`.
 
   Raises:
-    MomentumError: for another objective.
+    MomentumError: for numbers out of range or another objective; traced
+      numbers are taken as they are.
   """
-  if objective not in OBJECTIVES:
-    raise MomentumError(
-      f'objective is {objective!r}: it has to be one of '
-      + ', '.join(OBJECTIVES)
-    )
+  _check(alpha, eta)
+  arguments.one_of(MomentumError, 'objective', objective, OBJECTIVES)
   precondition = precondition or optax.identity()
 
   def init_fn(params):
@@ -89,7 +100,7 @@ def scale_by_delta_momentum(
 
   def write(g, value, m):
     if objective == 'l2':
-      key = _normal(g) if normalize else g
+      key = norms.unit(g, _TINY) if normalize else g
       forgotten = key @ (key.mT @ m)
     else:
       forgotten = 0.0
@@ -146,56 +157,38 @@ def scale_by_deep_momentum(
   own values, m(k) = W_2^T act(W_1^T k); W_1 starts random, W_2 at zero, and
   one step is taken on the mean over rows before m is read. Retention acts
   on what was written: as printed, alpha m, both layers would decay to zero
-  together, where no gradient brings them back.
+  together, where no gradient brings them back. Under
+  `optax.inject_hyperparams` give `static_args=momentum.DEEP_STATIC`.
 
   Args:
     hidden: width of the memory.
-    alpha: retention.
-    eta: inner learning rate.
+    alpha: retention, from 0 to 1.
+    eta: inner learning rate, 0 or above.
     objective: of one row's prediction and value; `l2`, `dot`, or NL's example
       `lambda y, v: -jnp.sum(y)`.
     activation: between the layers.
     output: sigma of Eq. 52 on `[batch, in, out]`.
     dimension_numbers: which axes are matrices, see `matrices`.
     seed: of W_1.
+
+  Raises:
+    MomentumError: for numbers out of range; traced ones are taken as they are.
   """
+  arguments.whole(MomentumError, 'hidden', hidden)
+  arguments.whole(MomentumError, 'seed', seed, 0)
+  _check(alpha, eta)
+  write = _writer(alpha, eta, objective, activation)
 
   def init_fn(params):
     numbers = matrices.resolve(params, dimension_numbers)
-    leaves, treedef = jax.tree.flatten(params)
-    keys = treedef.unflatten(
-      jax.random.split(jax.random.key(seed), len(leaves))
-    )
-
-    def born(x, number, key):
-      batch, _, out = matrices.to_stack(x, number).shape
-      return jax.random.normal(key, (batch, out, hidden)) / jnp.sqrt(out)
-
-    initial = jax.tree.map(born, params, numbers, keys)
-    second = jax.tree.map(lambda x: jnp.zeros_like(x.mT), initial)
-    return DeepMomentumState(initial, optax.tree.zeros_like(initial), second)
-
-  def recall(first, second, keys):
-    return activation(keys @ first) @ second
-
-  def loss(layers, initial, keys):
-    first, second = layers
-    predictions = recall(initial + first, second, keys)
-    losses = jax.vmap(jax.vmap(objective))(predictions, keys)
-    return jnp.sum(jnp.mean(losses, axis=-1))
+    return _born(params, numbers, hidden, seed)
 
   def update_fn(updates, state, params=None):
     del params
     numbers = matrices.resolve(updates, dimension_numbers)
 
     def one(g, initial, first, second, number):
-      stack = _stack(g, number)
-      norm = jnp.sqrt(jnp.mean(jnp.sum(stack**2, -1), -1))[:, None, None]
-      keys = stack / (norm + 1e-30)
-      grads = jax.grad(loss)((first, second), initial, keys)
-      first = alpha * first - eta * grads[0]
-      second = alpha * second - eta * grads[1]
-      out = norm * recall(initial + first, second, keys)
+      out, first, second = write(_stack(g, number), initial, first, second)
       out = output(out) if output else out
       out = matrices.from_stack(out, g.shape, number).astype(g.dtype)
       return out, first, second
@@ -211,10 +204,47 @@ def scale_by_deep_momentum(
   return optax.GradientTransformation(init_fn, update_fn)
 
 
+def _born(params, numbers, hidden, seed):
+  leaves, treedef = jax.tree.flatten(params)
+  keys = treedef.unflatten(jax.random.split(jax.random.key(seed), len(leaves)))
+
+  def one(x, number, key):
+    batch, _, out = matrices.to_stack(x, number).shape
+    return jax.random.normal(key, (batch, out, hidden)) / max(out, 1) ** 0.5
+
+  initial = jax.tree.map(one, params, numbers, keys)
+  second = jax.tree.map(lambda x: jnp.zeros_like(x.mT), initial)
+  return DeepMomentumState(initial, optax.tree.zeros_like(initial), second)
+
+
+def _writer(alpha, eta, objective, activation):
+  """Makes the step on a stack of memories, and the reading after it."""
+
+  def recall(first, second, keys):
+    return activation(keys @ first) @ second
+
+  def loss(layers, initial, keys):
+    first, second = layers
+    predictions = recall(initial + first, second, keys)
+    losses = jax.vmap(jax.vmap(objective))(predictions, keys)
+    return jnp.sum(losses) / max(keys.shape[1], 1)
+
+  def write(stack, initial, first, second):
+    rows = max(stack.shape[1], 1) ** 0.5
+    keys = norms.unit(stack, _TINY) * rows
+    norm = norms.frobenius(stack) / rows
+    grads = jax.grad(loss)((first, second), initial, keys)
+    first = alpha * first - eta * grads[0]
+    second = alpha * second - eta * grads[1]
+    return norm * recall(initial + first, second, keys), first, second
+
+  return write
+
+
 def _stack(x, number):
   return matrices.to_stack(x.astype(jnp.float32), number)
 
 
-def _normal(x):
-  norm = jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
-  return x / (norm + 1e-30)
+def _check(alpha, eta):
+  arguments.within(MomentumError, 'alpha', alpha, 0, 1, high_open=False)
+  arguments.within(MomentumError, 'eta', eta)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nestax.optim import matrices
+from nestax.optim import matrices, norms
 from nestax.optim.coefficients import MUON, Coefficients
 
 
@@ -38,7 +38,8 @@ def orthogonalize(
   """Brings all singular values of the matrices `[..., m, n]` close to 1.
 
   Args:
-    x: any float dtype; scaled to Frobenius norm 1 in float32.
+    x: any float dtype; scaled to Frobenius norm 1 in float32. Zeros, and
+      sides of no elements, stay what they are.
     coefficients: one triple a step.
     dtype: of the matmuls' inputs; sums are float32.
     eps: added to the norm; matrices of a norm below it stay small.
@@ -98,9 +99,7 @@ def orthogonalize_tree(
 
 def _prepare(x, dtype, eps):
   """Scales to norm 1 in float32, casts, lays the longer side to the right."""
-  x = x.astype(jnp.float32)
-  norm = jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True))
-  x = (x / (norm + eps)).astype(dtype)
+  x = norms.unit(x.astype(jnp.float32), eps).astype(dtype)
   return x if x.shape[-2] <= x.shape[-1] else x.mT
 
 

@@ -10,6 +10,12 @@ from nestax.optim import coefficients as coefficients_lib
 from nestax.optim import newton_schulz
 
 
+def gaussian(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+  """Draws a float32 matrix of standard normal numbers."""
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(rows, columns)).astype(np.float32)
+
+
 def with_condition(
   rows: int, columns: int, condition: float, seed: int = 0
 ) -> np.ndarray:
@@ -38,7 +44,7 @@ def table(
   conditions: Sequence[float] = (10, 1e2, 1e3, 1e4),
   shape: tuple[int, int] = (256, 64),
 ) -> str:
-  """Writes least and largest singular value, schedules by condition numbers.
+  """Writes least and largest singular value, schedules by what goes in.
 
   Args:
     schedules: a name for each schedule of coefficients; None for Muon's, the
@@ -47,19 +53,20 @@ def table(
     shape: of these matrices.
 
   Returns:
-    A table in Markdown, bfloat16 matmuls.
+    A table in Markdown, bfloat16 matmuls; its first column is a Gaussian
+    matrix, the others are matrices of those condition numbers.
   """
+  draws = {'Gaussian': gaussian(*shape)}
+  draws |= {f'{c:g}': with_condition(*shape, c) for c in conditions}
   schedules = default_schedules() if schedules is None else schedules
   lines = [
-    '| coefficients | ' + ' | '.join(f'{c:g}' for c in conditions) + ' |',
-    '|---' * (len(conditions) + 1) + '|',
+    '| coefficients | ' + ' | '.join(draws) + ' |',
+    '|---' * (len(draws) + 1) + '|',
   ]
   for name, coefficients in schedules.items():
-    cells = []
-    for condition in conditions:
-      low, high = extremes(with_condition(*shape, condition), coefficients)
-      cells.append(f'{low:.3f} to {high:.3f}')
-    lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    ends = (extremes(x, coefficients) for x in draws.values())
+    words = (f'{low:.3f} to {high:.3f}' for low, high in ends)
+    lines.append(f'| {name} | ' + ' | '.join(words) + ' |')
   return '\n'.join(lines)
 
 

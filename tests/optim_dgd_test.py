@@ -81,6 +81,12 @@ def test_it_works_beside_another_optimiser():
   np.testing.assert_allclose(updates['b'], -0.1, atol=1e-6)
 
 
+@pytest.mark.parametrize('rate', [float('nan'), -1.0, 'fast'])
+def test_rates_out_of_range_are_refused(rate):
+  with pytest.raises(dgd.DgdError, match=f'learning_rate is {rate!r}'):
+    dgd.dgd(rate)
+
+
 def test_inputs_that_do_not_fit_are_refused():
   params = {'a': jnp.ones((6, 4))}
   tx = dgd.dgd(0.1)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from nestax.optim import frequency, m3
+from nestax.optim import dgd, frequency, m3
 
 
 def draw(seed):
@@ -106,9 +106,30 @@ def test_extra_arguments_reach_the_inner_optimiser():
   np.testing.assert_allclose(updates['w'], 3 * draw(0)['w'], rtol=1e-6)
 
 
+def test_extra_arguments_of_one_step_are_refused_for_several():
+  params = {'w': jnp.ones((4, 6))}
+  inputs = {'w': jnp.ones((2, 4))}
+  tx = frequency.at_frequency(dgd.dgd(0.1), 3)
+  with pytest.raises(frequency.FrequencyError, match='inputs are of one.* 3'):
+    tx.update(params, tx.init(params), params, inputs=inputs)
+  tx = frequency.at_frequency(dgd.dgd(0.1), 3, last=('inputs',))
+  state = tx.init(params)
+  for number in range(1, 4):
+    updates, state = tx.update(
+      params, state, params, inputs={'w': number * inputs['w']}
+    )
+  want = dgd.proximal(params['w'], params['w'], 3 * inputs['w'], 0.1)
+  np.testing.assert_allclose(params['w'] + updates['w'], want, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ('arguments', 'words'),
-  [((0,), 'every 0'), ((1.5,), 'every 1.5'), ((2, 'max'), "'max'.*mean, sum")],
+  [
+    ((0,), 'every is 0'),
+    ((1.5,), 'every is 1.5'),
+    ((True,), 'every is True'),
+    ((2, 'max'), "'max'.*mean, sum"),
+  ],
 )
 def test_arguments_out_of_range_are_refused(arguments, words):
   with pytest.raises(frequency.FrequencyError, match=words):

@@ -1,6 +1,7 @@
 """M3 inside Optax's wrappers, scanned layers, meshes and checkpoints."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -88,21 +89,24 @@ def test_under_chain_and_a_schedule():
 
 
 def test_under_inject_hyperparams():
-  factory = optax.inject_hyperparams(
-    m3.m3, static_args=('dtype', 'consistent_rms')
-  )
-  tx = factory(
+  def everything(params):
+    return jax.tree.map(lambda _: True, params)
+
+  tx = optax.inject_hyperparams(m3.m3, static_args=m3.STATIC)(
     learning_rate=0.05,
     b1=0.9,
     b2=0.99,
     slow=SLOW,
     weight_decay=0.1,
-    dimension_numbers=NUMBERS,
+    weight_decay_mask=everything,
+    dimension_numbers=lambda params: NUMBERS,
     coefficients=TWO_STEPS,
-    dtype='float32',
+    dtype=jnp.float32,
+    slow_dtype=jnp.float32,
   )
   params, state = draw(0), tx.init(draw(0))
   update = jax.jit(tx.update)
+  assert {'b1', 'b2', 'eps', 'consistent_rms'} < set(state.hyperparams)
   state.hyperparams['learning_rate'] = jnp.asarray(0.1)
   for t in range(7):
     updates, state = update(draw(t + 100), state, params)
@@ -247,6 +251,23 @@ def test_a_mesh_of_8_gives_one_device_and_keeps_its_layout(
     assert_same_layout(state, first)
   assert update._cache_size() == 1
   assert_close(params, expected())
+  if laid_out and specs is BY_BOTH:
+    check_traffic(update.lower(put(draw(0)), state, params).compile().as_text())
+
+
+def check_traffic(text):
+  """No device gathers parameters; each multiplies a share of whole matrices.
+
+  The stacks hold 4 matrices of 8 x 8 and 2 of 8 x 16, on 8 devices.
+  """
+  assert ' all-gather(' not in text
+  sums = re.findall(r'= \(?(.*?)\)? all-reduce\(', text)
+  # Norms alone, one for each layer.
+  assert {x for s in sums for x in re.findall(r'f32\[[\d,]*\]', s)} == {
+    'f32[2]'
+  }
+  shares = set(re.findall(r' = \w+(\[[\d,]*\])\S* dot\(', text))
+  assert shares == {'[8,8]', '[8,16]'}
 
 
 def test_state_survives_a_checkpoint(tmp_path):

@@ -229,6 +229,18 @@ def test_stochastic_rounding_is_right_on_average_and_exact_where_it_can_be():
   assert jnp.any(rounded != rounding.to_bfloat16(x, 4).astype(jnp.float32))
 
 
+def test_stochastic_rounding_is_the_same_on_every_mesh():
+  x = jax.random.normal(jax.random.key(0), (16, 8))
+  want = rounding.to_bfloat16(x, 5)
+  mesh = jax.make_mesh((4, 2), ('data', 'model'))
+  spec = jax.sharding.PartitionSpec('data', 'model')
+  x = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+  got = jax.jit(rounding.to_bfloat16)(x, 5)
+  np.testing.assert_array_equal(
+    np.asarray(got, np.float32), np.asarray(want, np.float32)
+  )
+
+
 @pytest.mark.parametrize(
   ('slow_dtype', 'b2', 'bytes_each'),
   [
@@ -259,10 +271,65 @@ def test_strict_dtypes_and_gradient_dtype():
   [
     ({'accumulate': 'mean'}, "'mean'.*ema, sum"),
     ({'accumulate': 'sum', 'nesterov': True}, 'nesterov'),
-    ({'slow': ((0.9, 0, 0.5),)}, 'every 0 steps'),
-    ({'slow': ((0.9, 2.5, 0.5),)}, 'every 2.5 steps'),
+    ({'slow': ((0.9, 0, 0.5),)}, 'every is 0: .*whole number, 1 or above'),
+    ({'slow': ((0.9, 2.5, 0.5),)}, 'every is 2.5'),
+    ({'slow': ((0.9, True, 0.5),)}, 'every is True'),
+    ({'slow': ((0.9, 2), (1.0, 2))}, 'slow momentum 1, beta is 1.0'),
+    ({'slow': ((0.9, 2, float('nan')),)}, 'alpha is nan'),
+    ({'slow': m3.TimeScale(0.9, 2, 0.5)}, 'a sequence of TimeScale'),
+    ({'b1': float('nan')}, 'b1 is nan: it has to be 0 or above, and below 1'),
+    ({'b1': 1.0}, 'b1 is 1.0'),
+    ({'b1': '0.9?'}, 'b1 is .0.9..'),
+    ({'b2': -0.1}, 'b2 is -0.1'),
+    ({'b2': jnp.asarray(1.5)}, 'b2 is .*1.5'),
+    ({'accumulate': 'sum', 'b1': float('inf')}, 'b1 is inf: .*and finite'),
+    ({'consistent_rms': 0.0}, 'consistent_rms is 0.0: it has to be above 0'),
+    ({'eps': 0.0}, 'eps is 0.0'),
+    ({'dtype': 'int32'}, "dtype is 'int32'.*bfloat16, float32"),
+    ({'slow_dtype': 'int8'}, 'slow_dtype'),
+    ({'slow_dtype': 'float17'}, "slow_dtype is 'float17'"),
+    ({'learning_rate': float('nan')}, 'learning_rate is nan'),
+    ({'weight_decay': -0.1}, 'weight_decay is -0.1'),
+    ({'coefficients': ()}, r'coefficients are \(\).*triples'),
+    ({'coefficients': ((1.5, float('nan'), 0.0),)}, 'triples'),
+    ({'coefficients': ((1.5, 0.5),)}, 'triples'),
   ],
 )
 def test_arguments_out_of_range_are_refused(arguments, words):
-  with pytest.raises(m3.M3Error, match=words):
-    m3.scale_by_m3(**arguments)
+  errors = m3.M3Error, coefficients.CoefficientError
+  with pytest.raises(errors, match=words):
+    m3.m3(**{'learning_rate': 0.1} | arguments)
+
+
+@pytest.mark.parametrize('accumulate', ['ema', 'sum'])
+def test_any_size_of_a_factor_will_do_in_a_sum(accumulate):
+  arguments = {'b1': 1.5, 'b2': 1.0, 'slow': ((2.0, 3, 0.5),)}
+  if accumulate == 'sum':
+    m3.scale_by_m3(accumulate=accumulate, **arguments)
+  else:
+    with pytest.raises(m3.M3Error):
+      m3.scale_by_m3(accumulate=accumulate, **arguments)
+
+
+@pytest.mark.parametrize('b2', [None, 0.9])
+def test_zero_gradients_and_empty_matrices_stay_finite(b2):
+  tx = m3.scale_by_m3(b2=b2, slow=((0.9, 1, 0.5),), consistent_rms=0.2)
+  params = {'zero': jnp.zeros((3, 4)), 'none': jnp.zeros((2, 0, 4))}
+  state = tx.init(params)
+  for _ in range(2):
+    updates, state = tx.update(params, state)
+  np.testing.assert_array_equal(updates['zero'], 0.0)
+  assert updates['none'].shape == (2, 0, 4)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_a_huge_gradient_makes_a_step_like_any_other():
+  tx = m3.scale_by_m3(slow=((0.9, 1, 0.5),), dtype='float32')
+  g = {'w': jax.random.normal(jax.random.key(0), (4, 6))}
+  results = []
+  for scale in (1.0, 1e25):
+    scaled, state = {'w': scale * g['w']}, tx.init(g)
+    for _ in range(2):
+      updates, state = tx.update(scaled, state)
+    results.append(updates['w'])
+  np.testing.assert_allclose(results[1], results[0], atol=1e-3)

@@ -203,6 +203,62 @@ def test_state_keeps_its_shapes_and_dtypes_for_bfloat16():
     )
 
 
-def test_an_unknown_objective_is_refused():
-  with pytest.raises(momentum.MomentumError, match="'l1'.*l2, dot"):
-    momentum.scale_by_delta_momentum(objective='l1')
+DELTA, DEEP = momentum.scale_by_delta_momentum, momentum.scale_by_deep_momentum
+
+
+@pytest.mark.parametrize(
+  ('make', 'arguments', 'words'),
+  [
+    (DELTA, {'objective': 'l1'}, "'l1'.*l2, dot"),
+    (DELTA, {'alpha': float('nan')}, 'alpha is nan: .*at most 1'),
+    (DELTA, {'eta': -1.0}, 'eta is -1.0'),
+    (DEEP, {'alpha': 1.01}, 'alpha is 1.01'),
+    (DEEP, {'eta': float('inf')}, 'eta is inf'),
+    (DEEP, {'hidden': 0}, 'hidden is 0: .*whole number, 1 or above'),
+    (DEEP, {'hidden': 2.5}, 'hidden is 2.5'),
+    (DEEP, {'hidden': jnp.asarray(4)}, 'name it in static_args'),
+    (DEEP, {'seed': -1}, 'seed is -1'),
+  ],
+)
+def test_arguments_out_of_range_are_refused(make, arguments, words):
+  with pytest.raises(momentum.MomentumError, match=words):
+    make(**arguments)
+
+
+@pytest.mark.parametrize(
+  ('make', 'static', 'arguments'),
+  [
+    (DELTA, momentum.DELTA_STATIC, {'alpha': 0.8, 'output': jnp.sign}),
+    (DEEP, momentum.DEEP_STATIC, {'alpha': 0.8, 'hidden': 4}),
+  ],
+  ids=['delta', 'deep'],
+)
+def test_under_inject_hyperparams_numbers_can_be_set(make, static, arguments):
+  grads = [{'w': jnp.asarray(g)} for g in draws(3)]
+  tx = optax.inject_hyperparams(make, static_args=static)(**arguments)
+  same = make(**arguments | {'alpha': 0.3})
+  state, same_state = tx.init(grads[0]), same.init(grads[0])
+  state.hyperparams['alpha'] = jnp.asarray(0.3)
+  update = jax.jit(tx.update)
+  for g in grads:
+    got, state = update(g, state)
+    want, same_state = same.update(g, same_state)
+  np.testing.assert_allclose(got['w'], want['w'], atol=1e-5)
+
+
+@pytest.mark.parametrize('make', [DELTA, DEEP], ids=['delta', 'deep'])
+def test_huge_zero_and_empty_gradients_stay_finite(make):
+  grads = {
+    'huge': jnp.full((2, 3), 1e25),
+    'zero': jnp.zeros((2, 3)),
+    'rows': jnp.zeros((0, 3)),
+    'columns': jnp.zeros((2, 0)),
+  }
+  tx = make()
+  state = tx.init(grads)
+  for _ in range(2):
+    out, state = tx.update(grads, state)
+  assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, grads)
+  for x in jax.tree.leaves((out, state)):
+    assert jnp.isfinite(x).all()
+  assert jnp.all(out['zero'] == 0) and jnp.all(out['huge'] != 0)
