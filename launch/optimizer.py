@@ -5,18 +5,26 @@ norms, gates and convolutions always take AdamW. Expert slots are frozen: they
 are sleep's to train.
 """
 
-import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import ml_collections
 import optax
+from absl import logging
 
 from nestax.launch import groups
 from nestax.launch.groups import OptimizerError
 from nestax.models import axes
-from nestax.optim import coefficients, frequency, labels, m3, schedules
+from nestax.optim import (
+  arguments,
+  coefficients,
+  frequency,
+  labels,
+  m3,
+  schedules,
+  timescales,
+)
 from nestax.optim.newton_schulz import Layout
 
 NAMES = ('adamw', 'muon', 'm3')
@@ -99,6 +107,7 @@ def build(
   rules = {}
   for group in sorted(set(jax.tree.leaves(chosen))):
     kind, every = groups.parse(group)
+    _warn_of_slow(config, kind, every)
     rules[group] = _at_frequency(make[kind], schedule, every)
   clip = optax.clip_by_global_norm(opt.clip) if opt.clip else optax.identity()
   if len(rules) == 1:
@@ -161,39 +170,44 @@ def _m3(config, schedule, names, mesh) -> optax.GradientTransformation:
   )
 
 
+def _warn_of_slow(config, kind: str, every: int) -> None:
+  """Says it if a run ends before M3's slow momentum has a say in it."""
+  opt, updates = config.opt, config.train.steps // every
+  if config.optimizer != 'm3' or kind != groups.MATRIX or not opt.alpha:
+    return
+  if opt.every >= updates:
+    logging.warning(
+      'the slow momentum of M3 acts from update %d on (opt.every), but there '
+      'are %d (train.steps%s): until then M3 is Muon in shorter steps; lower '
+      'opt.every or take optimizer=muon',
+      opt.every + 1,
+      updates,
+      f', one in {every}' if every > 1 else '',
+    )
+
+
 def _check(config: ml_collections.ConfigDict) -> None:
   opt = config.opt
   for name, value, known in (
     ('optimizer', config.optimizer, NAMES),
     ('opt.ns', opt.ns, tuple(NEWTON_SCHULZ)),
-    ('opt.slow_dtype', opt.slow_dtype, ('float32', 'bfloat16')),
+    ('opt.slow_dtype', opt.slow_dtype, arguments.FLOATS),
     ('opt.accumulate', opt.accumulate, m3.ACCUMULATE),
   ):
-    if value not in known:
-      raise OptimizerError(
-        f'{name} is {value!r}: it has to be one of ' + ', '.join(known)
-      )
+    arguments.one_of(OptimizerError, name, value, known)
+  arguments.whole(OptimizerError, 'opt.every', opt.every)
   for name in ('weight_decay', 'clip', 'alpha', 'consistent_rms'):
-    # written so that NaN is refused too
-    if not 0 <= opt[name] < math.inf:
+    arguments.within(OptimizerError, f'opt.{name}', opt[name])
+  arguments.within(OptimizerError, 'opt.eps', opt.eps, low_open=True)
+  for name in ('b1', 'b2'):
+    arguments.within(OptimizerError, f'opt.{name}', opt[name], 0, 1)
+  ema = opt.accumulate == 'ema' or config.optimizer == 'muon'
+  for name in ('momentum', 'b3', 'second_moment'):
+    timescales.factor(OptimizerError, f'opt.{name}', opt[name], ema)
+  for level, every in enumerate(opt.level_every):
+    if isinstance(every, int) and every > config.train.steps:
       raise OptimizerError(
-        f'opt.{name} is {opt[name]}: it has to be 0 or above, and finite'
-      )
-  if not 0 < opt.eps < math.inf:
-    raise OptimizerError(
-      f'opt.eps is {opt.eps}: it has to be above 0, and finite'
-    )
-  factors, decaying = ('momentum', 'b3', 'second_moment'), ('b1', 'b2')
-  if opt.accumulate == 'ema' or config.optimizer == 'muon':
-    decaying += factors
-  for name in factors:
-    # Algorithm 1 as printed adds factor * gradient: any size of it will do
-    if not 0 <= opt[name] < math.inf:
-      raise OptimizerError(
-        f'opt.{name} is {opt[name]}: it has to be 0 or above, and finite'
-      )
-  for name in decaying:
-    if not 0 <= opt[name] < 1:
-      raise OptimizerError(
-        f'opt.{name} is {opt[name]}: it has to be at least 0 and below 1'
+        f'opt.level_every is {tuple(opt.level_every)}: level {level} would '
+        f'never be updated in {config.train.steps} steps (train.steps); '
+        'freeze it by opt.freeze if that is meant'
       )

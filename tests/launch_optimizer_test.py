@@ -239,12 +239,13 @@ def test_a_parameter_without_a_rule_is_named():
     ('sgd', {}, "optimizer is 'sgd'.*adamw, muon, m3"),
     ('m3', {'ns': 'septic'}, "opt.ns is 'septic'.*quintic"),
     ('m3', {'slow_dtype': 'int8'}, 'opt.slow_dtype'),
-    ('m3', {'every': 0}, 'every 0 steps'),
+    ('m3', {'every': 0}, 'opt.every is 0'),
+    ('adamw', {'level_every': (21,)}, 'level 0 would never.* 20 steps'),
     ('m3', {'accumulate': 'mean'}, "accumulate is 'mean'"),
     ('muon', {'accumulate': 'sum', 'momentum': 1.5}, 'momentum is 1.5'),
     ('m3', {'accumulate': 'sum', 'b3': float('inf')}, 'b3 is inf'),
     ('adamw', {'accumulate': 'mean'}, "accumulate is 'mean'"),
-    ('m3', {'ns_steps': 0}, 'at least 1'),
+    ('m3', {'ns_steps': 0}, 'number of steps is 0'),
     ('m3', {'b3': 1.0}, 'opt.b3 is 1.0'),
     ('adamw', {'b2': -0.1}, 'opt.b2 is -0.1'),
     ('adamw', {'clip': -1.0}, 'opt.clip is -1.0'),
@@ -255,3 +256,26 @@ def test_a_parameter_without_a_rule_is_named():
 def test_configs_out_of_range_are_refused(name, opt, words):
   with pytest.raises(ValueError, match=words):
     optimizer.build(make_config(name, **opt), PARAMS)
+
+
+@pytest.mark.parametrize(
+  ('name', 'opt', 'said'),
+  [
+    ('m3', {'every': 19}, 0),
+    ('m3', {'every': 20}, 1),
+    ('m3', {'every': 20, 'alpha': 0.0}, 0),
+    ('muon', {'every': 20}, 0),
+    ('m3', {'every': 4, 'level_every': (5,)}, 1),
+    ('m3', {'every': 3, 'level_every': (5,)}, 0),
+  ],
+)
+def test_a_slow_momentum_without_a_say_is_said(name, opt, said, monkeypatch):
+  lines = []
+  monkeypatch.setattr(
+    optimizer.logging, 'warning', lambda words, *x: lines.append(words % x)
+  )
+  optimizer.build(make_config(name, **opt), PARAMS)
+  assert len(lines) == said
+  if said:
+    few = 4 if 'level_every' in opt else 20
+    assert f'there are {few} (train.steps' in lines[0]
