@@ -88,3 +88,35 @@ def test_what_diverged_everywhere_is_last_and_nan():
   rows = rows_of('m3', {0.1: None, 0.2: None})
   rate, _ = comparison.pick(rows, 'valid loss')
   assert math.isnan(comparison.final(rows, rate, 'valid loss').mean())
+
+
+@pytest.mark.parametrize(
+  ('name', 'other'), [('seeds', 5), ('steps', 20), ('data', 'mnist.npz')]
+)
+def test_cells_of_other_settings_make_no_table(tmp_path, name, other):
+  key = {'seeds': 3, 'steps': 10, 'rates': [0.1, 0.2], 'data': ''}
+  rows = rows_of('adamw', {0.1: 3.0, 0.2: 2.0})
+  cells.write(tmp_path / 'cells/vit-adamw.json', key, rows)
+  cells.write(
+    tmp_path / 'cells/vit-m3.json',
+    key | {name: other},
+    rows_of('m3', {0.1: 3.0, 0.2: 2.0}),
+  )
+  with pytest.raises(cells.CellError, match=f'vit-adamw.* of {name}=.*vit-m3'):
+    comparison.write(tmp_path)
+
+
+def test_times_on_other_data_make_no_table(tmp_path):
+  rows = rows_of('adamw', {0.1: 3.0, 0.2: 2.0})
+  cells.write(tmp_path / 'cells/vit-adamw.json', {'data': ''}, rows)
+  time = {'suite': 'vit', 'optimizer': 'adamw', 'ms_per_step': 4.0}
+  path = tmp_path / 'cells/vit-adamw-time.json'
+  cells.write(path, {'data': 'mnist.npz'}, [time])
+  with pytest.raises(cells.CellError, match='data='):
+    comparison.write(tmp_path)
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+  rows = rows_of('adamw', {0.1: 3.0, 0.2: 2.0}, seeds=1)
+  cells.write(tmp_path / 'cells/vit-adamw.json', {}, rows)
+  assert '| 0.2 (edge) | 2.0000 |' in comparison.write(tmp_path)

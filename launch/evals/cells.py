@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 
 
 class CellError(ValueError):
@@ -31,10 +32,37 @@ def read(path: pathlib.Path, key: dict | None = None) -> list[dict] | None:
   """
   if not path.exists():
     return None
-  there, *rows = map(json.loads, path.read_text().splitlines())
+  there, rows = load(path)
   if key is not None and there != key:
     raise CellError(
       f'{path} holds results of {there}, asked for are {key}: give another '
       'workdir'
     )
   return rows
+
+
+def load(path: pathlib.Path) -> tuple[dict, list[dict]]:
+  """Reads a cell's key and rows."""
+  key, *rows = map(json.loads, path.read_text().splitlines())
+  return key, rows
+
+
+def same(found: Mapping[pathlib.Path, dict], names: Sequence[str]) -> None:
+  """Refuses cells that are not results of the same settings.
+
+  Args:
+    found: keys by the files that hold them.
+    names: of the settings that have to be equal.
+
+  Raises:
+    CellError: naming two files and what differs.
+  """
+  first, *others = sorted(found) or [None]
+  for other in others:
+    for name in names:
+      a, b = found[first].get(name), found[other].get(name)
+      if a != b:
+        raise CellError(
+          f'{first} is of {name}={a!r}, {other} of {name}={b!r}: they do not '
+          'make one table; run the older one again in another workdir'
+        )

@@ -79,6 +79,7 @@ def write(folder: pathlib.Path) -> str:
 
   Raises:
     FileNotFoundError: if nothing was trained yet.
+    cells.CellError: if a suite's cells are not of the same settings.
   """
   results, milliseconds = _read(folder)
   if not results:
@@ -105,14 +106,19 @@ def write(folder: pathlib.Path) -> str:
 
 
 def _read(folder):
-  results, milliseconds = {}, {}
+  results, milliseconds, trained, timed = {}, {}, {}, {}
   for path in sorted((folder / 'cells').glob('*.json')):
-    rows = cells.read(path)
-    key = rows[0]['suite'], rows[0]['optimizer']
+    key, rows = cells.load(path)
+    suite, name = rows[0]['suite'], rows[0]['optimizer']
     if 'ms_per_step' in rows[0]:
-      milliseconds[key] = rows[0]['ms_per_step']
+      milliseconds[suite, name] = rows[0]['ms_per_step']
+      timed.setdefault(suite, {})[path] = key
     else:
-      results[key] = rows
+      results[suite, name] = rows
+      trained.setdefault(suite, {})[path] = key
+  for suite, found in trained.items():
+    cells.same(found, ('steps', 'seeds', 'rates', 'data'))
+    cells.same(found | timed.get(suite, {}), ('data',))
   return results, milliseconds
 
 
@@ -163,8 +169,8 @@ def _mean(chosen, name):
 
 
 def _spread(values):
-  deviation = values.std(ddof=1) if len(values) > 1 else 0.0
-  return f'{values.mean():.4f} ± {deviation:.4f}'
+  mean = f'{values.mean():.4f}'
+  return mean + f' ± {values.std(ddof=1):.4f}' if len(values) > 1 else mean
 
 
 def _draw(best, milliseconds, path):
