@@ -45,6 +45,13 @@ CASES = {
   'titans': (4, 4, {'adaptive': (), 'generated': False, 'delta': False}),
   'no_retention': (4, 4, {'retention': False, 'value_norm': False}),
   'no_remat': (4, 4, {'remat': False}),
+  'given': (4, 4, {'adaptive': ('k',), 'given': ('eta', 'alpha')}),
+  'given_rate': (
+    4,
+    4,
+    {'adaptive': ('v',), 'given': ('eta',), 'retention': False},
+  ),
+  'plain_keys': (4, 4, {'key_norm': False, 'delta': False, 'objective': 'dot'}),
 }
 
 
@@ -76,7 +83,7 @@ def initial_values(cfg: MemoryConfig, dtype, seed: int = 0):
 
 
 def inputs(cfg: MemoryConfig, dtype, length: int = L, seed=1, resets=True):
-  keys = jax.random.split(jax.random.key(seed), 5)
+  keys = jax.random.split(jax.random.key(seed), 7)
   q, k, v = (
     jax.random.normal(key, (B, length, H, K), dtype) for key in keys[:3]
   )
@@ -85,7 +92,13 @@ def inputs(cfg: MemoryConfig, dtype, length: int = L, seed=1, resets=True):
     logit = jax.random.normal(keys[3], (B, length, H), dtype)
     log_beta = jax.nn.log_sigmoid(logit)
   reset = jax.random.bernoulli(keys[4], 0.15, (B, length)) if resets else None
-  return Inputs(q, k, v, log_beta, reset)
+  gates = {}
+  for gate, name in (('eta', 'eta'), ('alpha', 'log_alpha')):
+    if gate in cfg.given:
+      logit = jax.random.normal(keys[5 + (gate == 'alpha')], q.shape[:3], dtype)
+      log = jax.nn.log_sigmoid(logit)
+      gates[name] = log if gate == 'alpha' else jnp.exp(log)
+  return Inputs(q, k, v, log_beta, reset, **gates)
 
 
 def assert_close(got, want, tolerance):

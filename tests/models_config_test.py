@@ -93,6 +93,12 @@ def test_sizes_that_do_not_fit_are_refused(values, words):
     ({'adaptive': ('k', 'mem')}, ['adaptive', "['mem']", 'alpha']),
     ({'identity': ('eta',)}, ['identity', "['eta']", 'mem']),
     ({'generated': False}, ['generated=False', 'eta', 'alpha']),
+    ({'given': ('mem',)}, ['given', "['mem']", 'alpha']),
+    ({'given': ('eta',)}, ["given=('eta',)", 'adaptive', 'no memory']),
+    (
+      {'given': ('alpha',), 'adaptive': (), 'retention': False},
+      ["given=('alpha',)", 'retention=False', 'no alpha'],
+    ),
     ({'expansion': 0}, ['expansion=0', 'at least 1']),
     ({'eta_max': 0}, ['eta_max=0.0', 'above 0']),
     ({'eta_max': 1.5}, ['eta_max=1.5', 'at most 1']),

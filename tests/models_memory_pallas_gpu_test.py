@@ -159,6 +159,8 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets):
     ({'chunk_mem': 32}, '16 and 32 tokens.*equal'),
     ({'chunk_mem': 48, 'chunk_rest': 48}, '48 tokens.*one of'),
     ({'adaptive': ('q',)}, "without 'q'"),
+    ({'adaptive': (), 'given': ('eta',)}, "given=.'eta'"),
+    ({'key_norm': False}, 'key_norm=False'),
   ],
 )
 def test_what_does_not_fit_is_refused_in_words(options, words):

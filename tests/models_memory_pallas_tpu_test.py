@@ -77,6 +77,8 @@ def test_kernels_equal_the_token_rule(chunks, stream, resets, dtype, tolerance):
     ({'depth_mem': 2}, 'two-layer.*mem'),
     ({'momentum': True}, 'momentum=True'),
     ({'anchor': 'zero'}, "anchor='zero'"),
+    ({'adaptive': (), 'given': ('eta',)}, "given=.'eta'"),
+    ({'key_norm': False}, 'key_norm=False'),
     ({'chunk_mem': 12, 'chunk_rest': 12}, '12 tokens.*power of two'),
   ],
 )

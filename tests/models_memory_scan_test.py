@@ -1,5 +1,7 @@
 """The chunked memory against the token rule, and the invariants of streams."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -181,3 +183,23 @@ def test_an_unknown_implementation_is_refused():
   inputs = cases.inputs(cfg, jnp.float32)
   with pytest.raises(ValueError, match="'cuda'.*token.*scan"):
     api.run(cfg, {}, None, inputs, implementation='cuda')
+
+
+@pytest.mark.parametrize('name', ['default', 'given'])
+def test_tokens_that_do_not_count_change_no_state(name):
+  cfg = cases.config(name)
+  initial = cases.initial_values(cfg, jnp.float32)
+  empty = init_state(cfg, B, H, K)
+  inputs = cases.inputs(cfg, jnp.float32)
+  # what follows would forget, and would let the momentum decay
+  inputs = inputs._replace(reset=inputs.reset.at[:, 6].set(True))
+  run = functools.partial(api.run, cfg, initial, implementation='scan')
+  counted, _ = run(empty, inputs, length_B=jnp.full((B,), 6))
+  cut = jax.tree.map(lambda x: x[:, :6], inputs)
+  cases.assert_close(counted, run(empty, cut)[0], 1e-6)
+
+
+def test_gates_that_are_not_as_the_rule_says_are_refused():
+  inputs = cases.inputs(cases.config('given_rate'), jnp.float32)
+  with pytest.raises(ValueError, match=r"given=\(\).*\['eta'\]"):
+    api.run(cases.config('default'), {}, None, inputs)

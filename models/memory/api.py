@@ -31,7 +31,7 @@ def _by_token(cfg: MemoryConfig, initial, state, inputs: Inputs):
     return token.run(cfg, initial, state, stream)
 
   # heads are axis 1 of `[L, H, K]` inputs; a reset is the same for all heads
-  per_head = token.Token(1, 1, 1, 1, None)
+  per_head = token.Token(1, 1, 1, 1, None, 1, 1)
   heads = jax.vmap(one, (0, 0, per_head), (0, 1))
   state, out = jax.vmap(heads, (None, 0, 0))(initial, state, stream)
   if fresh:
@@ -98,9 +98,16 @@ def run(
     (MemoryState or None, output [B, L, H, K] float32).
 
   Raises:
-    ValueError: for an unknown implementation, `length_B` with 'token', or what
-      the kernels do not cover with 'pallas'.
+    ValueError: for an unknown implementation, `length_B` with 'token', what
+      the kernels do not cover with 'pallas', or gates handed in that
+      `cfg.given` does not name, or not handed in that it does.
   """
+  handed = {'eta': inputs.eta, 'alpha': inputs.log_alpha}
+  handed = {gate for gate, x in handed.items() if x is not None}
+  if handed != set(cfg.given):
+    raise ValueError(
+      f'given={cfg.given}: the inputs hold the gates {sorted(handed)}'
+    )
   if implementation is None:
     few = inputs.query.shape[1] <= FEW and length_B is None
     implementation = 'token' if few else _chunked(cfg, inputs, dtype)

@@ -38,6 +38,8 @@ class Chunk(NamedTuple):
   log_beta_C: jax.Array | None
   reset_C: jax.Array | None  # bool
   live_C: jax.Array | None  # bool; None: all are
+  eta_C: jax.Array | None = None  # the gates that `cfg.given` names
+  log_alpha_C: jax.Array | None = None
 
 
 class Decay(NamedTuple):
@@ -210,14 +212,19 @@ def project(cfg, initial, slow, boundary, alive_C, chunk: Chunk, dtype):
     logit = _read(row, fast, alive_C, chunk.key_CxK, row.dtype)
     return logit[:, 0] + initial[name]['bias']
 
-  q, k = (
-    unit(box(n, x)) for n, x in (('q', chunk.query_CxK), ('k', chunk.key_CxK))
-  )
-  v = box('v', chunk.value_CxK)
+  q, k, v = (box(n, x) for n, x in zip(('q', 'k', 'v'), chunk[:3]))
+  q, k = (unit(q), unit(k)) if cfg.key_norm else (q, k)
   v = unit(v) if cfg.value_norm else v
-  eta = cfg.eta_max * jax.nn.sigmoid(gate('eta'))
-  log_alpha = jax.nn.log_sigmoid(gate('alpha'))
-  log_alpha = log_alpha if cfg.retention else jnp.zeros_like(log_alpha)
+  if 'eta' in cfg.given:
+    eta = chunk.eta_C
+  else:
+    eta = cfg.eta_max * jax.nn.sigmoid(gate('eta'))
+  if not cfg.retention:
+    log_alpha = jnp.zeros_like(eta)
+  elif 'alpha' in cfg.given:
+    log_alpha = chunk.log_alpha_C
+  else:
+    log_alpha = jax.nn.log_sigmoid(gate('alpha'))
   if chunk.live_C is not None:
     eta = jnp.where(chunk.live_C, eta, 0.0)
     log_alpha = jnp.where(chunk.live_C, log_alpha, 0.0)

@@ -36,6 +36,11 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
     raise DoesNotFit(f'two-layer memories {cfg.deep}: only depth 1')
   if cfg.momentum:
     raise DoesNotFit('momentum=True: only without')
+  if cfg.given or not cfg.key_norm:
+    raise DoesNotFit(
+      f'given={cfg.given}, key_norm={cfg.key_norm}: only gates of their own '
+      'and unit keys'
+    )
   if cfg.anchor != 'initial':
     raise DoesNotFit(f"anchor={cfg.anchor!r}: only 'initial'")
   if C < 8 or C > 256 or C & (C - 1):

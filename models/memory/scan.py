@@ -89,6 +89,7 @@ def run(
     live = jnp.ones((B, L), bool)
     if length_B is not None:
       live = jnp.arange(L)[None] < length_B[:, None]
+      inputs = _silenced(inputs, live)
     live = _on_grid(live, phase_B, L, length, False)
     live = _chunks(live, n, heads=False)
 
@@ -104,6 +105,8 @@ def run(
     lay(inputs.log_beta, True) if cfg.momentum else None,
     lay(inputs.reset, False),
     live,
+    lay(inputs.eta, True),
+    lay(inputs.log_alpha, True),
   )
   # on a fresh grid with equal chunks the boundary is the running value
   together = fresh and small == big
@@ -122,6 +125,16 @@ def run(
     return None, out
   position_B = (state.position_B + count) % big
   return MemoryState(*carry, position_B), out
+
+
+def _silenced(inputs: Inputs, live_BxL) -> Inputs:
+  """Keeps what does not count from decaying a momentum or forgetting."""
+  log_beta, reset = inputs.log_beta, inputs.reset
+  if log_beta is not None:
+    log_beta = jnp.where(live_BxL[..., None], log_beta, 0.0)
+  if reset is not None:
+    reset = reset & live_BxL
+  return inputs._replace(log_beta=log_beta, reset=reset)
 
 
 def _ends(first_B, phase_B, n: int, small: int, count):
@@ -180,7 +193,7 @@ def _batched(cfg, initial, slow, dtype):
   def one(initial, slow, state, chunk):
     return chunk_step(cfg, initial, slow, state, chunk, dtype)
 
-  per_head = Chunk(0, 0, 0, 0, None, None)
+  per_head = Chunk(0, 0, 0, 0, None, None, 0, 0)
   heads = jax.vmap(one, (0, 0, 0, per_head))
   return lambda state, chunk: jax.vmap(heads, (None, None, 0, 0))(
     initial, slow, state, chunk

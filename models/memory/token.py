@@ -33,13 +33,15 @@ from nestax.models.memory.types import (
 
 
 class Token(NamedTuple):
-  """One token of one head: `[K]`, `[K]`, `[K]`, scalar, scalar or None."""
+  """One token of one head: `[K]` three times, then scalars or None."""
 
   query: jax.Array
   key: jax.Array
   value: jax.Array
   log_beta: jax.Array | None
   reset: jax.Array | None
+  eta: jax.Array | None
+  log_alpha: jax.Array | None
 
 
 def _pick(cfg: MemoryConfig, box: str, weights: Weights):
@@ -60,7 +62,7 @@ def _read(cfg, box, weights, z):
 
 
 def _project(cfg, initial, boundary: Weights, token: Token):
-  """q, k, v, log alpha and eta, each read from its memory if it has one."""
+  """q, k, v, eta and alpha, each read from its memory if it has one."""
 
   def box(name, x):
     return _read(cfg, name, boundary, x) if name in cfg.boxes else x
@@ -72,12 +74,19 @@ def _project(cfg, initial, boundary: Weights, token: Token):
       logit = initial[name]['kernel'] @ token.key
     return logit + initial[name]['bias']
 
-  q = unit(box('q', token.query))
-  k = unit(box('k', token.key))
-  v = box('v', token.value)
+  q, k, v = box('q', token.query), box('k', token.key), box('v', token.value)
+  q, k = (unit(q), unit(k)) if cfg.key_norm else (q, k)
   v = unit(v) if cfg.value_norm else v
-  eta = cfg.eta_max * jax.nn.sigmoid(gate('eta'))
-  alpha = jax.nn.sigmoid(gate('alpha')) if cfg.retention else 1.0
+  if 'eta' in cfg.given:
+    eta = token.eta
+  else:
+    eta = cfg.eta_max * jax.nn.sigmoid(gate('eta'))
+  if not cfg.retention:
+    alpha = 1.0
+  elif 'alpha' in cfg.given:
+    alpha = jnp.exp(token.log_alpha)
+  else:
+    alpha = jax.nn.sigmoid(gate('alpha'))
   return q, k, v, eta, alpha
 
 

@@ -44,6 +44,10 @@ class MemoryConfig:
     identity: which maps carry the residual `M(z) = z + ...`.
     generated: each memory generates its own value `vhat = v + M(v)`; False
       makes v itself the value of all (Titans).
+    given: which of the gates eta and alpha the layer hands in (see `Inputs`)
+      instead of kernels to read them by: the linear recurrences have gates of
+      their own forms.
+    key_norm: q and k have unit norm; the delta rule needs it.
     value_norm: v has unit norm.
     eta_max: upper bound of the inner learning rate. Steps of unit keys are
       stable up to 1 without momentum; with it the gain is eta / (1 - beta).
@@ -68,6 +72,8 @@ class MemoryConfig:
   adaptive: tuple[str, ...] = ('k', 'v', 'eta', 'alpha')
   identity: tuple[str, ...] = ('q', 'k', 'v')
   generated: bool = True
+  given: tuple[str, ...] = ()
+  key_norm: bool = True
   value_norm: bool = True
   eta_max: float = 0.5
   bounded: bool = True
@@ -95,6 +101,7 @@ class MemoryConfig:
     for name, known in (
       ('adaptive', ('q', 'k', 'v', *GATES)),
       ('identity', ('q', 'k', 'v', 'mem')),
+      ('given', GATES),
     ):
       wrong = set(getattr(self, name)) - set(known)
       if wrong:
@@ -105,6 +112,16 @@ class MemoryConfig:
       raise ValueError(
         'generated=False: a gate is a scalar and has no value but its own; '
         f'take {GATES} out of adaptive={self.adaptive}'
+      )
+    if set(self.given) & set(self.adaptive):
+      raise ValueError(
+        f'given={self.given} and adaptive={self.adaptive}: a gate that the '
+        'layer hands in is no memory'
+      )
+    if 'alpha' in self.given and not self.retention:
+      raise ValueError(
+        f'given={self.given} and retention=False: without the forget gate '
+        'there is no alpha to hand in'
       )
     if self.expansion < 1:
       raise ValueError(f'expansion={self.expansion}: at least 1')
@@ -168,6 +185,7 @@ class Inputs(NamedTuple):
 
   `log_beta` is the log of the momentum gate; None without momentum. `reset`
   is True where a document starts (the memories forget there); None: nowhere.
+  `eta` and `log_alpha` are the gates that `MemoryConfig.given` names, or None.
   """
 
   query: jax.Array  # [B, L, H, K]
@@ -175,6 +193,8 @@ class Inputs(NamedTuple):
   value: jax.Array
   log_beta: jax.Array | None  # [B, L, H], float32
   reset: jax.Array | None  # [B, L], bool
+  eta: jax.Array | None = None  # [B, L, H], float32
+  log_alpha: jax.Array | None = None
 
 
 def stack_initial(cfg: MemoryConfig, initial) -> Weights:
