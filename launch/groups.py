@@ -25,6 +25,7 @@ RULES = (
   (r'blocks/mixer/initial/(q|k|v|mem)(_inner|_outer)?', 'memory'),
   (r'blocks/mixer/(query|key|value)_conv/kernel', 'convolution'),
   (r'blocks/mixer/(beta|initial/(eta|alpha))(_bias)?', 'gate'),
+  (r'blocks/mixer/(gates/.*|skip)', 'gate'),
   (r'(blocks/.*|final_)norm/scale', 'norm'),
   (r'log_rate|blocks/mix|blocks/level_\d+/value', 'continuum'),
   (r'embed/embedding|head', 'embedding'),

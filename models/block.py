@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nestax.cms import chain, experts
 from nestax.cms.level import Theta
-from nestax.models import attention, axes, hope
+from nestax.models import attention, axes, hope, linear_rnn
 from nestax.models.config import ModelConfig
 from nestax.models.layers import RMSNorm
 
@@ -16,16 +16,29 @@ from nestax.models.layers import RMSNorm
 class BlockState(NamedTuple):
   """What the mixer of one block carries for every sequence."""
 
-  mixer: hope.TitanState | attention.AttentionState
+  mixer: hope.TitanState | attention.AttentionState | linear_rnn.LinearState
+
+
+ATTENTION = ('hope_attention', 'transformer')
+
+
+def mixer(cfg: ModelConfig, name: str) -> nn.Module:
+  """What mixes the tokens of a block, `(state, x_BxLxD) -> (state, y)`."""
+  if cfg.family in ATTENTION:
+    return attention.Attention(cfg, name=name)
+  if cfg.family == 'hope':
+    return hope.SelfModifyingTitan(cfg, name=name)
+  return linear_rnn.LinearRNN(cfg, name=name)
 
 
 def init_state(
   cfg: ModelConfig, B: int, length: int, whole: bool = False
 ) -> BlockState:
   """Fresh sequences; `length` and `whole` are those of an attention cache."""
-  if cfg.family == 'hope':
-    return BlockState(hope.init_state(cfg, B))
-  return BlockState(attention.init_state(cfg, B, length, whole))
+  if cfg.family in ATTENTION:
+    return BlockState(attention.init_state(cfg, B, length, whole))
+  module = hope if cfg.family == 'hope' else linear_rnn
+  return BlockState(module.init_state(cfg, B))
 
 
 class ExpertSlots(nn.Module):
@@ -127,10 +140,6 @@ class Block(nn.Module):
     alive_BxL=None,
   ):
     cfg = self.cfg
-    hopes = cfg.family == 'hope'
-    mixer = (hope.SelfModifyingTitan if hopes else attention.Attention)(
-      cfg, name='mixer'
-    )
     norm = RMSNorm(
       (cfg.D,),
       ('activation',),
@@ -139,7 +148,8 @@ class Block(nn.Module):
       name='mixer_norm',
     )
     inner = None if state is None else state.mixer
-    inner, y_BxLxD = mixer(inner, norm(x_BxLxD), reset_BxL, length_B, aligned)
+    mix = mixer(cfg, 'mixer')
+    inner, y_BxLxD = mix(inner, norm(x_BxLxD), reset_BxL, length_B, aligned)
     x_BxLxD = axes.constrain(x_BxLxD + y_BxLxD, 'batch', 'length', 'activation')
     x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive_BxL)
     x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
@@ -161,7 +171,7 @@ class Block(nn.Module):
 
     levels = [level(i, one.F) for i, one in enumerate(cfg.schedule.levels)]
     mix_P, variant = None, cfg.cms.variant
-    if cfg.family == 'transformer':
+    if not cfg.learns:
       variant = 'sequential'
     if variant == 'independent':
       init = nn.initializers.constant(cfg.cms.mix)

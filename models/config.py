@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from nestax.cms.schedule import Level, Schedule, split_width
 from nestax.cms.stream import StreamConfig
+from nestax.models import families
 from nestax.models.continuum import CMSConfig, Group, Segment
+from nestax.models.families import FAMILIES, FAMILY
 from nestax.models.memory.types import MemoryConfig
 
-FAMILIES = ('hope', 'hope_attention', 'transformer')
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 REMATS = ('none', 'dots', 'full')
 
@@ -21,7 +22,8 @@ class ModelConfig:
   """A language model.
 
   Attributes:
-    family: one of FAMILIES.
+    family: one of FAMILIES; what each is made of, and which of the keys below
+      it does not read and refuses, is in `models.families`.
     V: vocabulary size.
     D: width.
     N: number of blocks.
@@ -32,14 +34,16 @@ class ModelConfig:
     window: attention sees the last `window` tokens; 0 means all.
     rope_base: of the rotary angles.
     taps: width of the causal convolutions of a memory.
+    persistent: learned tokens that attention sees before any other (Titans).
     epsilon: added to the mean square in every norm (Llama files give theirs).
     tied: the output head is the embedding.
     dtype: of activations and matmuls; states, norms and logits are float32.
     remat: what the backward pass recomputes per block: 'none', 'dots' (keeps
       matmul results) or 'full'.
-    memory: the self-referential memory (family hope).
-    cms: the continuum of levels (families hope, hope_attention); in a
-      transformer nothing learns inside a sequence.
+    memory: the self-referential memory (family hope); others fix parts of it,
+      see `rule`.
+    cms: the continuum of levels (families hope, hope_attention); in others
+      nothing but the mixer's memory learns inside a sequence.
   """
 
   family: str = 'hope'
@@ -53,6 +57,7 @@ class ModelConfig:
   window: int = 0
   rope_base: float = 10_000.0
   taps: int = 4
+  persistent: int = 0
   epsilon: float = 1e-6
   tied: bool = True
   dtype: str = 'bfloat16'
@@ -71,7 +76,7 @@ class ModelConfig:
     for name in ('V', 'D', 'N', 'H', 'F', 'taps'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)}: at least 1')
-    for name in ('K', 'G', 'window'):
+    for name in ('K', 'G', 'window', 'persistent'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name}={getattr(self, name)}: 0 or more')
     if not self.rope_base > 0:
@@ -83,7 +88,8 @@ class ModelConfig:
         f'width D={self.D} is not a multiple of H={self.H} heads; give a head '
         'width K or another H'
       )
-    if self.family != 'hope' and self.head_width % 2:
+    families.check(self)
+    if FAMILY[self.family].rotates and self.head_width % 2:
       raise ValueError(
         f'head width {self.head_width}: rotary angles need an even one'
       )
@@ -114,6 +120,21 @@ class ModelConfig:
     return self.G or self.H
 
   @property
+  def rule(self) -> MemoryConfig | None:
+    """How the mixers' memory is written; None: the family has no memory."""
+    return families.rule(self.family, self.memory)
+
+  @property
+  def learns(self) -> bool:
+    """Whether the MLPs are levels, which may learn inside a sequence."""
+    return FAMILY[self.family].learns
+
+  @property
+  def attends(self) -> bool:
+    """Whether softmax attention is part of the mixers."""
+    return FAMILY[self.family].attends
+
+  @property
   def compute_dtype(self):
     return DTYPES[self.dtype]
 
@@ -121,7 +142,7 @@ class ModelConfig:
   def schedule(self) -> Schedule:
     """The levels of a block; one that never commits is an ordinary MLP."""
     mlp = Schedule((Level(0, self.F),))
-    if self.family == 'transformer':
+    if not self.learns:
       return mlp
     full = Schedule(tuple(Level(p, self.F) for p in self.cms.periods))
     if self.cms.assign == 'groups':
@@ -133,7 +154,7 @@ class ModelConfig:
   @property
   def adapting(self) -> tuple[int, ...]:
     """The blocks whose levels learn inside a sequence, in order."""
-    if self.family == 'transformer':
+    if not self.learns:
       return ()
     return self.cms.adapting(self.N)
 

@@ -51,7 +51,7 @@ class InitialValues(nn.Module):
 
   @nn.compact
   def __call__(self):
-    cfg, rule = self.cfg, self.cfg.memory
+    cfg, rule = self.cfg, self.cfg.rule
     H, K = cfg.H, cfg.head_width
     F = K * rule.expansion
 
@@ -73,6 +73,8 @@ class InitialValues(nn.Module):
       else:
         initial[box] = {'kernel': param(box, (H, K, K), K, GAIN)}
     for gate in GATES:
+      if gate in rule.given:
+        continue
       bias = nn.with_logical_partitioning(
         nn.initializers.constant(BIAS[gate]), ('heads',)
       )

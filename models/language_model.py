@@ -17,6 +17,7 @@ from nestax.models import active, axes, telemetry
 from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
+from nestax.models.families import FAMILY
 from nestax.models.layers import Embedding, RMSNorm
 from nestax.models.memory import cost
 from nestax.models.telemetry import Telemetry
@@ -265,17 +266,20 @@ def flops_per_token(cfg: ModelConfig, length: int) -> float:
   matmul = parameter_count(cfg) - (0 if cfg.tied else lookup)
   flops = 2.0 * matmul
   K = cfg.head_width
-  if cfg.family == 'hope':
+  if cfg.rule:
     flops -= 2.0 * cfg.N * cfg.H * _memory_size(cfg)  # counted per token below
-    flops += cfg.N * cfg.H * cost.flops_per_token(cfg.memory, K)
-  else:
+    flops += cfg.N * cfg.H * cost.flops_per_token(cfg.rule, K)
+  if cfg.attends:
     seen = min(length / 2, cfg.window or length)
     flops += cfg.N * cfg.H * 4.0 * seen * K
   return flops
 
 
 def _memory_size(cfg: ModelConfig) -> int:
-  K, F = cfg.head_width, cfg.head_width * cfg.memory.expansion
+  """Parameters of one head that are initial values of its memories."""
+  if not FAMILY[cfg.family].initial:
+    return 0
+  K, F = cfg.head_width, cfg.head_width * cfg.rule.expansion
   return sum(
-    2 * F * K if box in cfg.memory.deep else K * K for box in cfg.memory.boxes
+    2 * F * K if box in cfg.rule.deep else K * K for box in cfg.rule.boxes
   )

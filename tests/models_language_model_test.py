@@ -17,13 +17,18 @@ FAMILIES = {
   'windowed': {'family': 'transformer', 'window': 5, 'G': 1},
   'hope': {'family': 'hope'},
   'hope_attention': {'family': 'hope_attention', 'tied': False},
+  'deltanet': {'family': 'deltanet'},
+  'gated_deltanet': {'family': 'gated_deltanet'},
+  'retnet': {'family': 'retnet'},
+  'mamba2': {'family': 'mamba2'},
 }
 
 
 @functools.cache
 def build(name, **options):
   values = {'V': 64, 'D': 16, 'N': 2, 'H': 2, 'F': 24, 'dtype': 'float32'}
-  values |= {'memory': {'chunk_mem': 8, 'chunk_rest': 4}}
+  rest = 4 if FAMILIES[name]['family'] == 'hope' else 8
+  values |= {'memory': {'chunk_mem': 8, 'chunk_rest': rest}}
   options = {k: dict(v) if k == 'cms' else v for k, v in options.items()}
   cfg = ModelConfig.from_dict(values | FAMILIES[name] | options)
   model = language_model.LanguageModel(cfg)

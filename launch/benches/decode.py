@@ -90,7 +90,7 @@ def cases(names, changes, positions, levels, blocks) -> dict:
 
 def period(cfg: ModelConfig) -> int:
   """Tokens after which everything periodic in a model has come round."""
-  periods = [cfg.memory.chunks[1] if cfg.family == 'hope' else 1]
+  periods = [cfg.rule.chunks[1] if cfg.rule else 1]
   if cfg.stream:
     periods += cfg.stream.periods
   return math.lcm(*periods)

@@ -96,7 +96,7 @@ def with_levels(cfg: ModelConfig, levels: str, blocks: str) -> ModelConfig:
 
 
 def modes(cfg: ModelConfig, levels: Sequence[str]) -> tuple[str, ...]:
-  """Those of `levels` that the model has: a Transformer is only frozen."""
-  if cfg.family != 'transformer':
+  """Those of `levels` that the model has: without a continuum only frozen."""
+  if cfg.learns:
     return tuple(levels)
   return ('frozen',)

@@ -12,9 +12,13 @@ def flops_per_token(cfg: MemoryConfig, K: int) -> float:
   R = max(stop for _, stop in cfg.rows(K).values())
   wide = sum(K * cfg.expansion for _ in cfg.deep)
   # reads of x, of the errors, of D in the system, and the outer update
-  flops = 2.0 * 4 * (R * K + wide * K)
-  # K K^T, Q K^T, T rhs, the chunk's own reads, and the inverse of I + L
-  flops += 2.0 * (2 * C * K + C * R + C * K + C * C / 3)
+  errors = cfg.objective == 'l2' or cfg.generated
+  passes = bool(cfg.adaptive) + errors + cfg.delta + 1
+  flops = 2.0 * passes * (R * K + wide * K)
+  # Q K^T and the chunk's own reads; K K^T, T rhs and the inverse of I + L
+  flops += 2.0 * 2 * C * K
+  if cfg.delta:
+    flops += 2.0 * (C * K + C * R + C * C / 3)
   if cfg.momentum:
     flops += 2.0 * (2 * R * K + C * R + C * K + 2 * C * C)
   return flops
