@@ -18,14 +18,16 @@ MATRICES = {
   'from_heads': matrices.MuonDimensionNumbers((1, 2), 3),
   'memory': matrices.MuonDimensionNumbers(3, 2),
 }
+MIXER = r'blocks/(mixer|recurrence)/((attention|memory)/)?'
 RULES = (
-  (r'blocks/level_\d+/(gate|up|down)', 'level'),
-  (r'blocks/mixer/(query|key|value|gate)/kernel', 'to_heads'),
-  (r'blocks/mixer/out/kernel', 'from_heads'),
-  (r'blocks/mixer/initial/(q|k|v|mem)(_inner|_outer)?', 'memory'),
-  (r'blocks/mixer/(query|key|value)_conv/kernel', 'convolution'),
-  (r'blocks/mixer/(beta|initial/(eta|alpha))(_bias)?', 'gate'),
-  (r'blocks/mixer/(gates/.*|skip)', 'gate'),
+  (r'blocks/(level_\d+|between)/(gate|up|down)', 'level'),
+  (MIXER + r'(memory_)?(query|key|value|gate)/kernel', 'to_heads'),
+  (MIXER + r'(out|mix|recall)/kernel', 'from_heads'),
+  (MIXER + r'initial/(q|k|v|mem)(_inner|_outer)?', 'memory'),
+  (MIXER + r'(query|key|value)_conv/kernel', 'convolution'),
+  (MIXER + r'(beta|initial/(eta|alpha))(_bias)?', 'gate'),
+  (MIXER + r'(gates/.*|skip)', 'gate'),
+  (MIXER + r'persistent/tokens', 'embedding'),
   (r'(blocks/.*|final_)norm/scale', 'norm'),
   (r'log_rate|blocks/mix|blocks/level_\d+/value', 'continuum'),
   (r'embed/embedding|head', 'embedding'),

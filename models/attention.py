@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from nestax.models import axes
 from nestax.models.config import ModelConfig
 from nestax.models.layers import LONG_AGO, Linear, rotary, segment_starts
+from nestax.models.persistent import Persistent, Tokens, attend
 
 BY_LENGTH = ('batch', 'length', 'heads', None)
 
@@ -71,9 +72,9 @@ def _cudnn(dtype) -> bool:
   return jax.default_backend() == 'gpu' and dtype == jnp.bfloat16
 
 
-def _attend(window: int, fused: bool, q, k, v, start_BxL):
+def _attend(window: int, fused: bool, q, k, v, start_BxL, persistent):
   """Fresh sequences; `fused` allows a kernel, which takes whole lengths."""
-  if start_BxL is None:
+  if start_BxL is None and persistent is None:
     return jax.nn.dot_product_attention(
       q,
       k,
@@ -83,9 +84,11 @@ def _attend(window: int, fused: bool, q, k, v, start_BxL):
       implementation='cudnn' if fused and _cudnn(q.dtype) else 'xla',
     )
   position = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
+  if start_BxL is None:
+    start_BxL = jnp.zeros((q.shape[0], 1), jnp.int32)
   start = start_BxL[..., None]
   mask = _visible(position[..., None], position[:, None], start, window)
-  return jax.nn.dot_product_attention(q, k, v, mask=mask)
+  return attend(q, k, v, mask, persistent)
 
 
 class Attention(nn.Module):
@@ -93,10 +96,12 @@ class Attention(nn.Module):
 
   Of each row the first `length_B` tokens count, or all; the others change no
   state. `aligned` says that all sequences have the same clock and that the
-  ring does not wrap around inside this call.
+  ring does not wrap around inside this call. If `bare`, what the heads read,
+  `[B, L, H, K]`, comes back for y.
   """
 
   cfg: ModelConfig
+  bare: bool = False
 
   @nn.compact
   def __call__(
@@ -110,19 +115,34 @@ class Attention(nn.Module):
       names = ('embed', axis, 'head_dim')
       return Linear(
         'bld,dhk->blhk', (D, heads, K), names, D, dtype=dtype, name=name
-      )(x_BxLxD)
+      )
 
-    q_BxLxHxK = project('query', H, 'heads')
-    k_BxLxGxK = project('key', G, 'kv_heads')
-    v_BxLxGxK = project('value', G, 'kv_heads')
+    to_key = project('key', G, 'kv_heads')
+    to_value = project('value', G, 'kv_heads')
+    q_BxLxHxK = project('query', H, 'heads')(x_BxLxD)
+    k_BxLxGxK, v_BxLxGxK = to_key(x_BxLxD), to_value(x_BxLxD)
     q_BxLxHxK = axes.constrain(q_BxLxHxK, *BY_LENGTH)
+    persistent = None
+    if cfg.persistent:
+      tokens_1xPxD = Tokens(cfg, name='persistent')()[None]
+      persistent = Persistent(
+        q_BxLxHxK, to_key(tokens_1xPxD)[0], to_value(tokens_1xPxD)[0]
+      )
     if state is None:
-      o_BxLxHxK = self._fresh(q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL)
+      o_BxLxHxK = self._fresh(
+        q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, persistent, reset_BxL
+      )
       o_BxLxHxK = axes.constrain(o_BxLxHxK, *BY_LENGTH)
     else:
       state, o_BxLxHxK = self._continued(
-        state, q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, reset_BxL, length_B, aligned
+        state,
+        (q_BxLxHxK, k_BxLxGxK, v_BxLxGxK, persistent),
+        reset_BxL,
+        length_B,
+        aligned,
       )
+    if self.bare:
+      return state, o_BxLxHxK
     out = Linear(
       'blhk,hkd->bld',
       (H, K, D),
@@ -134,7 +154,7 @@ class Attention(nn.Module):
     )
     return state, out(o_BxLxHxK)
 
-  def _fresh(self, q, k, v, reset_BxL):
+  def _fresh(self, q, k, v, persistent, reset_BxL):
     cfg = self.cfg
     B, L = q.shape[:2]
     position = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None], (B, L))
@@ -143,22 +163,28 @@ class Attention(nn.Module):
     # Lengths that are split become heads that are; if heads do not divide, the
     # queries stay as they are.
     whole = axes.repeats('walks', cfg.H) == 1 or axes.ways('length') == 1
-    attend = functools.partial(_attend, cfg.window, whole)
+    read = functools.partial(_attend, cfg.window, whole)
     if not whole:
-      return attend(q, k, v, start)
+      return read(q, k, v, start, persistent)
     if axes.repeats('walks', cfg.kv_heads) > axes.repeats('walks', cfg.H):
-      k, v = (jnp.repeat(x, cfg.H // cfg.kv_heads, axis=2) for x in (k, v))
+      again = functools.partial(jnp.repeat, repeats=cfg.H // cfg.kv_heads)
+      k, v = (again(x, axis=2) for x in (k, v))
+      if persistent is not None:
+        query, *first = persistent
+        persistent = Persistent(query, *(again(x, axis=1) for x in first))
     names = ('batch', None, 'walks', None)
     row = None if start is None else ('batch', None)
+    first = None if persistent is None else Persistent(names, *[names[1:]] * 2)
     sizes = {'batch': B, 'walks': cfg.H}
-    return axes.by_shard(attend, sizes, (names, names, names, row), names)(
-      q, k, v, start
-    )
+    return axes.by_shard(
+      read, sizes, (names, names, names, row, first), names
+    )(q, k, v, start, persistent)
 
   def _continued(
-    self, state: AttentionState, q, k, v, reset_BxL, length_B, aligned
+    self, state: AttentionState, inputs, reset_BxL, length_B, aligned
   ):
     cfg = self.cfg
+    q, k, v, persistent = inputs
     L = q.shape[1]
     index_1xL = jnp.arange(L, dtype=jnp.int32)[None]
     position_BxL = state.clock_B[:, None] + index_1xL
@@ -183,11 +209,8 @@ class Attention(nn.Module):
     )
     # the scores of a piece against the whole cache are cheaper to compute
     # again than to keep
-    attend = jax.checkpoint(
-      lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v, mask=mask),
-      prevent_cse=False,
-    )
-    o = attend(q, keys, values, mask)
+    again = jax.checkpoint(attend, prevent_cse=False)
+    o = again(q, keys, values, mask, persistent)
     if aligned and length_B is None:
       return self._append(state, k, v, position_BxL, start_BxL), o
     if length_B is None:

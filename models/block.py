@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nestax.cms import chain, experts
 from nestax.cms.level import Theta
-from nestax.models import attention, axes, hope, linear_rnn
+from nestax.models import attention, axes, hope, linear_rnn, titans
 from nestax.models.config import ModelConfig
 from nestax.models.layers import RMSNorm
 
@@ -16,27 +16,36 @@ from nestax.models.layers import RMSNorm
 class BlockState(NamedTuple):
   """What the mixer of one block carries for every sequence."""
 
-  mixer: hope.TitanState | attention.AttentionState | linear_rnn.LinearState
+  mixer: (
+    hope.TitanState
+    | attention.AttentionState
+    | linear_rnn.LinearState
+    | titans.BothState
+    | titans.ContextState
+  )
 
 
-ATTENTION = ('hope_attention', 'transformer')
-
-
-def mixer(cfg: ModelConfig, name: str) -> nn.Module:
-  """What mixes the tokens of a block, `(state, x_BxLxD) -> (state, y)`."""
-  if cfg.family in ATTENTION:
-    return attention.Attention(cfg, name=name)
-  if cfg.family == 'hope':
-    return hope.SelfModifyingTitan(cfg, name=name)
-  return linear_rnn.LinearRNN(cfg, name=name)
+# what mixes tokens in a block; linear_rnn.LinearRNN in all other families
+MIXERS = {
+  'hope': hope.SelfModifyingTitan,
+  'hope_attention': attention.Attention,
+  'transformer': attention.Attention,
+  'titans_mac': titans.MemoryAsContext,
+  'titans_mag': titans.MemoryAsGate,
+  'titans_mal': titans.MemoryAsLayer,
+}
 
 
 def init_state(
   cfg: ModelConfig, B: int, length: int, whole: bool = False
 ) -> BlockState:
   """Fresh sequences; `length` and `whole` are those of an attention cache."""
-  if cfg.family in ATTENTION:
+  if cfg.family in ('hope_attention', 'transformer'):
     return BlockState(attention.init_state(cfg, B, length, whole))
+  if cfg.family in ('titans_mag', 'titans_mal', 'samba'):
+    return BlockState(titans.init_both(cfg, B, length, whole))
+  if cfg.family == 'titans_mac':
+    return BlockState(titans.init_context(cfg, B))
   module = hope if cfg.family == 'hope' else linear_rnn
   return BlockState(module.init_state(cfg, B))
 
@@ -121,6 +130,9 @@ class Level(nn.Module):
 class Block(nn.Module):
   """`(state, x_BxLxD, reset_BxL) -> (state, x_BxLxD, keys)`.
 
+  A mixer, then the levels. A block of Samba (arXiv 2406.07522) is four layers:
+  a recurrence (Mamba-2's), an MLP, attention over a window, an MLP.
+
   `state` may be None for fresh sequences. `length_B` and `aligned` are those
   of the mixers; `deltas` and `alive_BxL` those of the levels, one delta each
   or None. `keys` are the levels' inputs where the config needs them, else ().
@@ -140,20 +152,35 @@ class Block(nn.Module):
     alive_BxL=None,
   ):
     cfg = self.cfg
+    inner = None if state is None else state.mixer
+    options = (reset_BxL, length_B, aligned)
+    if cfg.family == 'samba':
+      memory, attended = inner or (None, None)
+      recurrence = linear_rnn.LinearRNN(cfg, name='recurrence')
+      memory, x_BxLxD = self._mixed(recurrence, memory, x_BxLxD, options)
+      x_BxLxD += Level(cfg, cfg.F, name='between')(x_BxLxD)[0]
+      attend = attention.Attention(cfg, name='mixer')
+      attended, x_BxLxD = self._mixed(attend, attended, x_BxLxD, options)
+      inner = titans.BothState(memory, attended)
+    else:
+      mixer = MIXERS.get(cfg.family, linear_rnn.LinearRNN)(cfg, name='mixer')
+      inner, x_BxLxD = self._mixed(mixer, inner, x_BxLxD, options)
+    x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive_BxL)
+    x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
+    return None if state is None else BlockState(inner), x_BxLxD, keys
+
+  def _mixed(self, mixer, state, x_BxLxD, options):
+    cfg = self.cfg
     norm = RMSNorm(
       (cfg.D,),
       ('activation',),
       dtype=cfg.compute_dtype,
       epsilon=cfg.epsilon,
-      name='mixer_norm',
+      name=f'{mixer.name}_norm',
     )
-    inner = None if state is None else state.mixer
-    mix = mixer(cfg, 'mixer')
-    inner, y_BxLxD = mix(inner, norm(x_BxLxD), reset_BxL, length_B, aligned)
+    state, y_BxLxD = mixer(state, norm(x_BxLxD), *options)
     x_BxLxD = axes.constrain(x_BxLxD + y_BxLxD, 'batch', 'length', 'activation')
-    x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive_BxL)
-    x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
-    return None if state is None else BlockState(inner), x_BxLxD, keys
+    return state, x_BxLxD
 
   def _levels(self, x_BxLxD, deltas, alive_BxL):
     cfg, keys = self.cfg, []

@@ -55,6 +55,15 @@ TTT = ALONE | {
 RUNNING = ('chunk_mem', 'remat', 'implementation')
 REGRESSING = (*RUNNING, 'eta_max', 'read')
 DEEP = ('expansion', 'bounded')
+MEMORY = (*REGRESSING, *DEEP, 'depth_mem', 'anchor')
+# a memory and window attention beside it
+BESIDE = {
+  'model': (*ATTENTION, 'taps', 'persistent'),
+  'initial': True,
+  'attends': True,
+  'rotates': True,
+}
+WINDOWED = ('titans_mag', 'titans_mal', 'samba')
 
 FAMILY = {
   'hope': Family({}, None, ANY, initial=True, learns=True),
@@ -68,14 +77,25 @@ FAMILY = {
   'gated_deltanet': Family(LINEAR, RUNNING, ('taps',)),
   'retnet': Family(PLAIN, RUNNING, ('rope_base',), rotates=True),
   'mamba2': Family(PLAIN, RUNNING, ('taps',)),
-  'titans': Family(
-    TITANS, (*REGRESSING, *DEEP, 'depth_mem', 'anchor'), ('taps',), initial=True
+  'titans': Family(TITANS, MEMORY, ('taps',), initial=True),
+  'titans_mac': Family(
+    TITANS,
+    MEMORY,
+    ('rope_base', 'persistent'),
+    initial=True,
+    attends=True,
+    rotates=True,
   ),
+  'titans_mag': Family(TITANS, MEMORY, **BESIDE),
+  'titans_mal': Family(TITANS, MEMORY, **BESIDE),
   'ttt_linear': Family(
     TTT | {'depth_mem': 1}, REGRESSING, ('taps',), initial=True
   ),
   'ttt_mlp': Family(
     TTT | {'depth_mem': 2}, (*REGRESSING, *DEEP), ('taps',), initial=True
+  ),
+  'samba': Family(
+    PLAIN, RUNNING, (*ATTENTION, 'taps'), attends=True, rotates=True
   ),
 }
 FAMILIES = tuple(FAMILY)
@@ -109,8 +129,13 @@ def check(cfg) -> None:
     for key in (field.name for field in dataclasses.fields(MemoryConfig)):
       if key not in ('chunk_rest', *family.memory):
         _same(cfg, cfg.memory, key, f'memory.{key}')
-  if not family.learns and family.memory is not None:
-    _same(cfg, cfg.cms, 'blocks', 'cms.blocks')
+    for key in ('blocks', 'slots'):
+      _same(cfg, cfg.cms, key, f'cms.{key}')
+  if cfg.family in WINDOWED and not cfg.window:
+    raise ValueError(
+      f'window=0: the family {cfg.family!r} has attention over a window beside '
+      'a memory of all; give at least 1'
+    )
 
 
 def _same(cfg, part, key: str, name: str) -> None:

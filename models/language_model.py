@@ -271,6 +271,9 @@ def flops_per_token(cfg: ModelConfig, length: int) -> float:
     flops += cfg.N * cfg.H * cost.flops_per_token(cfg.rule, K)
   if cfg.attends:
     seen = min(length / 2, cfg.window or length)
+    if cfg.family == 'titans_mac':
+      seen = cfg.rule.chunk_mem  # half of what is recalled, and of the segment
+    seen += cfg.persistent
     flops += cfg.N * cfg.H * 4.0 * seen * K
   return flops
 

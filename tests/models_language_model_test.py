@@ -21,6 +21,13 @@ FAMILIES = {
   'gated_deltanet': {'family': 'gated_deltanet'},
   'retnet': {'family': 'retnet'},
   'mamba2': {'family': 'mamba2'},
+  'titans': {'family': 'titans'},
+  'titans_mac': {'family': 'titans_mac', 'persistent': 2},
+  'titans_mag': {'family': 'titans_mag', 'persistent': 2, 'window': 5},
+  'titans_mal': {'family': 'titans_mal', 'persistent': 2, 'window': 5, 'G': 1},
+  'ttt_linear': {'family': 'ttt_linear'},
+  'ttt_mlp': {'family': 'ttt_mlp'},
+  'samba': {'family': 'samba', 'window': 5},
 }
 
 

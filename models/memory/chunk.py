@@ -231,6 +231,13 @@ def project(cfg, initial, slow, boundary, alive_C, chunk: Chunk, dtype):
   return q, k, v, eta, log_alpha
 
 
+def recall(cfg, slow, boundary, alive_C, query_CxK, dtype):
+  """Reads queries from `mem` as it stood at the boundary, written or not."""
+  q = unit(query_CxK) if cfg.key_norm else wide(query_CxK)
+  out = _map(cfg, 'mem', slow, boundary, alive_C, q, dtype)
+  return out + _residual(cfg, 'mem', q)
+
+
 def errors(cfg, slow, boundary, alive_C, k, v, dtype):
   """Inner gradients at the boundary: of the stack's rows, of second layers.
 

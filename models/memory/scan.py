@@ -19,7 +19,7 @@ from nestax.models.memory.types import (
 )
 
 
-def _on_grid(x, phase_B, L: int, length: int, fill=0):
+def on_grid(x, phase_B, L: int, length: int, fill=0):
   """`x [B, L, ...]` shifted right by each sequence's phase, `length` long."""
   if phase_B is None:
     after = ((0, 0), (0, length - L)) + ((0, 0),) * (x.ndim - 2)
@@ -33,7 +33,8 @@ def _on_grid(x, phase_B, L: int, length: int, fill=0):
   return cut(x, most - phase_B)
 
 
-def _off_grid(y, phase_B, L: int):
+def off_grid(y, phase_B, L: int):
+  """The L tokens of each sequence that `on_grid` has laid out."""
   if phase_B is None:
     return y[:, :L]
   cut = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, L))
@@ -90,13 +91,13 @@ def run(
     if length_B is not None:
       live = jnp.arange(L)[None] < length_B[:, None]
       inputs = _silenced(inputs, live)
-    live = _on_grid(live, phase_B, L, length, False)
+    live = on_grid(live, phase_B, L, length, False)
     live = _chunks(live, n, heads=False)
 
   def lay(x, heads):
     if x is None:
       return None
-    return _chunks(_on_grid(x, phase_B, L, length), n, heads)
+    return _chunks(on_grid(x, phase_B, L, length), n, heads)
 
   xs = Chunk(
     lay(inputs.query, True),
@@ -120,7 +121,7 @@ def run(
   )
   carry, out_nxBxHxCxK = walk(cfg, initial, slow, carry, xs, ends_nxB, dtype)
   out = jnp.moveaxis(out_nxBxHxCxK, (0, 2), (1, 3)).reshape(B, length, H, K)
-  out = _off_grid(out, phase_B, L)
+  out = off_grid(out, phase_B, L)
   if fresh:
     return None, out
   position_B = (state.position_B + count) % big
@@ -159,7 +160,7 @@ def _walk(cfg, initial, slow, carry, xs: Chunk, ends_nxB, dtype):
   Returns:
     (carry, output [n, B, H, C, K]).
   """
-  step = _batched(cfg, initial, slow, dtype)
+  step = batched(cfg, initial, slow, dtype)
   together = carry[0] is None
 
   def body(carry, chunk_and_end):
@@ -187,7 +188,7 @@ def _commit(cfg, boundary, running, end_B):
   return jax.vmap(over_heads)(boundary, running, end_B)
 
 
-def _batched(cfg, initial, slow, dtype):
+def batched(cfg, initial, slow, dtype):
   """`chunk_step` over sequences and heads."""
 
   def one(initial, slow, state, chunk):
