@@ -45,3 +45,8 @@ def test_a_mode_that_is_none_is_refused_in_words():
 def test_a_transformer_is_only_frozen():
   cfg = ModelConfig(family='transformer')
   assert settings.modes(cfg, ['full', 'frozen']) == ('frozen',)
+
+
+def test_a_config_may_take_a_word():
+  assert settings.load('retnet:135m').name == 'retnet_135m'
+  assert settings.load('retnet', ['model.D=64']).model.D == 64

@@ -4,16 +4,18 @@ import importlib
 import pathlib
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from nestax.launch import configs
 from nestax.launch.configs import common
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
+from nestax.models.families import FAMILIES
 
-NAMES = sorted(
-  {p.stem for p in pathlib.Path(configs.__file__).parent.glob('*.py')}
-  - {'__init__', 'common'}
-)
+FOLDER = pathlib.Path(configs.__file__).parent
+NAMES = sorted({p.stem for p in FOLDER.glob('*.py')} - common.NO_CONFIGS)
+SIZED = [name for name in NAMES if name in FAMILIES]
 SIZES = {
   '30m': 30e6,
   '135m': 135e6,
@@ -23,8 +25,9 @@ SIZES = {
 }
 
 
-def load(name):
-  return importlib.import_module(f'nestax.launch.configs.{name}').get_config()
+def load(name, *size):
+  module = importlib.import_module(f'nestax.launch.configs.{name}')
+  return module.get_config(*size)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -32,8 +35,14 @@ def test_a_config_is_valid_and_carries_its_own_name(name):
   config = load(name)
   common.check(config)
   ModelConfig.from_dict(config.model)
-  assert config.name == name
+  assert config.name == (f'{name}_30m' if name in SIZED else name)
   assert config.is_locked
+
+
+def assert_within_3_percent(config, size):
+  count = language_model.parameter_count(ModelConfig.from_dict(config.model))
+  print(f'{config.name}: {count:,}')
+  assert abs(count / SIZES[size] - 1) < 0.03, f'{count:,}'
 
 
 @pytest.mark.parametrize('size', SIZES)
@@ -41,6 +50,43 @@ def test_a_config_is_valid_and_carries_its_own_name(name):
 def test_parameter_count_is_within_3_percent_of_the_name(family, size):
   config = load(f'{family}_{size}')
   assert config.model.family == family
-  count = language_model.parameter_count(ModelConfig.from_dict(config.model))
-  print(f'{config.name}: {count:,}')
-  assert abs(count / SIZES[size] - 1) < 0.03, f'{count:,}'
+  assert_within_3_percent(config, size)
+
+
+def test_every_family_is_to_be_had_at_every_size():
+  assert {'hope', 'transformer', 'hope_attention', *SIZED} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+  'size',
+  [
+    pytest.param(size, marks=() if size == '340m' else pytest.mark.slow)
+    for size in SIZES
+  ],
+)
+@pytest.mark.parametrize('family', SIZED)
+def test_a_family_has_the_parameters_of_the_transformer(family, size):
+  config = load(family, size)
+  assert (config.name, config.model.family) == (f'{family}_{size}', family)
+  assert_within_3_percent(config, size)
+  there = load(f'transformer_{size}')
+  for key in ('train', 'opt', 'data'):
+    assert config[key] == there[key]
+
+
+def test_a_command_line_names_a_family_and_its_size(tmp_path):
+  def parse(word):
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file('config', flag_values=values)
+    common.parse_flags(['prog', f'--config={word}'], values)
+    return holder.value.name
+
+  assert parse('retnet:340m') == 'retnet_340m'
+  assert parse('retnet') == 'retnet_30m'
+  mine = tmp_path / 'mine.py'
+  mine.write_text((FOLDER / 'retnet.py').read_text())
+  assert parse(f'{mine}:135m') == 'retnet_135m'
+  with pytest.raises(common.FlagsError, match='retnet:2m.*30m, 135m'):
+    parse('retnet:2m')
+  with pytest.raises(common.FlagsError, match="'retnot:340m'.*retnet"):
+    parse('retnot:340m')

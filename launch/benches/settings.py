@@ -21,17 +21,20 @@ def load(name: str, changes: Sequence[str] = ()) -> ml_collections.ConfigDict:
   """Reads a config and changes some of its keys.
 
   Args:
-    name: of a config that comes along, or a path.
+    name: of a config that comes along, or a path; with its size or other word
+      after a colon, where it takes one.
     changes: such as `model.D=64` or `model.cms.periods=(8,16)`.
 
   Raises:
     SettingError: for a change that is none, or a key that is not there.
     FileNotFoundError: for a config that is not there.
   """
-  spec = importlib.util.spec_from_file_location('config', common.path(name))
+  path, _, word = common.path(name).partition('.py:')
+  path = f'{path}.py' if word else path
+  spec = importlib.util.spec_from_file_location('config', path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  config = module.get_config()
+  config = module.get_config(*([word] if word else []))
   for words in changes:
     change(config, words, f'--set={words}')
   return config

@@ -92,17 +92,25 @@ LEAST = {
 }
 
 
+NO_CONFIGS = {'__init__', 'common', 'sizes'}  # of the modules of this folder
+
+
 def path(name: str) -> str:
   """Finds a config file: a path, or the bare name of one in this folder.
+
+  What follows a colon, as in `gated_deltanet:340m`, is for its `get_config`
+  and stays where it is.
 
   Raises:
     FileNotFoundError: listing the names there are.
   """
   here = pathlib.Path(__file__).parent
-  known = sorted({p.stem for p in here.glob('*.py')} - {'__init__', 'common'})
-  if name in known:
-    return str(here / f'{name}.py')
-  if not pathlib.Path(name).is_file():
+  known = sorted({p.stem for p in here.glob('*.py')} - NO_CONFIGS)
+  bare, colon, word = name.partition(':')
+  if bare in known:
+    return f'{here / bare}.py{colon}{word}'
+  file = name if pathlib.Path(name).is_file() else bare
+  if not pathlib.Path(file).is_file():
     raise FileNotFoundError(
       f'no config file {name!r}; the configs that come along are '
       f'{", ".join(known)}'

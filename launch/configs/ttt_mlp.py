@@ -1,0 +1,19 @@
+"""TTT-MLP, mini-batches of 16 tokens, at a size: 30m, 135m, 340m, 760m or 1_3b.
+
+`nestax-train --config=ttt_mlp:340m --config.data.source=jsonl
+--config.data.path='corpus/*.jsonl' --config.data.tokenizer=tokenizer.json`
+"""
+
+from nestax.launch.configs import sizes
+
+# hidden widths that make the parameters those of the Transformer of that size
+F = {'30m': 1088, '135m': 1920, '340m': 2240, '760m': 3520, '1_3b': 4608}
+
+
+def get_config(size: str = '30m'):
+  config = sizes.config('ttt_mlp', size)
+  config.model.F = F[size]
+  config.model.memory.chunk_mem = 16
+  config.model.memory.eta_max = 0.1
+  config.model.memory.chunk_rest = config.model.memory.chunk_mem
+  return config
