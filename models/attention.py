@@ -176,9 +176,9 @@ class Attention(nn.Module):
     row = None if start is None else ('batch', None)
     first = None if persistent is None else Persistent(names, *[names[1:]] * 2)
     sizes = {'batch': B, 'walks': cfg.H}
-    return axes.by_shard(
-      read, sizes, (names, names, names, row, first), names
-    )(q, k, v, start, persistent)
+    return axes.by_shard(read, sizes, (names, names, names, row, first), names)(
+      q, k, v, start, persistent
+    )
 
   def _continued(
     self, state: AttentionState, inputs, reset_BxL, length_B, aligned

@@ -32,7 +32,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.models import axes
+from nestax.models import axes, recurrence
 from nestax.models.config import ModelConfig
 from nestax.models.families import FAMILY
 from nestax.models.gates import GateMaps
@@ -44,7 +44,6 @@ from nestax.models.layers import (
   rotary,
   segment_starts,
 )
-from nestax.models.memory import api
 from nestax.models.memory.types import Inputs, MemoryState
 from nestax.models.memory.types import init_state as init_memory
 
@@ -55,6 +54,12 @@ class LinearState(NamedTuple):
   memory: MemoryState
   tails: tuple[jax.Array, ...]  # last inputs of the convolutions q, k, v
   clock_B: jax.Array  # int32, tokens read
+
+  @staticmethod
+  def axes():
+    """The names of every leaf's axes."""
+    tail = ('batch', 'taps', 'heads', 'head_dim')
+    return LinearState(recurrence.STATE, tail, ('batch',))
 
 
 def init_state(cfg: ModelConfig, B: int) -> LinearState:
@@ -94,7 +99,7 @@ class LinearRNN(nn.Module):
     inputs = Inputs(
       query, key, written, gates.log_beta, reset_BxL, gates.eta, gates.log_alpha
     )
-    memory, o_BxLxHxK = api.run(
+    memory, o_BxLxHxK = recurrence.run(
       cfg.rule,
       self._initial(),
       None if state is None else state.memory,
@@ -107,6 +112,7 @@ class LinearRNN(nn.Module):
     if state is not None:
       read = x_BxLxD.shape[1] if length_B is None else length_B
       state = LinearState(memory, tails, state.clock_B + read)
+    o_BxLxHxK = axes.constrain(o_BxLxHxK, 'batch', 'length', 'heads', None)
     if self.bare:
       return state, o_BxLxHxK
     return state, self._out(self._gated(x_BxLxD, o_BxLxHxK, value))

@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.models import attention, linear_rnn
+from nestax.models import attention, linear_rnn, recurrence
 from nestax.models.config import ModelConfig
 from nestax.models.gates import GateMaps
 from nestax.models.hope import InitialValues
@@ -39,6 +39,13 @@ class BothState(NamedTuple):
 
   memory: linear_rnn.LinearState
   attention: attention.AttentionState
+
+  @staticmethod
+  def axes():
+    """The names of every leaf's axes."""
+    return BothState(
+      linear_rnn.LinearState.axes(), attention.AttentionState.axes()
+    )
 
 
 def init_both(cfg: ModelConfig, B: int, length: int, whole: bool) -> BothState:
@@ -121,6 +128,12 @@ class ContextState(NamedTuple):
   key_BxCxHxK: jax.Array
   value_BxCxHxK: jax.Array
   start_B: jax.Array  # int32, slot at which the document began, or 0
+
+  @staticmethod
+  def axes():
+    """The names of every leaf's axes."""
+    slots = ('batch', None, 'heads', 'head_dim')
+    return ContextState(recurrence.STATE, *(slots,) * 4, ('batch',))
 
 
 def init_context(cfg: ModelConfig, B: int) -> ContextState:

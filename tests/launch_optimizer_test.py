@@ -1,5 +1,7 @@
 """The optimiser that a config names: whom it updates, decays, and refuses."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from nestax.launch import groups, optimizer
 from nestax.launch import mesh as meshes
 from nestax.models import axes, language_model
 from nestax.models.config import FAMILIES, ModelConfig
+from nestax.models.families import WINDOWED
 from nestax.models.memory.types import MemoryConfig
 from nestax.optim import coefficients, labels, m3, matrices
 
@@ -190,15 +193,24 @@ def abstract_params(**fields):
   )['params']
 
 
+FIRST = FAMILIES[:3]
 MODELS = [
-  *({'family': name, 'tied': tied} for name in FAMILIES for tied in (0, 1)),
+  *({'family': name, 'tied': tied} for name in FIRST for tied in (0, 1)),
   {'memory': MemoryConfig(depth_mem=2, depth_rest=2)},
   {'memory': MemoryConfig(adaptive=('q', 'k', 'v', 'eta', 'alpha'))},
 ]
 
 
-@pytest.mark.parametrize('name', optimizer.NAMES)
-@pytest.mark.parametrize('fields', MODELS, ids=str)
+OTHERS = [
+  {'family': name, 'window': 8 * (name in WINDOWED)} for name in FAMILIES[3:]
+]
+
+
+@pytest.mark.parametrize(
+  'fields,name',
+  [*itertools.product(MODELS, optimizer.NAMES), *((f, 'm3') for f in OTHERS)],
+  ids=str,
+)
 def test_every_parameter_of_every_family_has_its_rule(fields, name):
   fields = fields | ({'tied': bool(fields['tied'])} if 'tied' in fields else {})
   boxed = abstract_params(**fields)
@@ -208,7 +220,7 @@ def test_every_parameter_of_every_family_has_its_rule(fields, name):
   assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
 
 
-@pytest.mark.parametrize('fields', MODELS, ids=str)
+@pytest.mark.parametrize('fields', MODELS + OTHERS, ids=str)
 def test_matrices_lie_as_the_logical_axes_say(fields):
   fields = fields | ({'tied': bool(fields['tied'])} if 'tied' in fields else {})
   boxed = abstract_params(**fields)

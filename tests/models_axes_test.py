@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nestax.models import axes, language_model
 from nestax.models.config import FAMILIES, ModelConfig
+from nestax.models.families import WINDOWED
 
 B, L = 8, 6
 SIZES = {'data': 2, 'fsdp': 2, 'tensor': 2}
@@ -105,6 +106,7 @@ def model(family):
       'F': 24,
       'dtype': 'float32',
       'memory': {'chunk_mem': 4, 'chunk_rest': 4},
+      'window': 3 * (family in WINDOWED),
     }
   )
   return language_model.LanguageModel(cfg), language_model.abstract_params(cfg)
@@ -118,7 +120,13 @@ def random_like(boxed):
   )
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(
+  'family',
+  [
+    *FAMILIES[:3],
+    *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES[3:]),
+  ],
+)
 def test_a_model_on_eight_devices_gives_the_logits_of_one(family):
   lm, boxed = model(family)
   params = random_like(boxed)

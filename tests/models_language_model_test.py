@@ -29,6 +29,18 @@ FAMILIES = {
   'ttt_mlp': {'family': 'ttt_mlp'},
   'samba': {'family': 'samba', 'window': 5},
 }
+# One of each kind of code; the others of their kind are slow tests.
+QUICK = (
+  'transformer', 'windowed', 'hope', 'hope_attention', 'retnet', 'titans_mac',
+)  # fmt: skip
+
+
+def slow(name, *values):
+  marks = () if name in QUICK else pytest.mark.slow
+  return pytest.param(name, *values, marks=marks)
+
+
+every_family = pytest.mark.parametrize('name', [*map(slow, FAMILIES)])
 
 
 @functools.cache
@@ -64,8 +76,11 @@ def close(a, b, atol=1e-5):
   np.testing.assert_allclose(a, b, atol=atol)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
-@pytest.mark.parametrize('reset', [None, resets()], ids=['', 'resets'])
+@pytest.mark.parametrize(
+  'name,reset',
+  [slow(name, resets()) for name in FAMILIES]
+  + [slow(name, None) for name in FAMILIES if name in QUICK[:4]],
+)
 def test_a_stream_in_pieces_gives_the_logits_of_one_read(name, reset):
   _, want = apply(name, None, tokens(), reset)
   want_state, again = apply(name, fresh(name), tokens(), reset)
@@ -97,7 +112,7 @@ def test_a_stream_longer_than_its_cache_does_not_depend_on_its_cuts():
     language_model.init_state(cfg, B, length=0)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@every_family
 def test_a_reset_forgets(name):
   # at a boundary of both chunks, where a document begins as if alone
   reset = jnp.zeros((B, L), bool).at[:, 8].set(True)
@@ -108,7 +123,7 @@ def test_a_reset_forgets(name):
   assert np.abs(carried[:, 8:] - want).max() > 1e-3
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@every_family
 def test_sequences_are_independent_to_the_bit(name):
   changed = tokens().at[1].set(tokens(seed=1)[1])
   state_a, a = apply(name, fresh(name), tokens())
@@ -119,7 +134,7 @@ def test_sequences_are_independent_to_the_bit(name):
     np.testing.assert_array_equal(x[:, 0], y[:, 0])
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@every_family
 def test_no_token_reads_a_later_one(name):
   _, want = apply(name, None, tokens())
   for at in (5, 8, 17):
@@ -128,7 +143,7 @@ def test_no_token_reads_a_later_one(name):
     assert np.abs(got[:, at:] - want[:, at:]).max() > 0
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@every_family
 def test_first_loss_is_that_of_guessing(name):
   _, logits = apply(name, None, tokens())
   log_p = jax.nn.log_softmax(logits[:, :-1])
@@ -136,7 +151,7 @@ def test_first_loss_is_that_of_guessing(name):
   np.testing.assert_allclose(loss, np.log(64), rtol=0.05)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@every_family
 def test_every_parameter_gets_a_gradient(name):
   model, boxed, _ = build(name)
 
@@ -186,7 +201,7 @@ def test_one_level_that_never_learns_is_the_transformers_mlp():
   np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@every_family
 def test_every_parameter_names_the_axis_of_each_dimension(name):
   _, boxed, _ = build(name)
   is_box = lambda x: isinstance(x, nn.Partitioned)  # noqa: E731

@@ -1,198 +1,22 @@
 """Linear recurrences as mixers, against plain loops over their equations."""
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+import recurrence_cases as cases
 
 from nestax.models import linear_rnn
-from nestax.models.config import ModelConfig
-
-B, L, D, H, K = 2, 12, 12, 2, 4
-
-
-def config(family):
-  memory = {'chunk_mem': 4, 'chunk_rest': 4}
-  values = {'D': D, 'H': H, 'K': K, 'N': 1, 'V': 8, 'dtype': 'float32'}
-  return ModelConfig.from_dict(values | {'family': family, 'memory': memory})
-
-
-def sigmoid(x):
-  return 1 / (1 + np.exp(-x))
-
-
-def silu(x):
-  return x * sigmoid(x)
-
-
-def softplus(x):
-  return np.log1p(np.exp(x))
-
-
-def unit(x):
-  return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def rms(x, scale):
-  return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
-
-
-def project(p, x_LxD, name):
-  """A projection with its convolution over the last four tokens and SiLU."""
-  y = np.einsum('ld,dhk->lhk', x_LxD, p[name]['kernel'])
-  taps = p[f'{name}_conv']['kernel']
-  padded = np.concatenate([np.zeros((3, H, K)), y])
-  return silu(sum(taps[i] * padded[i : i + len(y)] for i in range(4)))
-
-
-def rotated(x_LxHxK):
-  """Pairs `(i, i + K / 2)` as complex numbers, turned by `n theta_i`."""
-  z = x_LxHxK[..., : K // 2] + 1j * x_LxHxK[..., K // 2 :]
-  theta = 10_000.0 ** (-np.arange(K // 2) / (K // 2))
-  z = z * np.exp(1j * np.arange(len(z))[:, None] * theta)[:, None]
-  return np.concatenate([z.real, z.imag], -1)
-
-
-def recurrence(q, k, v, a, b, erase):
-  """`D = a D (I - b k k^T) + b v k^T`, or without the erasing; `D q`."""
-  out = np.zeros_like(v)
-  for h in range(H):
-    M = np.zeros((K, K))
-    for t in range(len(q)):
-      key, value = k[t, h], v[t, h]
-      M = a[t, h] * M
-      if erase:
-        M = M @ (np.eye(K) - b[t, h] * np.outer(key, key))
-      M = M + b[t, h] * np.outer(value, key)
-      out[t, h] = M @ q[t, h]
-  return out
-
-
-def logit(p, x, name):
-  return x @ p['gates'][name]['kernel'] + p['gates'].get(f'{name}_bias', 0)
-
-
-def deltanet(p, x, start):
-  q, k, v = (project(p, x, n) for n in ('query', 'key', 'value'))
-  b = sigmoid(logit(p, x, 'write'))
-  o = recurrence(unit(q), unit(k), v, np.ones_like(b), b, True)
-  return rms(o, p['norm']['scale'])
-
-
-def gate(p, x):
-  return silu(np.einsum('ld,dhk->lhk', x, p['gate']['kernel']))
-
-
-def gated_deltanet(p, x, start):
-  q, k, v = (project(p, x, n) for n in ('query', 'key', 'value'))
-  b = sigmoid(logit(p, x, 'write'))
-  a = np.exp(-np.exp(p['gates']['log_rate']) * softplus(logit(p, x, 'step')))
-  o = recurrence(unit(q), unit(k), v, a, b, True)
-  return rms(o, p['norm']['scale']) * gate(p, x)
-
-
-def retnet(p, x, start):
-  q, k, v = (
-    np.einsum('ld,dhk->lhk', x, p[n]['kernel'])
-    for n in ('query', 'key', 'value')
-  )
-  a = np.broadcast_to(1 - 2.0 ** np.array([-5, -6]), (len(x), H))
-  o = recurrence(rotated(q), rotated(k) / 2, v, a, np.ones_like(a), False)
-  return rms(o, p['norm']['scale']) * gate(p, x)
-
-
-def mamba2(p, x, start):
-  q, k, v = (project(p, x, n) for n in ('query', 'key', 'value'))
-  d = softplus(logit(p, x, 'step'))
-  a = np.exp(-np.exp(p['gates']['log_rate']) * d)
-  o = recurrence(q, k, v, a, d, False) + p['skip'][:, None] * v
-  y = (o * gate(p, x)).reshape(len(x), H * K)
-  return rms(y, p['norm']['scale']).reshape(len(x), H, K)
-
-
-def gelu(x):
-  return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
-def gradients(W, k, v, identity):
-  """(key, error) of each layer of a map, outer layer last, as it is written."""
-  e = identity * k - v
-  if len(W) == 1:
-    return [(k, W[0] @ k + e)]
-  z, h = W[0] @ k, gelu(W[0] @ k)
-  e = e + W[1] @ h
-  slope = (gelu(z + 1e-5) - gelu(z - 1e-5)) / 2e-5
-  below = slope * (W[1].T @ e)
-  gain = max(1, below @ below / (e @ e + 1e-6))
-  return [(k, below / gain), (unit(h), e / max(1, np.linalg.norm(h)))]
-
-
-def regression(p, q, k, v, eta, alpha, beta, start, identity=0.0):
-  """Titans and TTT: gradients at the chunk's start; chunks of four tokens."""
-  initial, out = p['initial'], np.zeros_like(v)
-  names = ('mem',) if 'mem' in initial else ('mem_inner', 'mem_outer')
-  for h in range(H):
-    W0 = [initial[name][h] for name in names]
-    D, S = ([np.zeros_like(w) for w in W0] for _ in range(2))
-    W = W0
-    for t in range(len(q)):
-      written = gradients(W, k[t, h], v[t, h], identity)
-      for i, (key, e) in enumerate(written):
-        S[i] = beta[t, h] * S[i] - eta[t, h] * np.outer(e, key)
-        D[i] = alpha[t, h] * D[i] + S[i]
-      now = [w + d for w, d in zip(W0, D)]
-      y = now[0] @ q[t, h]
-      out[t, h] = (now[1] @ gelu(y) if now[1:] else y) + identity * q[t, h]
-      if (start + t + 1) % 4 == 0:
-        W = now
-  return out
-
-
-def titans(p, x, start):
-  q, k, v = (project(p, x, n) for n in ('query', 'key', 'value'))
-  eta, alpha, beta = (
-    sigmoid(logit(p, x, name)) for name in ('rate', 'keep', 'carry')
-  )
-  o = regression(p, unit(q), unit(k), v, 0.5 * eta, alpha, beta, start)
-  return rms(o, p['norm']['scale']) * gate(p, x)
-
-
-def ttt(p, x, start):
-  q, k, v = (project(p, x, n) for n in ('query', 'key', 'value'))
-  eta = 0.5 / 4 * sigmoid(logit(p, x, 'rate'))
-  one, none = np.ones_like(eta), np.zeros_like(eta)
-  o = regression(p, unit(q), unit(k), v, eta, one, none, start, 1.0)
-  return rms(o, p['norm']['scale']) * gate(p, x)
-
 
 PLAIN = {
-  'deltanet': deltanet,
-  'gated_deltanet': gated_deltanet,
-  'retnet': retnet,
-  'mamba2': mamba2,
-  'titans': titans,
-  'ttt_linear': ttt,
-  'ttt_mlp': ttt,
+  'deltanet': cases.deltanet,
+  'gated_deltanet': cases.gated_deltanet,
+  'retnet': cases.retnet,
+  'mamba2': cases.mamba2,
+  'titans': cases.titans,
+  'ttt_linear': cases.ttt,
+  'ttt_mlp': cases.ttt,
 }
 
 
 @pytest.mark.parametrize('family', PLAIN)
 def test_a_mixer_is_its_equations_token_by_token(family):
-  mixer = linear_rnn.LinearRNN(config(family))
-  x = jax.random.normal(jax.random.key(1), (B, L, D))
-  reset = jnp.zeros((B, L), bool).at[1, 5].set(True)
-  boxed = mixer.init(jax.random.key(0), None, x[:, :1])['params']
-  leaves, tree = jax.tree.flatten(nn.unbox(boxed))
-  rng = np.random.default_rng(0)
-  # far enough from first values for every term to matter
-  leaves = [x + 0.3 * rng.normal(size=x.shape).astype('f') for x in leaves]
-  params = jax.tree.unflatten(tree, leaves)
-  _, got = jax.jit(mixer.apply)({'params': params}, None, x, reset)
-  plain = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-  documents = [(0, 0, L), (1, 0, 5), (1, 5, L)]
-  for row, start, stop in documents:
-    piece = np.asarray(x[row, start:stop], np.float64)
-    y = PLAIN[family](plain, piece, start)
-    want = np.einsum('lhk,hkd->ld', y, plain['out']['kernel'])
-    np.testing.assert_allclose(got[row, start:stop], want, atol=2e-4)
+  mixer = linear_rnn.LinearRNN(cases.config(family))
+  cases.assert_is_its_equations(mixer, PLAIN[family])

@@ -17,9 +17,10 @@ PLACES = (
   (r'memory\.(boundary|running|momentum)\.', (None, 'data', BOTH)),
   (r'memory\.position_B', (None, 'data')),
   (r'tails\[\d\]', (None, 'data', None, 'tensor')),
+  (r'(key|value)_BxCxHxK', (None, 'data', None, 'tensor')),
   (r'(key|value)_BxSxGxK', (None, 'data', 'sequence', 'tensor')),
-  (r'mixer\.position_BxS', (None, 'data', 'sequence')),
-  (r'mixer\.(clock|start)_B', (None, 'data')),
+  (r'\.position_BxS', (None, 'data', 'sequence')),
+  (r'mixer\.(\w+\.)?(clock|start)_B', (None, 'data')),
   (
     r'(delta|total|moment|origin\w*)\.(gate|up)',
     (None, 'data', None, 'tensor'),

@@ -11,6 +11,7 @@ from nestax.launch import step as steps
 from nestax.launch.configs import common
 from nestax.models import axes, language_model
 from nestax.models.config import ModelConfig
+from nestax.models.families import WINDOWED
 
 B, L, V, STEPS = 8, 8, 32, 3
 ONE = {'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}
@@ -22,6 +23,7 @@ def config(family: str, levels: bool = False, **options) -> ModelConfig:
   values = {'V': V, 'D': 16, 'N': 1, 'H': 4, 'F': 32, 'dtype': 'float32'}
   values |= {'memory': {'chunk_mem': 4, 'chunk_rest': 4}}
   values |= {'G': 2} if family in GROUPED else {}
+  values |= {'window': 4} if family in WINDOWED else {}
   cms = {'periods': (4,)}
   if levels:
     cms |= {'blocks': 'all', 'rate': 0.3, 'optimizer': 'momentum'}
