@@ -1,0 +1,54 @@
+"""Long contexts, read in pieces: memory does not grow with their length."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from nestax.launch.evals import asking
+from nestax.models import language_model
+from nestax.models.config import ModelConfig
+from nestax.sleep.reader import Rows
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _read(cfg: ModelConfig, params, state, tokens_BxL):
+  model = language_model.LanguageModel(cfg)
+  return model.apply({'params': params}, state, tokens_BxL)[0]
+
+
+def read(
+  cfg: ModelConfig,
+  params,
+  ids_BxL: np.ndarray,
+  window: int,
+  piece: int = 1024,
+  state: language_model.ModelState | None = None,
+  show: Callable[[int], None] = lambda tokens: None,
+) -> language_model.ModelState:
+  """Reads contexts of one length side by side; their levels learn.
+
+  Args:
+    cfg: the model.
+    params: its parameters.
+    ids_BxL: int32, on the host; a piece at a time goes to the device.
+    window: tokens that attention can look back on.
+    piece: tokens a call.
+    state: to go on from, donated; None for fresh sequences.
+    show: called with how many more tokens a row have been read.
+  """
+  B, L = ids_BxL.shape
+  if state is None:
+    state = language_model.init_state(cfg, B, window)
+  for start in range(0, L, piece):
+    tokens = np.asarray(ids_BxL[:, start : start + piece], np.int32)
+    state = jax.block_until_ready(_read(cfg, params, state, tokens))
+    show(tokens.shape[1])
+  return state
+
+
+def row(state: language_model.ModelState, index: int) -> Rows:
+  """One sequence's state as one to ask from, see `asking.Asked`."""
+  rows = asking.go_on(state)
+  return jax.tree.map(lambda x: x[:, index : index + 1], rows)
