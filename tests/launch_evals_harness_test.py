@@ -128,7 +128,6 @@ def test_generation_is_greedy_until_a_stop(model, weights):
     ({'workdir': 'x', 'max_length': 1}, 'max_length=1'),
     ({'workdir': 'x', 'batch_size': 'many'}, 'batch_size=many'),
     ({'workdir': 'x', 'batch_size': 0}, 'batch_size=0'),
-    ({'workdir': 'x', 'device': 'abacus'}, 'device=abacus'),
   ],
 )
 def test_arguments_are_refused_in_words(arguments, words):

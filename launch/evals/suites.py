@@ -2,7 +2,9 @@
 
 Small models of the named families are trained at every learning rate and seed
 (formal, mad, mqar, needle), or trained ones read (needle: folders of runs,
-pretrained files). A model may have keys set: `hope:memory.eta_max=1.0`; with a
+pretrained files). Others read files of the user's, with trained models only:
+babilong, incremental, translation; each module says how. A model may have keys
+set: `hope:memory.eta_max=1.0`; with a
 comma inside, put it in double quotes. W gets table.md, beside the paper's rows
 where it has them, results.jsonl, a line a cell, and NAME.png.
 
@@ -19,17 +21,22 @@ from absl import flags
 
 from nestax.launch import checkpoint, command
 from nestax.launch.evals import (
+  babilong,
   formal,
+  incremental,
   mad,
   mqar,
   needle,
   scoreboard,
   suite,
+  translation,
 )
 
+GENERATED = (formal, mad, mqar, needle)
+FROM_FILES = (babilong, incremental, translation)
 EVALUATIONS = {
   module.EVALUATION.name: module.EVALUATION
-  for module in (formal, mad, mqar, needle)
+  for module in (*GENERATED, *FROM_FILES)
 }
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()
@@ -40,7 +47,10 @@ def _flag(define, name, default, words, **options):
 
 
 _SUITE = _flag(
-  flags.DEFINE_list, 'suite', [], f'Of {", ".join(EVALUATIONS)}; or all.'
+  flags.DEFINE_list,
+  'suite',
+  [],
+  f'Of {", ".join(EVALUATIONS)}; or all that need no files.',
 )
 _WORKDIR = _flag(flags.DEFINE_string, 'workdir', 'runs/suite', 'Results.')
 _MODELS = _flag(
@@ -66,7 +76,7 @@ def choose(names: list[str]) -> list[suite.Evaluation]:
     ValueError: for one that there is not, or none.
   """
   if names == ['all']:
-    return list(EVALUATIONS.values())
+    return [module.EVALUATION for module in GENERATED]
   for name in names or ['']:
     if name not in EVALUATIONS:
       raise ValueError(f'--suite={name}: of {", ".join(EVALUATIONS)}, or all')
