@@ -31,7 +31,7 @@ def run(*words):
   [
     (
       ['--suite=formel'],
-      '--suite=formel: of formal, mad, mqar, needle, babilong, ',
+      '--suite=formel: of formal, mad, mqar, needle, arc, babilong, ',
     ),
     (['--suite=mad', '--models=hop'], 'give families, of'),
     (['--suite=mad', '--set=formal.longest=9'], 'begin with the evaluation'),

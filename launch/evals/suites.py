@@ -2,11 +2,11 @@
 
 Small models of the named families are trained at every learning rate and seed
 (formal, mad, mqar, needle), or trained ones read (needle: folders of runs,
-pretrained files). Others read files of the user's, with trained models only:
-babilong, incremental, translation; each module says how. A model may have keys
-set: `hope:memory.eta_max=1.0`; with a
-comma inside, put it in double quotes. W gets table.md, beside the paper's rows
-where it has them, results.jsonl, a line a cell, and NAME.png.
+pretrained files). Others read the user's own files, with trained models only:
+arc, babilong, incremental, translation; each module says how. A model may have
+keys set: `hope:memory.eta_max=1.0`; with a comma inside, put it in double
+quotes. W gets table.md, beside the paper's rows where it has them,
+results.jsonl, a line a cell, and NAME.png.
 
 The same command goes on where it stopped, and processes with other --models or
 --tasks may share W; the last one to end writes the whole table.
@@ -21,6 +21,7 @@ from absl import flags
 
 from nestax.launch import checkpoint, command
 from nestax.launch.evals import (
+  arc,
   babilong,
   formal,
   incremental,
@@ -33,7 +34,7 @@ from nestax.launch.evals import (
 )
 
 GENERATED = (formal, mad, mqar, needle)
-FROM_FILES = (babilong, incremental, translation)
+FROM_FILES = (arc, babilong, incremental, translation)
 EVALUATIONS = {
   module.EVALUATION.name: module.EVALUATION
   for module in (*GENERATED, *FROM_FILES)
