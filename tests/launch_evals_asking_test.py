@@ -75,9 +75,11 @@ def test_prompts_go_on_from_what_has_been_read():
   cfg = cases.config('hope_attention')
   params = cases.params_of(cfg)
   read = jax.jit(readers.of_model(cfg).read)
-  day = asking.go_on(cases.day(cfg, 1))
-  begun, _ = read(params, day, np.arange(24)[None] % cases.V, np.array([5]))
+  day, first = cases.day(cfg, 1), np.arange(24)[None] % cases.V
+  begun, _ = read(params, asking.go_on(day), first, np.array([5]))
   got = asking.score(asking.Asked(cfg, params, 2, begun), PAIRS)
+  own = readers.Rows(day.blocks, readers.learned(day))
+  begun, _ = read(params, own, first, np.array([5]))
   for score, (prompt, answer) in zip(got, PAIRS):
     row = np.zeros((1, 24), np.int32)
     row[0, : len(prompt) + len(answer)] = [*prompt, *answer]

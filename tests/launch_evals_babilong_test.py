@@ -156,14 +156,16 @@ def test_cells_score_what_is_chosen_and_what_is_written(
 
 def test_pieces_leave_what_one_reading_would_and_are_no_larger(made):
   cfg, params = made.model.cfg, made.params
-  ids = np.array(cases.tokens(2, 48))
-  one = contexts.read(cfg, params, ids, window=8, piece=48)
+  ids = np.array(cases.tokens(2, 49))
+  one = contexts.read(cfg, params, ids, window=8, piece=49)
   two = contexts.read(cfg, params, ids, window=8, piece=16)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, two
   )
   size = sum(x.size for x in jax.tree.leaves(one))
-  more = contexts.read(cfg, params, ids, window=8, piece=16, state=two)
+  read = []
+  more = contexts.read(cfg, params, ids, 8, 16, two, read.append)
+  assert read == [16, 16, 16, 1]
   assert sum(x.size for x in jax.tree.leaves(more)) == size
   sample = babi.Sample((), 'Who?', 'a')
   begun = contexts.row(more, 1)

@@ -165,14 +165,6 @@ def test_settings_differ_in_what_is_read(tmp_path, monkeypatch, made):
   one = spoken('Palula', PAIRS[:3], PAIRS[3:])
   said = real(made, options, [one], [one], np.random.default_rng(0))
   assert list(said) == ['Palula'] and len(said['Palula']) == 1
-  with pytest.raises(ValueError, match='piece=999'):
-    real(
-      made,
-      dataclasses.replace(options, piece=999),
-      [one],
-      [one],
-      np.random.default_rng(0),
-    )
   with pytest.raises(ValueError, match='both languages are called Palula'):
     list(
       translation.cells(dataclasses.replace(options, second=str(first)), asked)

@@ -11,6 +11,8 @@ from nestax.models import language_model
 from nestax.models.config import ModelConfig
 from nestax.sleep.reader import Rows
 
+TAIL = 16  # tokens a call where fewer than a piece are left
+
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _read(cfg: ModelConfig, params, state, tokens_BxL):
@@ -41,10 +43,14 @@ def read(
   B, L = ids_BxL.shape
   if state is None:
     state = language_model.init_state(cfg, B, window)
-  for start in range(0, L, piece):
-    tokens = np.asarray(ids_BxL[:, start : start + piece], np.int32)
-    state = jax.block_until_ready(_read(cfg, params, state, tokens))
-    show(tokens.shape[1])
+  start = 0
+  # the rest in small pieces, then token by token: few programs for any length
+  for width in (piece, min(piece, TAIL), 1):
+    while L - start >= width:
+      tokens = np.asarray(ids_BxL[:, start : start + width], np.int32)
+      state = jax.block_until_ready(_read(cfg, params, state, tokens))
+      show(width)
+      start += width
   return state
 
 

@@ -145,14 +145,9 @@ def translate(
   ids = [tokenizer.bos] if tokenizer.adds_bos else []
   for one in read:
     ids += tokenizer.encode(one.text(options.passes, rng))
-  # the end is what a window holds: what fills no piece is left out before it
-  ids = np.array(ids[len(ids) % options.piece :], np.int32)
-  if not len(ids):
-    raise ValueError(
-      f'piece={options.piece}: the languages have fewer tokens to read'
-    )
+  row = np.array([ids], np.int32)
   cfg, params = made.model.cfg, made.params
-  state = contexts.read(cfg, params, ids[None], options.window, options.piece)
+  state = contexts.read(cfg, params, row, options.window, options.piece)
   asked = Asked(cfg, params, options.rows, contexts.row(state, 0))
   said = {}
   for one in ask:
