@@ -25,12 +25,14 @@ def some(count: int):
   """Settings in which every family, optimiser, mesh and option occurs."""
   for i, family in enumerate(FAMILIES):
     for k in range(count):
+      sizes = MESHES[(k - i) % 4]
+      few = sizes['data'] * sizes.get('fsdp', 1) < cases.B
       yield pytest.param(
         family,
         optimizer.NAMES[::-1][(i + k) % 3],
-        MESHES[(k - i) % 4],
+        sizes,
         {'levels': k > 0 and family in LEARNING},
-        {'parts': 1 + k % 2, 'carry': k > 1},
+        {'parts': 2 if k and few else 1, 'carry': k > 1},
         marks=[] if k == 0 and i in (0, 2) else pytest.mark.slow,
       )
 
