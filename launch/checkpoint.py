@@ -2,31 +2,20 @@
 
 import functools
 import json
-import logging
 import os
 import pathlib
-import re
 import shutil
-import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from grain import checkpoint as grain_checkpoint
 
+from nestax.launch import damage, fingerprints
 from nestax.launch.configs import common
-
-
-class CheckpointError(RuntimeError):
-  """A checkpoint cannot be written, or none of those there can be read."""
-
-
-class OtherConfigError(CheckpointError):
-  """The checkpoint was written by a run of another config."""
+from nestax.launch.damage import CheckpointError as CheckpointError
+from nestax.launch.damage import OtherConfigError as OtherConfigError
 
 
 def check_writable(workdir: str | os.PathLike) -> None:
@@ -75,12 +64,12 @@ class Checkpoints:
       config: ConfigDict of the run; reads `checkpoint.keep`.
       say: what to tell the user, a line at a time.
     """
-    _silence_stack_traces()
+    damage.silence_stack_traces()
     self._folder = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._config = common.plain(config)
     self._say = say
     self._saving: int | None = None
-    for name in _unfinished(self._folder):
+    for name in damage.unfinished(self._folder):
       say(f'checkpoint {name} was interrupted while it was saved: left out')
     options = ocp.CheckpointManagerOptions(
       max_to_keep=config.checkpoint.keep, cleanup_tmp_directories=True
@@ -103,7 +92,7 @@ class Checkpoints:
       return
     about = {
       'config': self._config,
-      'fingerprints': fingerprints(state._asdict()),
+      'fingerprints': fingerprints.of(state._asdict()),
     }
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
@@ -145,7 +134,7 @@ class Checkpoints:
       kept = f'that of step {max(there)} is complete' if there else 'none yet'
       raise CheckpointError(
         f'checkpoint {self._saving} could not be written to {self._folder}: '
-        f'{reason(error)}. Earlier checkpoints are untouched ({kept}).'
+        f'{damage.reason(error)}. Earlier checkpoints are untouched ({kept}).'
       ) from error
 
   def restore(self, abstract, data):
@@ -173,10 +162,10 @@ class Checkpoints:
       about = _about(self._manager, step)
       _check_config(about['config'], self._config, self._folder / str(step))
       found = self._manager.restore(step, args=ocp.args.Composite(**args))
-      _check_fingerprints(about, found.state._asdict())
+      fingerprints.check(about['fingerprints'], found.state._asdict())
       return found.state
 
-    step, state, damaged = _newest_readable(
+    step, state, damaged = damage.newest_readable(
       self._folder, self._manager.all_steps(), read, self._say
     )
     if step is None:
@@ -224,7 +213,7 @@ def load_params(
     FileNotFoundError: if there is no checkpoint.
     CheckpointError: if there are checkpoints and none can be read.
   """
-  _silence_stack_traces()
+  damage.silence_stack_traces()
   folder = pathlib.Path(workdir).absolute() / 'checkpoints'
   steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
   if not steps:
@@ -241,43 +230,11 @@ def load_params(
         partial_restore=True,
       )
       found = manager.restore(step, args=ocp.args.Composite(state=restore))
-      _check_fingerprints(about, found.state)
+      fingerprints.check(about['fingerprints'], found.state)
       return about['config'], found.state['params']
 
-    step, (config, params), _ = _newest_readable(folder, steps, read, say)
+    step, (config, params), _ = damage.newest_readable(folder, steps, read, say)
   return step, config, params
-
-
-@jax.jit
-def _word_sums(parts):
-  def words(x):
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      x = jax.random.key_data(x)
-    if x.dtype == bool:
-      return x.sum(dtype=jnp.uint32)
-    word = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
-    return jax.lax.bitcast_convert_type(x, word).sum(dtype=jnp.uint32)
-
-  zero = jnp.zeros((), jnp.uint32)
-  return {
-    name: sum((words(x) for x in jax.tree.leaves(part)), start=zero)
-    for name, part in parts.items()
-  }
-
-
-def fingerprints(parts: dict[str, Any]) -> dict[str, int]:
-  """Adds up the bits of all arrays of each part, modulo 2**32.
-
-  The same on every mesh. TensorStore keeps no checksum of array data: without
-  this a flipped byte is restored as if nothing had happened.
-  """
-  return {k: int(v) for k, v in jax.device_get(_word_sums(parts)).items()}
-
-
-def _check_fingerprints(about: dict, parts: dict[str, Any]) -> None:
-  want = {name: about['fingerprints'][name] for name in parts}
-  if fingerprints(parts) != want:
-    raise CheckpointError('its numbers are not those that were saved')
 
 
 def _check_config(there: dict, here: dict, path: pathlib.Path) -> None:
@@ -293,77 +250,3 @@ def _check_config(there: dict, here: dict, path: pathlib.Path) -> None:
 def _about(manager: ocp.CheckpointManager, step: int) -> dict:
   args = ocp.args.Composite(about=ocp.args.JsonRestore())
   return manager.restore(step, args=args).about
-
-
-def _newest_readable(
-  folder: pathlib.Path,
-  steps: Sequence[int],
-  read: Callable[[int], Any],
-  say: Callable[[str], None],
-):
-  """Reads the newest it can: its step, what was read, the steps skipped."""
-  damaged: dict[int, str] = {}
-  for step in sorted(steps, reverse=True):
-    try:
-      return step, read(step), list(damaged)
-    except OtherConfigError:
-      raise
-    # Orbax, TensorStore and grain raise whatever the damage makes them trip
-    # over, from KeyError to bare Exception.
-    except Exception as error:
-      damaged[step], cause = reason(error), error
-      say(
-        f'checkpoint {step} in {folder} cannot be read ({damaged[step]}): '
-        'falling back to the one before'
-      )
-  if damaged:
-    raise CheckpointError(
-      f'none of the checkpoints {sorted(damaged)} in {folder} can be read; '
-      'move the folder away to start from the beginning'
-    ) from cause
-  return None, None, []
-
-
-def reason(error: Exception) -> str:
-  """Puts an exception of the libraries below into a few words."""
-  text = ' '.join(str(error).split())
-  code = re.search(r"os_error_code='(\d+)'", text)
-  if code:
-    return os.strerror(int(code[1]))
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  return text if len(text) <= 120 else f'{text[:117]}...'
-
-
-def _unfinished(folder: pathlib.Path) -> list[str]:
-  mark = '.orbax-checkpoint-tmp'
-  if not folder.is_dir():
-    return []
-  return [p.name.split('.')[0] for p in folder.iterdir() if mark in p.name]
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-  return 'orbax' not in record.pathname
-
-
-def _not_of_a_future(record: logging.LogRecord) -> bool:
-  return 'exception was never retrieved' not in record.getMessage()
-
-
-def _silence_stack_traces() -> None:
-  """Keeps to words what is raised anyway and told in words.
-
-  For one error Orbax logs ten stack traces, and the reads it leaves unfinished
-  say more when they are collected.
-  """
-  absl_logging.get_absl_logger().addFilter(_not_of_orbax)
-  logging.getLogger('asyncio').addFilter(_not_of_a_future)
-  hook = sys.unraisablehook
-  if getattr(hook, 'func', None) is not _unless_of_orbax:
-    sys.unraisablehook = functools.partial(_unless_of_orbax, hook)
-
-
-def _unless_of_orbax(hook, unraisable) -> None:
-  frames = traceback.extract_tb(unraisable.exc_traceback)
-  if not any(re.search('/(orbax|asyncio)/', f.filename) for f in frames):
-    hook(unraisable)
