@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -11,11 +12,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from grain import checkpoint as grain_checkpoint
+from orbax.checkpoint import checkpoint_managers as managers
 
-from nestax.launch import damage, fingerprints
+from nestax.launch import damage, distributed, fingerprints
 from nestax.launch.configs import common
 from nestax.launch.damage import CheckpointError as CheckpointError
 from nestax.launch.damage import OtherConfigError as OtherConfigError
+from nestax.launch.data import shards
 
 
 def check_writable(workdir: str | os.PathLike) -> None:
@@ -25,7 +28,8 @@ def check_writable(workdir: str | os.PathLike) -> None:
     PermissionError: naming the folder and the reason.
   """
   workdir = pathlib.Path(workdir)
-  probe = workdir / f'.probe-{os.getpid()}'
+  # many processes may try at once, on hosts that number them alike
+  probe = workdir / f'.probe-{os.urandom(8).hex()}'
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe.write_text('x')
@@ -35,19 +39,6 @@ def check_writable(workdir: str | os.PathLike) -> None:
       f'cannot write in the workdir {workdir}: {error.strerror}; give another '
       'one with --workdir'
     ) from error
-
-
-class _Position:
-  """Takes the data position out of a checkpoint and holds it.
-
-  The pipeline refuses the position of another corpus, which is not damage.
-  """
-
-  def set_state(self, state: bytes) -> None:
-    self.state = json.loads(state)
-
-  def start_prefetch(self) -> None:
-    pass
 
 
 class Checkpoints:
@@ -61,7 +52,8 @@ class Checkpoints:
 
     Args:
       workdir: of the run.
-      config: ConfigDict of the run; reads `checkpoint.keep`.
+      config: ConfigDict of the run; reads `checkpoint.keep` and, if they are
+        there, `checkpoint.keep_every` and `checkpoint.keep_best`.
       say: what to tell the user, a line at a time.
     """
     damage.silence_stack_traces()
@@ -72,17 +64,23 @@ class Checkpoints:
     for name in damage.unfinished(self._folder):
       say(f'checkpoint {name} was interrupted while it was saved: left out')
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=config.checkpoint.keep, cleanup_tmp_directories=True
+      preservation_policy=_kept(config.checkpoint),
+      cleanup_tmp_directories=True,
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-  def save(self, step: int, state, data) -> None:
+  def steps(self) -> list[int]:
+    """Steps of the checkpoints that are complete."""
+    return list(self._manager.all_steps())
+
+  def save(self, step: int, state, data, bits: float | None = None) -> None:
     """Starts to save; the arrays are copied before this returns.
 
     Args:
       step: the state's.
       state: a NamedTuple of pytrees, such as TrainState.
       data: iterator of the training data, after the batch of this step.
+      bits: per byte on validation; None where it was not evaluated.
 
     Raises:
       CheckpointError: if this one, or the one before, could not be written.
@@ -100,7 +98,9 @@ class Checkpoints:
       about=ocp.args.JsonSave(about),
     )
     self._saving = step
-    self._guard(lambda: self._manager.save(step, args=args))
+    known = bits is not None and math.isfinite(bits)
+    metrics = {'bits_per_byte': bits} if known else None
+    self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
 
   def check(self) -> None:
     """Raises a CheckpointError if the save in the background has failed.
@@ -122,8 +122,14 @@ class Checkpoints:
         self._guard(functools.partial(self._manager.delete, other))
     shutil.rmtree(self._folder.parent / 'damaged', ignore_errors=True)
 
+  def abandon(self) -> None:
+    """Makes `close` wait for nothing: other processes may be gone."""
+    self._manager = None
+
   def close(self) -> None:
-    self._guard(self._manager.close)
+    """Waits for what is being saved; raises a CheckpointError if it fails."""
+    if self._manager is not None:
+      self._guard(self._manager.close)
 
   def _guard(self, act: Callable[[], Any]) -> None:
     try:
@@ -152,26 +158,27 @@ class Checkpoints:
       OtherConfigError: naming the keys that differ.
       CheckpointError: if there are checkpoints and none can be read.
     """
-    position = _Position()
-    args = {
-      'state': ocp.args.StandardRestore(abstract),
-      'data': grain_checkpoint.CheckpointRestore(position),
-    }
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
 
     def read(step: int):
-      about = _about(self._manager, step)
-      _check_config(about['config'], self._config, self._folder / str(step))
-      found = self._manager.restore(step, args=ocp.args.Composite(**args))
-      fingerprints.check(about['fingerprints'], found.state._asdict())
-      return found.state
+      # What one process cannot read, all leave out.
+      with distributed.together():
+        about = _about(self._manager, step)
+        _check_config(about['config'], self._config, self._folder / str(step))
+        position = _position(self._folder / str(step) / 'data')
+        found = self._manager.restore(step, args=args)
+        fingerprints.check(about['fingerprints'], found.state._asdict())
+        return found.state, position
 
-    step, state, damaged = damage.newest_readable(
-      self._folder, self._manager.all_steps(), read, self._say
+    steps = json.loads(distributed.told(json.dumps(self.steps())))
+    step, found, damaged = damage.newest_readable(
+      self._folder, steps, read, self._say
     )
     if step is None:
       return None
+    state, position = found
     try:
-      data.set_state(position.state)
+      data.set_state(position)
     except ValueError as error:
       raise OtherConfigError(
         f'checkpoint {step} in {self._folder}: {error}'
@@ -190,6 +197,7 @@ class Checkpoints:
         n for n in range(10**6) if not (there / f'{step}-{n}').exists()
       )
       (self._folder / str(step)).rename(there / f'{step}-{free}')
+    distributed.told('')
     self._manager.reload()
 
 
@@ -201,7 +209,7 @@ def load_params(
   """Loads the parameters alone from the newest readable checkpoint.
 
   Args:
-    workdir: of a run.
+    workdir: of a run, or the folder of one of its checkpoints.
     abstract: from the config (a plain dict) to the parameters' shapes and
       shardings, unboxed.
     say: what to tell the user, a line at a time.
@@ -216,6 +224,8 @@ def load_params(
   damage.silence_stack_traces()
   folder = pathlib.Path(workdir).absolute() / 'checkpoints'
   steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+  if not steps and _is_checkpoint(folder.parent):
+    folder, steps = folder.parents[1], [int(folder.parent.name)]
   if not steps:
     raise FileNotFoundError(f'no checkpoint in {folder}: train there first')
   options = ocp.CheckpointManagerOptions(read_only=True)
@@ -237,6 +247,11 @@ def load_params(
   return step, config, params
 
 
+def _is_checkpoint(folder: pathlib.Path) -> bool:
+  named = folder.name.isdigit() and folder.parent.name == 'checkpoints'
+  return named and folder.is_dir()
+
+
 def _check_config(there: dict, here: dict, path: pathlib.Path) -> None:
   lines = common.differing(there, here)
   if lines:
@@ -250,3 +265,29 @@ def _check_config(there: dict, here: dict, path: pathlib.Path) -> None:
 def _about(manager: ocp.CheckpointManager, step: int) -> dict:
   args = ocp.args.Composite(about=ocp.args.JsonRestore())
   return manager.restore(step, args=args).about
+
+
+def _position(folder: pathlib.Path) -> dict:
+  """Joins the places in the data that the processes have saved."""
+  paths = sorted(folder.glob('process_*-of-*.json'))
+  wanted = {int(path.stem.split('-of-')[1]) for path in paths}
+  if wanted != {len(paths)}:
+    raise ValueError(f'its data position is in {len(paths)} files of {wanted}')
+  return shards.join([json.loads(path.read_text()) for path in paths])
+
+
+def _kept(config) -> managers.PreservationPolicy:
+  """Which checkpoints stay, of `config.checkpoint`."""
+  policies = [managers.LatestN(config.keep)]
+  if every := config.get('keep_every', 0):
+    policies.append(managers.EveryNSteps(every))
+  if best := config.get('keep_best', 0):
+    policies.append(
+      managers.BestN(
+        get_metric_fn=lambda metrics: metrics['bits_per_byte'],
+        reverse=True,  # the last of the order are the best
+        n=best,
+        keep_checkpoints_without_metrics=False,
+      )
+    )
+  return managers.AnyPreservationPolicy(policies)

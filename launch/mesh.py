@@ -1,9 +1,11 @@
 """The device mesh of a run, and what is laid on it."""
 
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nestax.models import axes
@@ -99,13 +101,38 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def put(mesh: Mesh, batch):
+class Part(NamedTuple):
+  """Rows of a global batch that the devices of this process hold."""
+
+  count: int  # rows of the global batch
+  rows: np.ndarray  # their numbers, rising
+
+
+def part(mesh: Mesh, count: int) -> Part:
+  """Finds the rows that this process has to read of batches of `count` rows.
+
+  Processes along `tensor` and `sequence` hold, and read, the same rows.
+  """
+  sharding = axes.batch_sharding(mesh, 1)
+  held = sharding.addressable_devices_indices_map((count,)).values()
+  numbers = np.arange(count)
+  return Part(count, np.unique(np.concatenate([numbers[i] for i in held])))
+
+
+def put(mesh: Mesh, batch, part: Part):
   """Puts the rows that this process read on its devices, as global arrays."""
   sharding = axes.batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, array)
-    for name, array in batch.items()
-  }
+
+  def laid(array):
+    def piece(index):
+      rows, columns = index
+      numbers = np.arange(*rows.indices(part.count))
+      return array[np.searchsorted(part.rows, numbers), columns]
+
+    shape = (part.count, *array.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, piece)
+
+  return {name: laid(array) for name, array in batch.items()}
 
 
 def like_params(mesh: Mesh, params_boxed, tree):

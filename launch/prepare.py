@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import optax
 from jax.sharding import Mesh
 
@@ -109,7 +108,7 @@ def prepare(config, workdir) -> Plan:
     ValueError, OSError: in words, with the offending value.
   """
   plan = compose(config)
-  pipeline.check(plan.config, plan.model.cfg.V, jax.process_count())
+  pipeline.check(plan.config, plan.model.cfg.V)
   checkpoint.check_writable(workdir)
   return dataclasses.replace(plan, workdir=pathlib.Path(workdir))
 

@@ -1,29 +1,32 @@
 """The training loop, from a config to a trained model, top to bottom."""
 
+import contextlib
 import functools
+import json
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from nestax.launch import (
   checkpoint,
+  distributed,
+  ending,
+  goodput,
   lock,
   loss,
   metrics,
-  plots,
+  profile,
   progress,
-  sampling,
 )
 from nestax.launch import mesh as meshes
 from nestax.launch import step as steps
-from nestax.launch.data import corpora, pipeline, tokenizers
+from nestax.launch.data import corpora, pipeline
 from nestax.launch.prepare import Plan
 from nestax.launch.prepare import prepare as prepare
-from nestax.launch.signals import Interrupted, Signals, agreed
+from nestax.launch.signals import Agreement, Interrupted, Signals
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -33,7 +36,13 @@ class BadSteps(RuntimeError):
 
 
 # What ends a run that was well begun, each in words.
-FAILURES = (BadSteps, checkpoint.CheckpointError, corpora.DataError)
+FAILURES = (
+  BadSteps,
+  checkpoint.CheckpointError,
+  corpora.DataError,
+  distributed.Elsewhere,
+  distributed.Lost,
+)
 
 
 def train(plan: Plan) -> dict[str, float]:
@@ -51,20 +60,29 @@ def train(plan: Plan) -> dict[str, float]:
     BadSteps: after `train.max_bad_steps` of them in a row.
     checkpoint.CheckpointError: if checkpoints cannot be written or read.
     lock.InUse: if another run is going on in the workdir.
+    distributed.Elsewhere: if another process could not begin.
+    distributed.Lost: if another process has gone; it is better then to end
+      by `distributed.leave` than to wait for it.
   """
-  with lock.held(plan.workdir, take=jax.process_index() == 0):
-    return _train(plan)
+  with contextlib.ExitStack() as held:
+    with distributed.together():
+      take = jax.process_index() == 0
+      held.enter_context(lock.held(plan.workdir, take=take))
+    distributed.check_shared(plan.workdir)
+    with distributed.others_needed():
+      return _train(plan)
 
 
 def _train(plan: Plan) -> dict[str, float]:
   config, cfg = plan.config, plan.model.cfg
-  process, processes = jax.process_index(), jax.process_count()
+  process = jax.process_index()
   say = print if process == 0 else lambda line: None
-  began = time.perf_counter()
+  began, spent = time.perf_counter(), goodput.Goodput()
 
   # ---- data
-  data = pipeline.train_iterator(config, process, processes)
-  valid = pipeline.valid_batches(config, process, processes)
+  part = meshes.part(plan.mesh, config.train.batch)
+  data = pipeline.train_iterator(config, part.rows)
+  valid = pipeline.valid_batches(config, part.rows)
   bigram = pipeline.bigram_bits_per_byte(config)
 
   with jax.set_mesh(plan.mesh), Signals() as signals:
@@ -79,14 +97,25 @@ def _train(plan: Plan) -> dict[str, float]:
     done = int(state.step)
     last = max(config.train.steps, done)
 
-    eval_step = steps.eval_step(plan.model, config.train.loss_piece)
-    evaluate = functools.partial(_evaluate, cfg, eval_step, plan.mesh, valid)
+    lay = functools.partial(meshes.put, plan.mesh, part=part)
+    agreed = Agreement(plan.mesh)
+    evaluate = functools.partial(
+      _evaluate,
+      cfg,
+      steps.eval_step(plan.model, config.train.loss_piece),
+      lambda: map(lay, valid),
+      lambda: agreed(signals.received),
+      spent,
+    )
 
     # ---- what is written and shown
     log = metrics.Log(plan.workdir, done, write=process == 0)
     speed = _speed(config, cfg)
     show = progress.show(done, last, config.log.every)
-    report = functools.partial(_report, config, log, speed, show, done, last)
+    report = functools.partial(
+      _report, config, log, speed, spent, show, done, last
+    )
+    traced = profile.Profile(config.profile, plan.workdir, done, show.say)
     parameters = sum(x.size for x in jax.tree.leaves(abstract.params))
     show.say(
       f'{config.name}: {parameters:,} parameters on {plan.mesh.size} '
@@ -96,72 +125,94 @@ def _train(plan: Plan) -> dict[str, float]:
     # ---- steps
     late = None  # metrics are read when the step after is under way
     try:
+      # A run that was stopped where it should have evaluated does so now.
+      stop = 0
+      missed = _due(done, config.eval.every, last) and done > 0
+      missed = missed and log.last('valid', done) is None
+      if distributed.told('missed' if missed else ''):
+        found, stop = evaluate(state.params)
+        if found:
+          log.write(done, 'valid', found)
+      if stop:
+        raise _interrupted(stop, done, plan.workdir)
+
       for number in range(done + 1, last + 1):
-        batch = meshes.put(plan.mesh, next(data))
-        with jax.transfer_guard('disallow'):
+        spent.turn('data')
+        batch = lay(next(data))
+        spent.call('train step', 'compute')
+        with traced.step(number), jax.transfer_guard('disallow'):
           state, fresh = train_step(state, batch)
+        spent.turn('compute')
+        traced.after(number, fresh)
         if late:
           report(*late)
         late = number, fresh
-        stop = agreed(signals.received, number, config.log.every)
+        stop = agreed(signals.received)
         evaluating = _due(number, config.eval.every, last)
         saving = _due(number, config.checkpoint.every, last)
         if not (stop or evaluating or saving):
           continue
 
-        numbers = report(*late)
+        numbers, found = report(*late), None
         late = None
-        if evaluating:
-          log.write(number, 'valid', evaluate(state.params))
+        if evaluating and not stop:
+          found, stop = evaluate(state.params)
+        if found:
+          log.write(number, 'valid', found)
+        spent.turn('checkpoint')
         # A state in the middle of bad steps must not push out better ones.
         if stop or (saving and not numbers['bad']):
           log.sync()
-          checkpoints.save(number, state, data)
+          bits = found and found['bits_per_byte']
+          checkpoints.save(number, state, data, bits)
         else:
           checkpoints.check()
         if stop:
           checkpoints.wait()
-          raise Interrupted(
-            f'{signal.Signals(stop).name}: saved checkpoint {number} in '
-            f'{plan.workdir}; the same command goes on from there',
-            stop,
-          )
+          raise _interrupted(stop, number, plan.workdir)
         speed.start(number)
+      spent.turn('checkpoint')
       checkpoints.wait()
+      spent.turn('other')
       if last > done and int(state.skipped) >= last:
         raise BadSteps(
           f'all {last} steps had a loss, gradient or parameters that are not '
           'finite: nothing was learned. A lower opt.lr or a longer opt.warmup '
           'may help'
         )
+    except jax.errors.JaxRuntimeError:
+      checkpoints.abandon()
+      raise
     finally:
+      traced.close()
       show.close()
       log.close()
       data.close()
       checkpoints.close()
 
     # ---- end
-    final = log.last('valid', last) or evaluate(state.params)
-
-    # One process only: others could not read parameters that are spread out.
-    if config.log.sample_tokens and processes == 1:
-      _write_sample(plan, state.params)
+    final = json.loads(distributed.told(json.dumps(log.last('valid', last))))
+    if process == 0:
+      ending.write_sample(plan, state.params)
 
   if process == 0:
-    title = f'{config.name}: bits per byte'
-    plots.loss_curve(log.rows, plan.workdir / 'loss.png', bigram, title)
-    if cfg.stream:
-      picture = plan.workdir / 'levels.png'
-      title = f'{config.name}: levels at the end of a validation row'
-      plots.trained_levels(log.rows, cfg.stream.periods, picture, title)
-  seconds = time.perf_counter() - began
-  periods = cfg.stream.periods if cfg.stream else ()
-  rows = _summary(
-    log, last, final, bigram, speed, seconds, plan.workdir, periods
-  )
+    ending.draw(plan, log, bigram)
+  rows = ending.summary(plan, log, final, last, bigram, checkpoints.steps())
+  rows += ending.speed(speed)
+  rows.append(('time', progress.clock(time.perf_counter() - began)))
+  rows.append(('of it', spent.words()))
+  rows += ending.levels(plan, final) + ending.files(plan.workdir)
   progress.summarise(rows, f'{config.name}: done')
   names = ('loss', 'bits_per_byte')
   return {name: final[name] for name in names} | {'bigram': bigram}
+
+
+def _interrupted(number: int, step: int, workdir) -> Interrupted:
+  return Interrupted(
+    f'{signal.Signals(number).name}: saved checkpoint {step} in {workdir}; '
+    'the same command goes on from there',
+    number,
+  )
 
 
 def _due(number: int, every: int, last: int) -> bool:
@@ -177,14 +228,14 @@ def _speed(config, cfg: ModelConfig) -> metrics.Speed:
   return metrics.Speed(tokens, flops, peak and peak * jax.device_count())
 
 
-def _report(config, log, speed, show, done, last, number, fresh):
+def _report(config, log, speed, spent, show, done, last, number, fresh):
   """Reads a step's metrics, writes and shows them, and stops at bad ones."""
   numbers = {k: float(v) for k, v in jax.device_get(fresh).items()}
   if number == done + 1:
     speed.start(number)  # the first step is mostly compilation
   if _due(number, config.log.every, last):
     numbers |= speed.read(number)
-    log.write(number, 'train', numbers)
+    log.write(number, 'train', numbers | spent.read())
   show.update(number, numbers)
   if numbers['bad'] >= config.train.max_bad_steps:
     raise BadSteps(
@@ -196,59 +247,28 @@ def _report(config, log, speed, show, done, last, number, fresh):
 
 
 def _evaluate(
-  cfg: ModelConfig, step, mesh: Mesh, batches: Iterable[dict], params
-) -> dict[str, float]:
-  """Means over all validation batches, summed in float64."""
+  cfg: ModelConfig,
+  step,
+  batches: Callable[[], Iterable[dict]],
+  stopped: Callable[[], int],
+  spent: goodput.Goodput,
+  params,
+) -> tuple[dict[str, float] | None, int]:
+  """Means over all validation batches, summed in float64.
+
+  A signal ends it early: gives nothing, then, and the signal's number.
+  """
   total = loss.Sums(*np.zeros(len(loss.Sums._fields)))
   levels = []
-  for batch in batches:
-    sums, moved = jax.device_get(step(params, meshes.put(mesh, batch)))
+  for batch in batches():
+    spent.call('evaluation', 'evaluate')
+    fresh = step(params, batch)
+    spent.turn('evaluate')
+    sums, moved = jax.device_get(fresh)
     total = jax.tree.map(lambda a, b: a + np.float64(b), total, sums)
     levels.append(moved)
+    if stop := stopped():
+      return None, stop
   numbers = {name: float(value) for name, value in loss.means(total).items()}
   rates = jax.device_get(language_model.inner_rates(cfg, params))
-  return numbers | metrics.of_levels(levels, rates)
-
-
-def _write_sample(plan: Plan, params) -> None:
-  config = plan.config
-  pieces = sampling.text(
-    plan.model,
-    params,
-    tokenizers.load(config.data.tokenizer),
-    config.log.prompt,
-    config.log.sample_tokens,
-    sampling.Sampling(seed=config.seed),
-  )
-  text = config.log.prompt + ''.join(pieces) + '\n'
-  (plan.workdir / 'sample.txt').write_text(text, encoding='utf-8')
-
-
-def _summary(
-  log, last, final, bigram, speed, seconds, workdir, periods
-) -> list[tuple[str, str]]:
-  train = log.last('train', last) or {}
-  rate = speed.total()
-  rows = [
-    ('steps', f'{last:,} ({train.get("skipped") or 0:.0f} skipped)'),
-    ('train loss', f'{train.get("loss") or float("nan"):.4f} nats/token'),
-    ('validation loss', f'{final["loss"]:.4f} nats/token'),
-    ('validation', f'{final["bits_per_byte"]:.4f} bits/byte'),
-    ('bigram entropy of the same bytes', f'{bigram:.4f} bits/byte'),
-  ]
-  if rate:
-    rows.append(('speed', f'{rate["tokens_per_second"]:,.0f} tokens/s'))
-  if 'mfu' in rate:
-    rows.append(('MFU', f'{rate["mfu"]:.1%}'))
-  rows.append(('time', progress.clock(seconds)))
-  for k, period in enumerate(periods):
-    rows.append((f'level every {period}', progress.level(final, k)))
-  files = (
-    'loss.png',
-    'levels.png',
-    'sample.txt',
-    'metrics.jsonl',
-    'checkpoints',
-  )
-  there = [workdir / name for name in files if (workdir / name).exists()]
-  return rows + [(path.name, str(path)) for path in there]
+  return numbers | metrics.of_levels(levels, rates), 0

@@ -44,7 +44,7 @@ def make_config(**train):
     {
       'model': {'D': 8, 'remat': 'none'},
       'train': {'steps': 10, 'batch': 2} | train,
-      'checkpoint': {'keep': 3, 'every': 1},
+      'checkpoint': {'keep': 3, 'every': 1, 'keep_every': 0, 'keep_best': 0},
     }
   )
 

@@ -20,6 +20,7 @@ DATA = {
   'valid_fraction': 0.2,
   'valid_batches': 3,
   'shuffle': True,
+  'shards': 1,
   'workers': 0,
   'prefetch': 0,
 }

@@ -47,6 +47,27 @@ def test_the_last_few_are_kept(run):
   assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '4', '5']
 
 
+def test_the_newest_every_few_and_the_best_are_kept(tmp_path):
+  config = cases.make_config()
+  config.checkpoint.update({'keep': 2, 'keep_every': 4, 'keep_best': 1})
+
+  def save(bits):
+    checkpoints = cases.open_again(tmp_path, [], config)
+    for step, value in bits.items():
+      checkpoints.save(step, cases.make_state(step), cases.make_data(), value)
+    checkpoints.wait()
+    kept = checkpoints.steps()
+    checkpoints.close()
+    assert sorted(map(int, os.listdir(tmp_path / 'checkpoints'))) == kept
+    return kept
+
+  bits = {1: 3.0, 2: 1.5, 3: 2.0, 4: 2.5, 5: None, 6: float('nan')}
+  assert save(bits) == [2, 4, 5, 6]
+  # the values are kept with the checkpoints; 2 is the best no more
+  assert save({7: 1.6}) == [2, 4, 6, 7]
+  assert save({8: 1.0}) == [4, 7, 8]
+
+
 def test_arrays_may_be_donated_while_they_are_saved(tmp_path):
   spoil = jax.jit(lambda x: jax.tree.map(lambda y: y * 0, x), donate_argnums=0)
   checkpoints = cases.open_again(tmp_path, [])
@@ -188,5 +209,9 @@ def test_parameters_alone_come_with_their_config(run, said):
   assert step == 2 and config == configs[-1] == cases.make_config().to_dict()
   cases.assert_same(params, cases.make_state(2).params)
   assert (workdir / 'checkpoints' / '3').is_dir()
+  one = workdir / 'checkpoints' / '1'
+  step, _, params = checkpoint.load_params(one, abstract, said.append)
+  assert step == 1
+  cases.assert_same(params, cases.make_state(1).params)
   with pytest.raises(FileNotFoundError, match='train there first'):
     checkpoint.load_params(workdir / 'nothing', abstract)

@@ -90,3 +90,29 @@ def test_a_command_line_names_a_family_and_its_size(tmp_path):
     parse('retnet:2m')
   with pytest.raises(common.FlagsError, match="'retnot:340m'.*retnet"):
     parse('retnot:340m')
+
+  count = language_model.parameter_count(ModelConfig.from_dict(config.model))
+  print(f'{config.name}: {count:,}')
+  assert abs(count / SIZES[size] - 1) < 0.03, f'{count:,}'
+
+
+def test_the_best_is_kept_of_checkpoints_that_are_evaluated():
+  config = common.defaults()
+  config.checkpoint.update({'every': 40, 'keep_best': 2})
+  for every, fits in ((0, False), (15, False), (20, True), (40, True)):
+    config.eval.every = every
+    if fits:
+      common.check(config)
+      continue
+    with pytest.raises(ValueError, match=f'multiple of eval.every .{every}.'):
+      common.check(config)
+
+
+def test_a_key_that_a_checkpoint_is_too_old_for_is_at_its_default():
+  here = common.plain(common.defaults())
+  there = common.plain(common.defaults())
+  del there['data']['shards']
+  assert common.differing(there, here) == []
+  here['data']['shards'] = 2
+  (line,) = common.differing(there, here)
+  assert line == 'data.shards is 1 there and 2 here'

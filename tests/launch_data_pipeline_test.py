@@ -124,18 +124,19 @@ def test_boundary_decides_about_resets_only(corpus):
 
 
 @pytest.mark.parametrize('count', [1, 2, 4])
-def test_processes_share_an_epoch_out(corpus, count):
+def test_shards_share_an_epoch_out(corpus, count):
   """In order, so that an epoch's end can be seen: each document just once."""
-  config = cases.settings(corpus, shuffle=False, length=8, batch=4)
+  config = cases.settings(
+    corpus, shuffle=False, length=8, batch=4, shards=count
+  )
   valid = pipeline.valid_batches(
     cases.settings(corpus, valid_batches=cases.ALL)
   )
   held_out = set(cases.numbers(valid))
   seen = []
-  for process in range(count):
-    iterator = pipeline.train_iterator(config, process, count)
-    assert next(iterator)['tokens'].shape == (4 // count, 8)
-    batches = cases.take(pipeline.train_iterator(config, process, count), 400)
+  for rows in np.split(np.arange(4), count):
+    batches = cases.take(pipeline.train_iterator(config, rows), 400)
+    assert batches[0]['tokens'].shape == (4 // count, 8)
     times = cases.numbers(batches)
     assert max(times.values()) - min(times.values()) <= 1
     seen.append(set(times))
@@ -208,15 +209,18 @@ def test_bytes_of_a_document_add_up_to_its_file(corpus, tmp_path, kind):
     ({'prefetch': -1}, 'data.prefetch is -1'),
     ({'seed': -1}, 'seed is -1'),
     ({'batch': 0}, 'train.batch is 0'),
-    ({'batch': 5}, 'train.batch=5 is not a multiple of the 2 processes'),
+    ({'shards': 0}, 'data.shards is 0; it must be at least 1'),
+    ({'batch': 5, 'shards': 2}, 'batch=5 is not a multiple of data.shards=2'),
     ({'length': 100_000}, 'less than one row of data.length=100000'),
   ],
-  ids=lambda x: '-'.join(map(str, *x.items())) if isinstance(x, dict) else '',
+  ids=lambda x: (
+    '-'.join(map(str, sum(x.items(), ()))) if isinstance(x, dict) else ''
+  ),
 )
 def test_bad_settings_are_refused(corpus, overrides, words):
-  pipeline.check(cases.settings(corpus), 259, 2)
+  pipeline.check(cases.settings(corpus), 259)
   with pytest.raises(ValueError, match=words):
-    pipeline.check(cases.settings(corpus, **overrides), 259, 2)
+    pipeline.check(cases.settings(corpus, **overrides), 259)
 
 
 def test_tokenizers_larger_than_the_vocabulary_are_refused(corpus):
@@ -248,13 +252,13 @@ def test_missing_corpora_are_refused(tmp_path):
     pipeline.check(cases.settings(tmp_path / '*.txt'), 259)
 
 
-def test_processes_without_documents_are_refused(corpus):
+def test_shards_without_documents_are_refused(corpus):
   path = str(corpus).replace('*', '0[0-3]')
-  config = cases.settings(path, batch=8, length=4)
-  with pytest.raises(ValueError, match='3 training documents for 8 processes'):
-    pipeline.check(config, 259, 8)
-  with pytest.raises(ValueError, match='3 training documents for 8 processes'):
-    pipeline.train_iterator(config, 0, 8)
+  config = cases.settings(path, batch=8, length=4, shards=8)
+  with pytest.raises(ValueError, match='3 training documents for 8 shards'):
+    pipeline.check(config, 259)
+  with pytest.raises(ValueError, match='3 training documents for 8 shards'):
+    pipeline.train_iterator(config)
 
 
 def test_files_that_are_not_utf8_are_named(tmp_path):

@@ -54,7 +54,8 @@ def test_validation_ends_in_padding(corpus):
 
 def test_processes_share_validation_rows_out(corpus):
   config = cases.settings(corpus, batch=6, valid_batches=cases.ALL)
-  parts = [pipeline.valid_batches(config, p, 3) for p in range(3)]
+  rows = np.split(np.arange(6), 3)
+  parts = [pipeline.valid_batches(config, part) for part in rows]
   joined = [
     {key: np.concatenate([part[key] for part in batch]) for key in batch[0]}
     for batch in zip(*parts)

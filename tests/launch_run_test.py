@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -83,6 +84,17 @@ def test_the_first_loss_is_that_of_a_guess(whole):
   assert rows[0]['loss'] == pytest.approx(np.log(272), rel=0.05)
 
 
+def test_rows_say_where_the_time_went(whole):
+  _, rows = whole
+  for row in rows:
+    if row['split'] == 'train':
+      parts = {k: v for k, v in row.items() if k.startswith('time_')}
+      assert sum(parts.values()) == pytest.approx(1)
+  first, second, third, _ = (row for row in rows if row['split'] == 'train')
+  assert first['time_compile'] > second['time_compile'] == 0
+  assert third['time_evaluate'] > 0 and third['time_checkpoint'] > 0
+
+
 def cut(workdir, at):
   """A copy of a finished run as it would be, had it been killed after step 3.
 
@@ -128,6 +140,7 @@ def test_a_finished_run_is_left_as_it_is(whole, corpus, capsys):
   assert train(workdir, cases.make_config(corpus)) == rows
   said = capsys.readouterr().out
   assert 'step 4 of 4' in said and 'bigram entropy' in said
+  assert re.search(r'of it: .*\d% other', said)
 
 
 def test_another_mesh_and_microbatches_go_on_with_the_run(
@@ -136,7 +149,9 @@ def test_another_mesh_and_microbatches_go_on_with_the_run(
   config = cases.make_config(corpus)
   config.mesh.update({'data': 2, 'tensor': 2})
   config.train.accumulate = 2
+  config.profile.update({'start': 3, 'steps': 1})
   rows = train(cut(whole[0], tmp_path / 'cut'), config)
+  assert list((tmp_path / 'cut' / 'profile').rglob('*.xplane.pb'))
   got, want = (cases.curve(r)[-1] for r in (rows, whole[1]))
   np.testing.assert_allclose(got, want, 1e-5)
 
@@ -148,8 +163,8 @@ def spoiled(monkeypatch):
   def spoil(*numbers):
     made = run.pipeline.train_iterator
 
-    def train_iterator(*args):
-      data = made(*args)
+    def train_iterator(config, rows):
+      data = made(config, rows)
       inner, count = type(data).__next__, [0]
 
       class Spoiled(type(data)):
@@ -197,11 +212,11 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(
   config = cases.make_config(corpus)
   put, count = run.meshes.put, [0]
 
-  def put_and_kill(mesh, batch):
+  def put_and_kill(mesh, batch, part):
     count[0] += 1
     if count[0] == 3:
       os.kill(os.getpid(), number)
-    return put(mesh, batch)
+    return put(mesh, batch, part)
 
   monkeypatch.setattr(run.meshes, 'put', put_and_kill)
   config.eval.every = 0
@@ -264,6 +279,8 @@ def test_a_sample_is_written_at_the_end(whole, corpus):
     ('optimizer', 'adam', "optimizer is 'adam'"),
     ('data.path', '/nowhere/*.txt', '/nowhere'),
     ('checkpoint.keep', 0, 'checkpoint.keep is 0'),
+    ('checkpoint.keep_every', 3, 'a multiple of checkpoint.every, which is 2'),
+    ('data.shards', 3, 'train.batch=4 is not a multiple of data.shards=3'),
   ],
 )
 def test_a_bad_value_is_refused_before_anything_is_made(

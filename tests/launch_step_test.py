@@ -75,7 +75,8 @@ def make(carry=True, parts=1, rate=0.1, **sizes):
   rows_axes = steps.batch_axes(memory) if carry else None
   run = steps.train_step(model, tx, schedule, layout, parts, rows_axes)
   fresh = functools.partial(jax.tree.map, jnp.copy, state)
-  return fresh, run, functools.partial(meshes.put, mesh)
+  part = meshes.part(mesh, B)
+  return fresh, run, functools.partial(meshes.put, mesh, part=part)
 
 
 def train(batches, **setup):

@@ -11,7 +11,7 @@ import types
 import launch_cases as cases
 import pytest
 
-from nestax.launch import lock, run, train
+from nestax.launch import distributed, lock, run, train
 
 COMMAND = [sys.executable, '-m', 'nestax.launch.train']
 # What is refused, and the words it is refused with.
@@ -26,6 +26,7 @@ REFUSED = {
   '--bogus': "Unknown command line flag 'bogus'",
   'bogus': "unexpected argument 'bogus'",
   '--workdir=/proc/run': 'cannot write in the workdir /proc/run',
+  '--distributed': 'no cluster in the environment .* Give --coordinator',
 }
 
 
@@ -96,6 +97,7 @@ def command(tmp_path, monkeypatch):
     monkeypatch.setattr(train, '_CONFIG', types.SimpleNamespace(value=config))
     where = types.SimpleNamespace(value=str(tmp_path / 'run'))
     monkeypatch.setattr(train, '_WORKDIR', where)
+    monkeypatch.setattr(train, '_JOB', distributed.Job)
     return train.main(['nestax-train'])
 
   return run_command

@@ -138,7 +138,8 @@ def prepare(config, cfg: ModelConfig, keep: bool) -> Step:
   with jax.set_mesh(mesh):
     abstract = steps.abstract_state(model, tx, mesh)
     step = steps.train_step(model, tx, schedule, steps.shardings(abstract))
-    batch = meshes.put(mesh, _numpy(random_batch(cfg, rows, length)))
+    part = meshes.part(mesh, rows)
+    batch = meshes.put(mesh, _numpy(random_batch(cfg, rows, length)), part)
     start = time.perf_counter()
     compiled = step.lower(abstract, batch | {'reset': None}).compile()
     seconds = time.perf_counter() - start

@@ -28,7 +28,11 @@ MAY_CHANGE = (
   'checkpoint',
   'eval',
   'log',
+  'profile',
 )
+
+# Keys that checkpoints from before they were there lack, and what held then.
+SINCE = {'data.shards': 1}
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -49,6 +53,9 @@ def defaults() -> ml_collections.ConfigDict:
     'valid_fraction': 0.05,
     'valid_batches': 8,
     'shuffle': True,
+    # Documents are dealt to so many, which share the rows of a batch; more
+    # processes than shards read some of the text twice. See data/shards.py.
+    'shards': 1,
     'workers': 0,
     'prefetch': 2,
   }
@@ -66,7 +73,12 @@ def defaults() -> ml_collections.ConfigDict:
   config.opt = optimizer.default_opt()
   # Devices along each axis; -1 for all that are left.
   config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}
-  config.checkpoint = {'every': 200, 'keep': 3}  # every 0: only at the end
+  config.checkpoint = {
+    'every': 200,  # 0: only at the end
+    'keep': 3,  # the newest
+    'keep_every': 0,  # also those of every so many steps; 0: none
+    'keep_best': 0,  # also so many with the least bits per byte on validation
+  }
   config.eval = {'every': 200}  # 0: only at the end
   config.log = {
     'every': 10,
@@ -74,6 +86,8 @@ def defaults() -> ml_collections.ConfigDict:
     'prompt': '',  # what the sample at the end goes on from
     'sample_tokens': 400,  # 0: no sample
   }
+  # A trace of so many steps from step `start` on; see launch/profile.py.
+  config.profile = {'start': 10, 'steps': 0}
   return config.lock()
 
 
@@ -85,10 +99,14 @@ LEAST = {
   'train.max_bad_steps': 1,
   'checkpoint.every': 0,
   'checkpoint.keep': 1,
+  'checkpoint.keep_every': 0,
+  'checkpoint.keep_best': 0,
   'eval.every': 0,
   'log.every': 1,
   'log.peak_flops': 0,
   'log.sample_tokens': 0,
+  'profile.start': 1,
+  'profile.steps': 0,
 }
 
 
@@ -138,6 +156,26 @@ def check(config) -> None:
       f'train.batch = {batch} rows cannot be read in train.accumulate = '
       f'{parts} equal parts'
     )
+  _check_kept(config.checkpoint, config.eval.every)
+
+
+def _check_kept(config, evaluations: int) -> None:
+  """Refuses settings by which nothing more would be kept."""
+  if config.keep_every and (
+    not config.every or config.keep_every % config.every
+  ):
+    raise ValueError(
+      f'checkpoint.keep_every is {config.keep_every}: it has to be a multiple '
+      f'of checkpoint.every, which is {config.every}'
+    )
+  if config.keep_best and (
+    not config.every or not evaluations or config.every % evaluations
+  ):
+    raise ValueError(
+      f'checkpoint.keep_best is {config.keep_best}: every checkpoint has to be '
+      f'evaluated, so checkpoint.every ({config.every}) has to be a multiple '
+      f'of eval.every ({evaluations}), both above 0'
+    )
 
 
 def plain(config) -> dict[str, Any]:
@@ -147,7 +185,7 @@ def plain(config) -> dict[str, Any]:
 
 def differing(there: dict, here: dict) -> list[str]:
   """Says in words which keys of two plain configs differ, but MAY_CHANGE."""
-  there, here = _flat(there), _flat(here)
+  there, here = SINCE | _flat(there), SINCE | _flat(here)
   return [
     f'{key} is {there.get(key, "absent")!r} there and '
     f'{here.get(key, "absent")!r} here'

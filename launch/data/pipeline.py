@@ -11,7 +11,7 @@ import itertools
 import grain
 import numpy as np
 
-from nestax.launch.data import corpora, packing, sources, tokenizers
+from nestax.launch.data import corpora, packing, shards, sources, tokenizers
 
 BOUNDARIES = ('reset', 'carry')
 # Rows are shuffled in blocks of about this many tokens (some 20 MB).
@@ -33,14 +33,13 @@ class _Documents:
     return self.tokenizer.document(self.corpus[int(self.indices[i])])
 
 
-def check(config, vocabulary, process_count=1):
+def check(config, vocabulary):
   """Raises ValueError or FileNotFoundError, in words, for a bad data config.
 
   vocabulary: ids that the model has; the tokenizer may have no more.
   """
   data = config.data
   _check_values(config)
-  _rows_of_process(config, process_count)
   tokenizer = tokenizers.load(data.tokenizer)
   if tokenizer.vocab_size > vocabulary:
     raise ValueError(
@@ -50,34 +49,48 @@ def check(config, vocabulary, process_count=1):
     )
   corpus = sources.open_corpus(data)
   train, _ = sources.split(corpus, data.valid_fraction)
-  _check_size(corpus, train, data, process_count)
+  _check_size(corpus, train, data)
 
 
-def train_iterator(config, process_index=0, process_count=1):
-  """Endless training batches of `train.batch / process_count` rows.
+def train_iterator(config, rows=None):
+  """Endless training batches: the given rows of `train.batch` rows.
 
   Returns a grain.DatasetIterator: `get_state` and `set_state` are exact to
-  the batch, also with prefetching. The batches depend on the config, the
-  corpus and the two process numbers only; neither `data.workers` nor
-  `data.prefetch` changes them, nor what a saved state means.
+  the batch, also with prefetching. What a batch holds depends on the config
+  and the corpus only; neither `data.workers` nor `data.prefetch` nor the
+  number of processes changes it, nor what a saved state means.
 
-  Each epoch deals every document to one process, shuffled anew if
-  `data.shuffle`. With `train.carry_state` row b continues row b of the batch
-  before. Without it rows are windows of the process's packed documents,
+  Each epoch deals every document to one of `data.shards` shards, shuffled
+  anew if `data.shuffle`. With `train.carry_state` row b continues row b of the
+  batch before. Without it rows are windows of the shard's packed documents,
   shuffled in blocks of about a million tokens.
 
-  Raises what `check` raises about the corpus and the number of processes.
+  rows: numbers of those that this process reads, rising; None for all.
+
+  Raises what `check` raises about the corpus and the shards.
   """
-  data, rows = config.data, _rows_of_process(config, process_count)
+  _check_shards(config)
+  data, batch = config.data, config.train.batch
   tokenizer = tokenizers.load(data.tokenizer)
   corpus = sources.open_corpus(data)
   train, _ = sources.split(corpus, data.valid_fraction)
-  _check_size(corpus, train, data, process_count)
+  _check_size(corpus, train, data)
   documents = grain.MapDataset.source(_Documents(corpus, train, tokenizer))
   if data.shuffle:
     documents = documents.shuffle(seed=config.seed)
-  documents = documents[process_index::process_count]
-  carry = config.train.carry_state
+
+  def open_shard(number):
+    mine = documents[number :: data.shards]
+    return _shard(config, corpus, train, tokenizer, mine)
+
+  rows = np.arange(batch) if rows is None else rows
+  return shards.Rows(open_shard, rows, batch // data.shards, data.shards)
+
+
+def _shard(config, corpus, train, tokenizer, documents):
+  """Endless batches of one shard's rows."""
+  data, carry = config.data, config.train.carry_state
+  rows = config.train.batch // data.shards
   dataset = packing.Packed(
     documents.repeat(),
     length=data.length,
@@ -92,7 +105,7 @@ def train_iterator(config, process_index=0, process_count=1):
   if not carry:
     dataset = dataset.map(_first_row)
     if data.shuffle:
-      window = _shuffle_window(corpus, train, data.length, process_count)
+      window = _shuffle_window(corpus, train, data)
       dataset = grain.experimental.WindowShuffleIterDataset(
         dataset, window_size=max(window, rows), seed=config.seed
       )
@@ -104,8 +117,8 @@ def train_iterator(config, process_index=0, process_count=1):
   return iter(dataset)
 
 
-def valid_batches(config, process_index=0, process_count=1):
-  """The validation batches of this process: a list, the same every time.
+def valid_batches(config, rows=None):
+  """The validation batches: a list, the same every time.
 
   Rows are windows of the packed validation documents, evenly spread over
   them; of a large corpus, over as many documents (in the order of their keys,
@@ -113,15 +126,16 @@ def valid_batches(config, process_index=0, process_count=1):
   `data.valid_batches` batches, or fewer where the text ends; rows that the
   last one lacks are padding with weight 0.
 
+  rows: numbers of the rows that this process reads, None for all.
+
   Raises corpora.DataError where the validation text does not fill one row.
   """
   batch, wanted = config.train.batch, config.data.valid_batches
-  rows, pad = _valid_rows(config, wanted * batch)
-  part = _rows_of_process(config, process_count)
-  mine = slice(process_index * part, (process_index + 1) * part)
+  found, pad = _valid_rows(config, wanted * batch)
+  mine = slice(None) if rows is None else rows
   batches = []
-  for start in range(0, len(rows), batch):
-    chosen = rows[start : start + batch]
+  for start in range(0, len(found), batch):
+    chosen = found[start : start + batch]
     padding = packing.empty_rows(batch - len(chosen), config.data.length, pad)
     batches.append(
       {
@@ -198,25 +212,16 @@ def _valid_rows(config, wanted):
   return [rows[i * len(rows) // count] for i in range(count)], tokenizer.pad
 
 
-def _rows_of_process(config, process_count):
-  if config.train.batch % process_count:
-    raise ValueError(
-      f'train.batch={config.train.batch} is not a multiple of the '
-      f'{process_count} processes'
-    )
-  return config.train.batch // process_count
-
-
 def _first_row(rows):
   return {key: array[0] for key, array in rows.items()}
 
 
-def _shuffle_window(corpus, train, length, process_count):
+def _shuffle_window(corpus, train, data):
   """Rows a shuffled block: at most an epoch's, where that is known."""
-  window = max(1, _SHUFFLE_TOKENS // length)
+  window = max(1, _SHUFFLE_TOKENS // data.length)
   if corpus.sizes is None:
     return window
-  epoch = int(corpus.sizes[train].sum()) // length // process_count
+  epoch = int(corpus.sizes[train].sum()) // data.length // data.shards
   return max(1, min(window, epoch))
 
 
@@ -234,6 +239,7 @@ def _check_values(config):
   least = {
     'data.length': (data.length, 1),
     'data.valid_batches': (data.valid_batches, 1),
+    'data.shards': (data.shards, 1),
     'data.workers': (data.workers, 0),
     'data.prefetch': (data.prefetch, 0),
     'train.batch': (config.train.batch, 1),
@@ -242,13 +248,22 @@ def _check_values(config):
   for name, (value, minimum) in least.items():
     if value < minimum:
       raise ValueError(f'{name} is {value}; it must be at least {minimum}')
+  _check_shards(config)
 
 
-def _check_size(corpus, train, data, process_count):
-  if len(train) < process_count:
+def _check_shards(config):
+  if config.train.batch % config.data.shards:
     raise ValueError(
-      f'{len(train)} training documents for {process_count} processes: each '
-      'needs at least one; add files or lower data.document_bytes'
+      f'train.batch={config.train.batch} is not a multiple of '
+      f'data.shards={config.data.shards}'
+    )
+
+
+def _check_size(corpus, train, data):
+  if len(train) < data.shards:
+    raise ValueError(
+      f'{len(train)} training documents for {data.shards} shards: each needs '
+      'at least one; add files, or lower data.document_bytes or data.shards'
     )
   if corpus.sizes is None:
     return
