@@ -65,6 +65,9 @@ class Checkpoints:
       say(f'checkpoint {name} was interrupted while it was saved: left out')
     options = ocp.CheckpointManagerOptions(
       preservation_policy=_kept(config.checkpoint),
+      # Without one of its own the manager does not write values down.
+      best_fn=_bits if config.checkpoint.get('keep_best', 0) else None,
+      best_mode='min',
       cleanup_tmp_directories=True,
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -284,10 +287,14 @@ def _kept(config) -> managers.PreservationPolicy:
   if best := config.get('keep_best', 0):
     policies.append(
       managers.BestN(
-        get_metric_fn=lambda metrics: metrics['bits_per_byte'],
+        get_metric_fn=_bits,
         reverse=True,  # the last of the order are the best
         n=best,
         keep_checkpoints_without_metrics=False,
       )
     )
   return managers.AnyPreservationPolicy(policies)
+
+
+def _bits(metrics: dict[str, float]) -> float:
+  return metrics['bits_per_byte']

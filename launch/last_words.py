@@ -35,7 +35,8 @@ def witnessed(name: str, workdir, wanted: bool = True) -> Iterator[None]:
   try:
     yield
   finally:  # however it ends, it ended in words
-    os.write(theirs, _WELL)
+    with contextlib.suppress(BrokenPipeError):
+      os.write(theirs, _WELL)
     os.close(theirs)
 
 
