@@ -73,16 +73,18 @@ def several(job: Job) -> bool:
   return job.detect or job.coordinator is not None
 
 
-def join(job: Job, patience: int = 300) -> None:
+def join(job: Job) -> None:
   """Makes this process part of a job; before anything asks for devices.
+
+  Where the others do not come within five minutes, JAX ends the process
+  itself (see last_words.py).
 
   Args:
     job: what was asked for; with nothing of it, this does nothing.
-    patience: seconds to wait for the others.
 
   Raises:
     ValueError: in words, for a job that cannot be.
-    ConnectionError: if the others were not found in time.
+    ConnectionError: if there is no cluster, or nothing to meet the others at.
   """
   check(job)
   if not several(job):
@@ -94,13 +96,11 @@ def join(job: Job, patience: int = 300) -> None:
       job.process,
       # What is said by flags is not to be mixed with what a cluster says.
       cluster_detection_method=None if job.detect else 'deactivate',
-      initialization_timeout=patience,
       heartbeat_timeout_seconds=job.heartbeat,
       shutdown_timeout_seconds=job.heartbeat,
     )
-  # JAX raises ValueError for what it did not detect, RuntimeError (its own
-  # error for DEADLINE_EXCEEDED is one) for what it did not reach, and a
-  # cluster's client library whatever it likes.
+  # JAX raises ValueError for what it did not detect, RuntimeError for an
+  # address that cannot be had, and a cluster's library whatever it likes.
   except Exception as error:
     raise ConnectionError(_not_joined(job, error)) from error
 

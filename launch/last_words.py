@@ -49,7 +49,8 @@ def _witness(pipe: int, name: str, workdir) -> None:
     if os.read(pipe, 1) != _WELL:
       words = (
         'this process was ended from outside: another process of the run has '
-        'died (JAX says which above), or it was killed itself'
+        'died or cannot be reached (JAX says more above), or it was killed '
+        'itself'
       )
       os.write(2, f'{name}: {words}; {stand(workdir)}\n'.encode())
   finally:

@@ -121,6 +121,13 @@ def _train(plan: Plan) -> dict[str, float]:
       f'{config.name}: {parameters:,} parameters on {plan.mesh.size} '
       f'{jax.devices()[0].device_kind}, step {done} of {last}'
     )
+    if jax.process_count() > config.data.shards:
+      show.say(
+        f'data.shards is {config.data.shards}: some of the '
+        f'{jax.process_count()} processes read and tokenise the same text. '
+        'One shard a process shares it out; a run keeps the number it began '
+        'with'
+      )
 
     # ---- steps
     late = None  # metrics are read when the step after is under way
@@ -203,6 +210,7 @@ def _train(plan: Plan) -> dict[str, float]:
   rows.append(('of it', spent.words()))
   rows += ending.levels(plan, final) + ending.files(plan.workdir)
   progress.summarise(rows, f'{config.name}: done')
+  distributed.told('')  # nobody leaves while the first is drawing
   names = ('loss', 'bits_per_byte')
   return {name: final[name] for name in names} | {'bigram': bigram}
 
