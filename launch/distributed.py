@@ -143,7 +143,7 @@ def check(job: Job) -> None:
 
 
 def _not_joined(job: Job, error: Exception) -> str:
-  why = ' '.join(str(error).split())[:200]
+  why = ' '.join(str(error).split())[:200].rstrip('.')
   if job.detect:
     return (
       '--distributed: no cluster in the environment that JAX knows (TPU pod, '

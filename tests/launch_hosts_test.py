@@ -215,6 +215,7 @@ def state_of(workdir, config):
   return state, data
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_what_two_have_saved(life, alone, tmp_path):
   """On 2 devices of this process, then on 8, from a checkpoint of 2 x 4."""
   workdir = tmp_path / 'run'
