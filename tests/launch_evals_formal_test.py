@@ -122,7 +122,7 @@ def test_hope_is_given_what_parity_needs_and_others_are_not():
     cell.model: cell.key['config']['memory']
     for cell in formal.cells(formal.EVALUATION.options, asked)
   }
-  assert found['hope']['chunk_mem'] == found['hope']['chunk_rest'] == 1
+  assert found['hope']['chunk_mem'] == 1 < 100 < found['hope']['chunk_rest']
   assert found['hope']['eta_max'] == 1.0
   assert found['transformer']['chunk_mem'] == 64
   paper = formal.EVALUATION.paper['Transformer']
