@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from nestax.models import axes, recurrence
 from nestax.models.config import ModelConfig
 from nestax.models.layers import CausalConv, Linear, RMSNorm, segment_starts
-from nestax.models.memory.types import GATES, Inputs, MemoryState
+from nestax.models.memory.types import Inputs, MemoryState
 from nestax.models.memory.types import init_state as init_memory
 
 # First standard deviation of the maps, in units of fan_in ** -0.5: small, so
 # that k and v begin near their slow projections and `mem` with what it writes.
 GAIN = 0.1
-# First values of the gates' biases: eta = eta_max * sigmoid(-2), about a
-# tenth of its bound; alpha = sigmoid(5) = 0.993; beta = sigmoid(0) = 0.5.
-BIAS = {'eta': -2.0, 'alpha': 5.0, 'beta': 0.0}
+# First values of the other gates' biases (eta's is `MemoryConfig.eta_bias`):
+# alpha = sigmoid(5) = 0.993; beta = sigmoid(0) = 0.5.
+BIAS = {'alpha': 5.0, 'beta': 0.0}
 
 
 class TitanState(NamedTuple):
@@ -72,11 +72,11 @@ class InitialValues(nn.Module):
         }
       else:
         initial[box] = {'kernel': param(box, (H, K, K), K, GAIN)}
-    for gate in GATES:
+    for gate, first in (('eta', rule.eta_bias), ('alpha', BIAS['alpha'])):
       if gate in rule.given:
         continue
       bias = nn.with_logical_partitioning(
-        nn.initializers.constant(BIAS[gate]), ('heads',)
+        nn.initializers.constant(first), ('heads',)
       )
       initial[gate] = {
         'kernel': param(gate, (H, K), K, GAIN),

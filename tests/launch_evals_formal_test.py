@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
-from nestax.launch.evals import formal, suite, trials
+from nestax.launch.evals import entrants, formal, suite, trials
+from nestax.models import hope
 
 WORDS = {
   'parity': lambda w: w.count('1') % 2 == 0,
@@ -124,6 +127,12 @@ def test_hope_is_given_what_parity_needs_and_others_are_not():
   }
   assert found['hope']['chunk_mem'] == 1 < 100 < found['hope']['chunk_rest']
   assert found['hope']['eta_max'] == 1.0
+  options = formal.EVALUATION.options
+  parity = formal.problem('parity', options)
+  cfg = entrants.config('hope', options.train.base(2), parity.own)
+  variables = hope.InitialValues(cfg).init(jax.random.key(0))
+  first = nn.unbox(variables)['params']['eta_bias']
+  np.testing.assert_array_equal(first, np.full(cfg.H, 2.0))
   assert found['transformer']['chunk_mem'] == 64
   paper = formal.EVALUATION.paper['Transformer']
   assert paper['parity bin 0'] == 46.4 and paper['shuffle-2 bin 1'] == 100

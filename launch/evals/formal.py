@@ -176,16 +176,17 @@ def strings(
 
 
 # State tracking needs factors below zero along a key: alpha - 2 eta at chunk 1,
-# for which the token rule is the cheaper form. The other memories commit after
-# no string of the default lengths but the longest of a^n b^n c^n has ended:
-# where they change at every token, parity is learned slowly and not beyond the
-# training length (BUILD_NOTES.md).
+# eta starting near 1; the token rule is the cheaper form of that chunk. The
+# other memories commit every 256 tokens, that is within the longest strings of
+# a^n b^n c^n alone: where they changed at every token, or at tokens that
+# training did not reach, parity was not learned beyond its lengths.
 OWN = {
   'hope': {
     'memory': {
       'chunk_mem': 1,
       'chunk_rest': 256,
       'eta_max': 1.0,
+      'eta_bias': 2.0,
       'implementation': 'token',
     }
   }

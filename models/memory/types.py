@@ -51,6 +51,8 @@ class MemoryConfig:
     value_norm: v has unit norm.
     eta_max: upper bound of the inner learning rate. Steps of unit keys are
       stable up to 1 without momentum; with it the gain is eta / (1 - beta).
+    eta_bias: first bias of its gate: eta begins near
+      `eta_max * sigmoid(eta_bias)`, a tenth of the bound unless given.
     bounded: a two-layer memory's steps are divided by their gain where it
       exceeds 1 (see `outer_gain`, `inner_gain`); False is the bare rule.
     remat: recompute a chunk's inner values in the backward pass.
@@ -76,6 +78,7 @@ class MemoryConfig:
   key_norm: bool = True
   value_norm: bool = True
   eta_max: float = 0.5
+  eta_bias: float = -2.0
   bounded: bool = True
   remat: bool = True
   implementation: str = ''
@@ -127,6 +130,10 @@ class MemoryConfig:
       raise ValueError(f'expansion={self.expansion}: at least 1')
     if not 0 < self.eta_max <= 1:
       raise ValueError(f'eta_max={self.eta_max}: above 0 and at most 1')
+    if not abs(self.eta_bias) <= 20:
+      raise ValueError(
+        f'eta_bias={self.eta_bias}: -20 to 20, beyond which a sigmoid is flat'
+      )
 
   @property
   def boxes(self) -> tuple[str, ...]:
