@@ -8,7 +8,7 @@ import numpy as np
 from nestax.launch import days, report
 from nestax.launch.life import Being, Past
 from nestax.launch.plans import Plan, rows_of
-from nestax.sleep import cycle, gate, grow
+from nestax.sleep import cycle, gate, owners
 from nestax.sleep import lineage as lineage_
 from nestax.sleep.lineage import Lineage, Version
 
@@ -32,8 +32,8 @@ def remember(plan: Plan, past: Past, slept: cycle.Night) -> None:
     number,
     slept,
     plan.days[after].name if number else '',
-    retention(plan, past, slept.params),
-    [grow.used(cfg, slept.params, k) for k in range(len(cfg.groups))],
+    retention(plan, past, slept.params, slept.state),
+    owners.used(cfg, slept.params, slept.state),
     cfg.cms.slots,
   )
   past.versions.append(dataclasses.asdict(lineage_.stamped(version)))
@@ -53,21 +53,29 @@ def never_slept(plan: Plan, being: Being, names) -> cycle.Night:
   )
 
 
-def retention(plan: Plan, past: Past, params) -> list[float | None]:
-  """Nats a token of each day's text by the slow weights alone."""
-  length, losses = plan.options.night.texts.length, []
+def retention(plan: Plan, past: Past, params, state) -> list[float | None]:
+  """Nats a token of each day's text by the slow weights alone.
+
+  Those of its owner, where owners have slots of their own.
+  """
+  cfg, length = plan.made.model.cfg, plan.options.night.texts.length
+  shared, losses = state.owned is None, []
   for day in plan.days:
-    rows = [
-      rows_of(ids, length, plan.options.probe_rows, plan.tools.words.pad)
+    rows = {
+      name: rows_of(ids, length, plan.options.probe_rows, plan.tools.words.pad)
       for name, ids in day.tokens.items()
       if name in past.present and len(ids) > 1
-    ]
-    if not rows:
-      losses.append(None)
-      continue
-    tokens = np.concatenate([x.tokens_BxL for x in rows])
-    size = np.concatenate([x.length_B for x in rows])
-    losses.append(gate.loss(plan.tools.reader, params, None, tokens, size))
+    }
+    groups = [list(rows)] if shared else [[name] for name in rows]
+    nats = count = 0
+    for names in filter(None, groups):
+      tokens = np.concatenate([rows[name].tokens_BxL for name in names])
+      size = np.concatenate([rows[name].length_B for name in names])
+      own = owners.personal(cfg, params, state, past.owners.index(names[0]))
+      loss = gate.loss(plan.tools.reader, own, None, tokens, size)
+      scored = int((size - 1).sum())
+      nats, count = nats + loss * scored, count + scored
+    losses.append(nats / count if count else None)
   return losses
 
 

@@ -130,8 +130,9 @@ def where_owners(mask_B, new, old):
     return one
 
   blocks = jax.tree.map(rows(1), new.blocks, old.blocks)
+  owned = jax.tree.map(rows(1), new.owned, old.owned)
   if new.levels is None:
-    return new._replace(blocks=blocks)
+    return new._replace(blocks=blocks, owned=owned)
   parts = {
     name: jax.tree.map(rows(0), part, getattr(old.levels, name))
     for name, part in new.levels._asdict().items()
@@ -142,7 +143,7 @@ def where_owners(mask_B, new, old):
     boundary=jax.tree.map(rows(1), new.levels.boundary, old.levels.boundary),
     **parts,
   )
-  return new._replace(blocks=blocks, levels=levels)
+  return new._replace(blocks=blocks, levels=levels, owned=owned)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))

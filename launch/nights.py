@@ -20,7 +20,7 @@ from nestax.launch.life import Being, Past
 from nestax.launch.plans import Plan
 from nestax.launch.run import Interrupted, Signals
 from nestax.models import language_model
-from nestax.sleep import cycle, replay, texts
+from nestax.sleep import owners, replay, texts
 
 
 def live(plan: Plan, out, forget: str = '') -> list[dict]:
@@ -179,7 +179,7 @@ class Life:
       self.show.say(f'no night: {nothing}')
       past.dusk, past.since = False, 0
       return
-    slept = cycle.night(
+    slept = owners.night(
       plan.tools,
       self.being.params,
       self.being.state,
@@ -236,11 +236,16 @@ class Life:
     self.store.save(self.being, past)
     self.store.forget_others(past.step)
     history.write(self.out, self.plan, self.past)
-    self.show.say(
+    words = (
       f"{name}'s state and replay buffer are deleted, and the checkpoints that "
-      'held them. What nights before have moved into slots, which all owners '
-      'share, stays there'
+      'held them.'
     )
+    if self.being.state.owned is None:
+      words += (
+        ' What nights before have moved into slots, which all owners share, '
+        'stays there'
+      )
+    self.show.say(words)
 
   def _stop_if_asked(self, saved: bool = False) -> None:
     """Ends here if a signal came; a night that is left was never slept."""

@@ -12,7 +12,7 @@ from nestax.launch import days, overrides, sampling
 from nestax.launch.evals import novel
 from nestax.launch.trained import Trained
 from nestax.models import language_model
-from nestax.sleep import grow, replay, tasks
+from nestax.sleep import grow, owners, replay, tasks
 from nestax.sleep import tools as tools_
 from nestax.sleep.reader import Said
 from nestax.sleep.task import Task
@@ -105,7 +105,7 @@ def of_flags(values: Mapping) -> Plan:
   )
   made = novel.load(values['workdir'], model, stack)
   if values['slots']:
-    made = equipped(made, values['slots'], options)
+    made = equipped(made, values['slots'], options, values['scope'])
   elif not made.model.cfg.cms.slots:
     raise ValueError(
       'the levels of this model have no slots to grow into; give them some, '
@@ -121,11 +121,13 @@ def of_flags(values: Mapping) -> Plan:
   return prepare(made, read, values['core'], options, values['owners'], arc)
 
 
-def equipped(made: Trained, slots: int, options: Options) -> Trained:
+def equipped(
+  made: Trained, slots: int, options: Options, scope: str = 'shared'
+) -> Trained:
   """The same model with slots, masked and empty, if it has none."""
   key = jax.random.key(options.seed)
   cfg, params = grow.equip(
-    made.model.cfg, made.params, slots, options.rank, key
+    made.model.cfg, made.params, slots, options.rank, key, scope
   )
   model = language_model.LanguageModel(cfg)
   return made._replace(model=model, params=params)
@@ -156,6 +158,7 @@ def prepare(
   if unknown:
     names = ', '.join(days.owners(read))
     raise ValueError(f'no owner {unknown[0]!r} reads; there are {names}')
+  owners.check(made.model.cfg, options.night.full)
   words = words_of(made)
   tools = tools_.of_model(made.model.cfg, options.night, words)
   core_ids = made.tokenizer.encode(sampling.read_prompt('', core))

@@ -31,6 +31,9 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   'slots', 0, 'To give each level of a model without any.', flag_values=FLAGS
 )
+flags.DEFINE_string(
+  'scope', 'shared', "Or owner: the slots are each owner's.", flag_values=FLAGS
+)
 flags.DEFINE_list(
   'text', None, 'Files or folders to read.', required=True, flag_values=FLAGS
 )

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.cms import chain, fresh, objective, resume
+from nestax.cms import chain, experts, fresh, objective, resume
 from nestax.cms import level as levels_
 from nestax.cms.level import LevelState, Theta
 from nestax.cms.stream import Net, Piece, StreamState
@@ -43,6 +43,32 @@ def init_state(cfg: ModelConfig, B: int, mixers) -> StreamState:
     cfg.D,
     cfg.compute_dtype,
   )
+
+
+def init_owned(cfg: ModelConfig, B: int) -> tuple[experts.Slots, ...] | None:
+  """Masked and empty expert slots of B sequences' own, leaves `[N, B, ...]`.
+
+  One for each level of a block; None where slots are shared, or there are none.
+  The first factors of every sequence are the same, whatever B is.
+  """
+  if cfg.cms.scope == 'shared' or not cfg.cms.slots:
+    return None
+  S, D, rank = cfg.cms.slots, cfg.D, cfg.cms.rank
+
+  def one(level):
+    key = jax.random.fold_in(jax.random.key(0), level)
+    slots = experts.init(key, S, D, rank, (cfg.N,))
+    return jax.tree.map(
+      lambda x: jnp.repeat(x[:, None], B, axis=1, total_repeat_length=B), slots
+    )
+
+  return tuple(map(one, range(len(cfg.schedule.levels))))
+
+
+def owned_axes() -> experts.Slots:
+  """The names of the axes of such slots."""
+  slots = experts.Slots(('embed', 'memory'), ('memory', 'embed'), (), ())
+  return axes.stacked(slots, 'layers', 'batch', None)
 
 
 def level_axes(state: LevelState) -> LevelState:
@@ -83,16 +109,24 @@ def run_blocks(
 
   With `remat` the backward pass recomputes as the config says; the active
   phase recomputes whole chunks instead.
-  `deltas`, if among the options, have a leading axis of the segment's blocks.
+  `deltas`, if among the options, have a leading axis of the segment's blocks;
+  `owned` has one of all blocks.
   """
   params = layers(params['blocks'], segment.start, segment.stop)
   deltas = options.pop('deltas', None)
+  owned = layers(options.pop('owned', None), segment.start, segment.stop)
   block = blocks.Block(cfg, parent=None)
 
   def body(x_BxLxD, layer):
-    params, mixers, deltas = layer
+    params, mixers, deltas, owned = layer
     mixers, x_BxLxD, keys = block.apply(
-      {'params': params}, mixers, x_BxLxD, reset_BxL, deltas=deltas, **options
+      {'params': params},
+      mixers,
+      x_BxLxD,
+      reset_BxL,
+      deltas=deltas,
+      owned=owned,
+      **options,
     )
     return x_BxLxD, (mixers, keys)
 
@@ -100,7 +134,7 @@ def run_blocks(
     policy = blocks.POLICIES[cfg.remat]
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)
   x_BxLxD, (mixers, keys) = jax.lax.scan(
-    body, x_BxLxD, (params, mixers, deltas)
+    body, x_BxLxD, (params, mixers, deltas, owned)
   )
   return mixers, x_BxLxD, keys
 
@@ -120,7 +154,7 @@ def _theta(params, slot: int, index) -> Theta:
   return Theta(*(own[name][index] for name in ('gate', 'up', 'down')))
 
 
-def net(cfg: ModelConfig, params, head, aligned: bool) -> Net:
+def net(cfg: ModelConfig, params, head, aligned: bool, owned=None) -> Net:
   """The network from the first block that learns.
 
   Args:
@@ -128,15 +162,17 @@ def net(cfg: ModelConfig, params, head, aligned: bool) -> Net:
     params: of the whole model.
     head: `(params, x_BxLxD) -> logits_BxLxV`.
     aligned: chunks of the levels start at boundaries of the memories' chunks.
+    owned: expert slots of the sequences' own, see `init_owned`; or None.
   """
   constant = None
   if cfg.cms.differentiate == 'first_order':
     still = jax.lax.stop_gradient(params)
-    constant = _net(cfg, still, functools.partial(head, still), aligned)
-  return _net(cfg, params, functools.partial(head, params), aligned, constant)
+    constant = _net(cfg, still, functools.partial(head, still), aligned, owned)
+  head = functools.partial(head, params)
+  return _net(cfg, params, head, aligned, owned, constant)
 
 
-def _net(cfg: ModelConfig, params, head, aligned: bool, constant=None) -> Net:
+def _net(cfg: ModelConfig, params, head, aligned, owned, constant=None) -> Net:
   first, cms = cfg.adapting[0], cfg.cms
   if cms.differentiate == 'full':
     # kernels have no second derivative
@@ -147,7 +183,7 @@ def _net(cfg: ModelConfig, params, head, aligned: bool, constant=None) -> Net:
     x_BxLxD, states, keys = piece.x_BxLxD, [], []
     by_slot = _by_slot(cfg, weights)
     for segment in cfg.segments:
-      options = {'length_B': length_B, 'aligned': aligned}
+      options = {'length_B': length_B, 'aligned': aligned, 'owned': owned}
       if segment.offset is not None:
         end = segment.offset + segment.stop - segment.start
         options['deltas'] = layers(by_slot, segment.offset, end)
@@ -248,11 +284,11 @@ def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
   )
 
 
-def read_on(cfg: ModelConfig, params, head, state, mixers, piece: Piece):
+def read_on(cfg: ModelConfig, params, head, state, mixers, piece, owned=None):
   """(levels' state, mixers, logits) of sequences that go on."""
   return resume.run(
     cfg.stream,
-    net(cfg, params, head, False),
+    net(cfg, params, head, False, owned),
     rates(cfg, params),
     state,
     mixers,
@@ -260,8 +296,14 @@ def read_on(cfg: ModelConfig, params, head, state, mixers, piece: Piece):
   )
 
 
-def flush(cfg: ModelConfig, params, head, state, mixers) -> StreamState:
+def flush(
+  cfg: ModelConfig, params, head, state, mixers, owned=None
+) -> StreamState:
   """Learns from what is pending; see `cms.resume.flush`."""
   return resume.flush(
-    cfg.stream, net(cfg, params, head, False), rates(cfg, params), state, mixers
+    cfg.stream,
+    net(cfg, params, head, False, owned),
+    rates(cfg, params),
+    state,
+    mixers,
   )

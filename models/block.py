@@ -78,14 +78,17 @@ class Level(nn.Module):
   Call: `(x_BxLxD, delta, alive_BxL) -> (y_BxLxD, key_BxLxD)`, without the
   residual. The weights here are the slow `theta_0`; `delta` is what each
   sequence has written on them, or None for an ordinary MLP. The active expert
-  slots add to either. `key` is the normalised input.
+  slots add to either: those of the parameters, or `owned`, each sequence's
+  own. `key` is the normalised input.
   """
 
   cfg: ModelConfig
   F: int
 
   @nn.compact
-  def __call__(self, x_BxLxD, delta: Theta | None = None, alive_BxL=None):
+  def __call__(
+    self, x_BxLxD, delta: Theta | None = None, alive_BxL=None, owned=None
+  ):
     cfg, F, D = self.cfg, self.F, self.cfg.D
 
     def kernel(name, shape, names, std):
@@ -123,6 +126,7 @@ class Level(nn.Module):
       )
     if cfg.cms.slots:
       slots = ExpertSlots(cfg, name='slots')()
+      slots = slots if owned is None else owned
       y_BxLxD += experts.read(slots, key_BxLxD, cfg.compute_dtype)
     return y_BxLxD, key_BxLxD
 
@@ -134,8 +138,9 @@ class Block(nn.Module):
   a recurrence (Mamba-2's), an MLP, attention over a window, an MLP.
 
   `state` may be None for fresh sequences. `length_B` and `aligned` are those
-  of the mixers; `deltas` and `alive_BxL` those of the levels, one delta each
-  or None. `keys` are the levels' inputs where the config needs them, else ().
+  of the mixers; `deltas`, `alive_BxL` and `owned` those of the levels, one
+  delta and the sequences' own slots each, or None. `keys` are the levels'
+  inputs where the config needs them, else ().
   """
 
   cfg: ModelConfig
@@ -150,6 +155,7 @@ class Block(nn.Module):
     aligned=False,
     deltas=None,
     alive_BxL=None,
+    owned=None,
   ):
     cfg = self.cfg
     inner = None if state is None else state.mixer
@@ -165,7 +171,7 @@ class Block(nn.Module):
     else:
       mixer = MIXERS.get(cfg.family, linear_rnn.LinearRNN)(cfg, name='mixer')
       inner, x_BxLxD = self._mixed(mixer, inner, x_BxLxD, options)
-    x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive_BxL)
+    x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive_BxL, owned)
     x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
     return None if state is None else BlockState(inner), x_BxLxD, keys
 
@@ -182,15 +188,16 @@ class Block(nn.Module):
     x_BxLxD = axes.constrain(x_BxLxD + y_BxLxD, 'batch', 'length', 'activation')
     return state, x_BxLxD
 
-  def _levels(self, x_BxLxD, deltas, alive_BxL):
+  def _levels(self, x_BxLxD, deltas, alive_BxL, owned):
     cfg, keys = self.cfg, []
 
     def level(i, F):
       module = Level(cfg, F, name=f'level_{i}')
       delta = None if deltas is None else deltas[i]
+      slots = None if owned is None else owned[i]
 
       def run(x_BxLxD):
-        y_BxLxD, key_BxLxD = module(x_BxLxD, delta, alive_BxL)
+        y_BxLxD, key_BxLxD = module(x_BxLxD, delta, alive_BxL, slots)
         keys.append(key_BxLxD)
         return y_BxLxD
 

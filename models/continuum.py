@@ -11,6 +11,7 @@ from nestax.cms.update import UpdateConfig
 
 WIDTHS = ('split', 'full')
 ASSIGN = ('chain', 'groups')
+SCOPES = ('shared', 'owner')
 
 
 class Group(NamedTuple):
@@ -57,6 +58,9 @@ class CMSConfig:
     slots: expert slots of every level that sleep may grow into, see
       `cms.experts`; 0 makes none.
     rank: of a slot.
+    scope: whose slots they are: 'shared' ones are slow weights that every
+      sequence sees; those of an 'owner' are in the state of a sequence and go
+      with it (the parameters then hold empty ones only, for fresh sequences).
   """
 
   periods: tuple[int, ...] = (128, 512, 2048)
@@ -75,9 +79,11 @@ class CMSConfig:
   ns_steps: int = 5
   slots: int = 0
   rank: int = 8
+  scope: str = 'shared'
 
   def __post_init__(self):
     for name, known in (
+      ('scope', SCOPES),
       ('width', WIDTHS),
       ('assign', ASSIGN),
       ('variant', VARIANTS),

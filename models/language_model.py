@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nestax.cms import resume
+from nestax.cms.experts import Slots
 from nestax.cms.stream import Piece, StreamState
 from nestax.models import active, axes, telemetry
 from nestax.models import block as blocks
@@ -29,10 +30,12 @@ class ModelState(NamedTuple):
   Attributes:
     blocks: of the mixers, leaves `[N, B, ...]`.
     levels: of the levels that learn (`cms.stream.StreamState`), or None.
+    owned: expert slots of every sequence's own, see `active.init_owned`.
   """
 
   blocks: blocks.BlockState
   levels: StreamState | None
+  owned: tuple[Slots, ...] | None = None
 
 
 class LanguageModel(nn.Module):
@@ -91,8 +94,9 @@ class LanguageModel(nn.Module):
     cfg = self.cfg
     x_BxLxD = self.embed(tokens_BxL)
 
-    def body(block, x_BxLxD, state):
-      state, x_BxLxD, _ = block(state, x_BxLxD, reset_BxL)
+    def body(block, x_BxLxD, layer):
+      state, owned = layer
+      state, x_BxLxD, _ = block(state, x_BxLxD, reset_BxL, owned=owned)
       return x_BxLxD, state
 
     scanned = nn.scan(
@@ -102,9 +106,9 @@ class LanguageModel(nn.Module):
       length=cfg.N,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    mixers = None if state is None else state.blocks
-    x_BxLxD, mixers = scanned(self.blocks, x_BxLxD, mixers)
-    state = None if state is None else ModelState(mixers, None)
+    layers = (None, None) if state is None else (state.blocks, state.owned)
+    x_BxLxD, mixers = scanned(self.blocks, x_BxLxD, layers)
+    state = None if state is None else ModelState(mixers, None, state.owned)
     return state, x_BxLxD
 
   def _learn(self, state, x_BxLxD, tokens_BxL, reset_BxL):
@@ -121,6 +125,7 @@ class LanguageModel(nn.Module):
         x_BxLxD,
         reset_BxL,
         remat=True,
+        owned=None if state is None else state.owned,
       )
     if state is None:
       logits, *end = active.read_fresh(
@@ -136,10 +141,11 @@ class LanguageModel(nn.Module):
       state.levels,
       active.layers(state.blocks, first, cfg.N),
       Piece(x_BxLxD, tokens_BxL, reset_BxL),
+      state.owned,
     )
     if first:
       mixers = jax.tree.map(lambda *x: jnp.concatenate(x, 0), trunk, mixers)
-    return ModelState(mixers, levels), logits
+    return ModelState(mixers, levels, state.owned), logits
 
   def logits(self, x_BxLxD):
     """The head: norm, then logits `[B, L, V]`, float32."""
@@ -175,11 +181,12 @@ def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
   mixers = jax.tree.map(
     lambda x: jnp.broadcast_to(x[None], (cfg.N, *x.shape)), one
   )
+  owned = active.init_owned(cfg, batch)
   if not cfg.stream:
-    return ModelState(mixers, None)
+    return ModelState(mixers, None, owned)
   levels = active.init_state(cfg, batch, mixers)
   # arrays of their own, so that a state can be donated
-  return ModelState(mixers, jax.tree.map(jnp.copy, levels))
+  return ModelState(mixers, jax.tree.map(jnp.copy, levels), owned)
 
 
 def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
@@ -191,7 +198,9 @@ def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
     return state
   params = nn.unbox(params)
   mixers = active.layers(state.blocks, cfg.adapting[0], cfg.N)
-  levels = active.flush(cfg, params, _head(cfg), state.levels, mixers)
+  levels = active.flush(
+    cfg, params, _head(cfg), state.levels, mixers, state.owned
+  )
   return state._replace(levels=levels)
 
 
@@ -223,7 +232,28 @@ def state_axes(state: ModelState) -> ModelState:
   """The names of the axes of every leaf, a prefix tree of the state."""
   mixers = axes.stacked(state.blocks.mixer.axes(), 'layers')
   levels = state.levels and active.state_axes(state.levels, mixers)
-  return ModelState(blocks.BlockState(mixers), levels)
+  owned = state.owned and (active.owned_axes(),) * len(state.owned)
+  return ModelState(blocks.BlockState(mixers), levels, owned)
+
+
+def take_row(state: ModelState, row: int) -> ModelState:
+  """The state of one sequence, as a batch of one."""
+
+  def one(names, x):
+    return jax.lax.slice_in_dim(x, row, row + 1, axis=names.index('batch'))
+
+  return axes.map_names(one, state_axes(state), state)
+
+
+def put_row(state: ModelState, row: int, new: ModelState) -> ModelState:
+  """The state with one sequence's replaced; `new` is a batch of one."""
+  new = iter(jax.tree.leaves(new))
+
+  def one(names, x):
+    axis = names.index('batch')
+    return jax.lax.dynamic_update_slice_in_dim(x, next(new), row, axis)
+
+  return axes.map_names(one, state_axes(state), state)
 
 
 def state_shardings(mesh, state):

@@ -56,13 +56,17 @@ def check(cfg: ModelConfig) -> None:
     )
 
 
-def equip(cfg: ModelConfig, params, S: int, rank: int, key):
+def equip(
+  cfg: ModelConfig, params, S: int, rank: int, key, scope: str = 'shared'
+):
   """Gives a model that has no slots S of them a level: (cfg, params).
 
-  They are masked and empty: no logit changes.
+  They are masked and empty: no logit changes. With the scope 'owner' those of
+  the parameters stay so, see `sleep.owners`.
 
   Raises:
     SlotsError: if it has slots already, or these cannot be.
+    ValueError: for an unknown scope.
   """
   if cfg.cms.slots:
     raise SlotsError(
@@ -73,7 +77,7 @@ def equip(cfg: ModelConfig, params, S: int, rank: int, key):
     new = experts.init(jax.random.fold_in(key, i), S, cfg.D, rank, (cfg.N,))
     named = {NAMES[field]: x for field, x in new._asdict().items()}
     blocks[f'level_{i}'] = blocks[f'level_{i}'] | {'slots': named}
-  cms = dataclasses.replace(cfg.cms, slots=S, rank=rank)
+  cms = dataclasses.replace(cfg.cms, slots=S, rank=rank, scope=scope)
   return dataclasses.replace(cfg, cms=cms), params | {'blocks': blocks}
 
 

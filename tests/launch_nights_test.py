@@ -229,3 +229,23 @@ def test_a_night_without_room_is_slept_when_there_is(
   monkeypatch.setattr(nights.cycle, 'night', night)
   nights.live(cases.plan(texts), tmp_path)
   assert cases.rows(tmp_path) == cases.rows(whole)
+
+
+@pytest.mark.slow
+def test_owners_with_slots_of_their_own_sleep_alone_and_take_them_along(
+  texts, tmp_path
+):
+  plan = cases.plan(texts, scope='owner')
+  nights.live(plan, tmp_path)
+  life = begun(plan, tmp_path)
+  rows = cases.rows(tmp_path)
+  assert rows[1]['owners'] == ['ann', 'bob'] and rows[1]['accepted']
+  assert [row['used'] for row in rows] == [[0, 0], [0, 2], [0, 4]]
+  assert cases.same(life.being.params, plan.made.params)
+  # what each says of a day is by slots of their own
+  assert rows[1]['retention'][0] != rows[0]['retention'][0]
+  held = life.being.state.owned[1].active_S
+  assert np.asarray(held).sum(-1).tolist() == [[4, 4]] * 2
+  nights.live(plan, tmp_path, forget='ann')
+  held = np.asarray(begun(plan, tmp_path).being.state.owned[1].active_S)
+  assert held.sum(-1).tolist() == [[0, 4]] * 2

@@ -40,7 +40,7 @@ SET = (
 
 
 @functools.cache
-def made(slots=8, blocks='all'):
+def made(slots=8, blocks='all', scope='shared'):
   """A model that nobody has trained."""
   cfg = ModelConfig.from_dict(
     {
@@ -58,7 +58,7 @@ def made(slots=8, blocks='all'):
   params = nn.unbox(jax.jit(model.init)(jax.random.key(0), None, tokens))
   found = tokenizers.load('bytes')
   new = trained.Trained(model, params['params'], found, 0, 'bytes')
-  return plans.equipped(new, slots, OPTIONS) if slots else new
+  return plans.equipped(new, slots, OPTIONS, scope) if slots else new
 
 
 def write_texts(folder):
@@ -83,21 +83,25 @@ def write_run(folder):
   return folder
 
 
-def plan(folder, count=2, only=(), tasks=(), names=('ann', 'bob'), **options):
+def plan(
+  folder, count=2, only=(), tasks=(), names=('ann', 'bob'), scope='shared',
+  **options,
+):  # fmt: skip
   """The plan of a life that reads the texts of `write_texts`."""
   options = dataclasses.replace(OPTIONS, **options)
   paths = [str(folder / f'{name}.txt') for name in names]
   read = days.load(paths, count, made().tokenizer)
   core = str(folder / 'core.txt')
-  new = plans.prepare(made(), read, core, options, only, tasks)
-  return new._replace(tools=tools())
+  model = made(scope=scope)
+  new = plans.prepare(model, read, core, options, only, tasks)
+  return new._replace(tools=tools(scope))
 
 
 @functools.cache
-def tools():
+def tools(scope='shared'):
   """Programs of all lives, so that they are compiled once."""
-  cfg = made().model.cfg
-  return tools_.of_model(cfg, NIGHT, plans.words_of(made()))
+  model = made(scope=scope)
+  return tools_.of_model(model.model.cfg, NIGHT, plans.words_of(model))
 
 
 def rows(out):
