@@ -177,6 +177,7 @@ def test_what_is_written_is_the_likeliest_and_ends_at_a_stop(writer):
     assert writing.write_learning(writer, prompt, 20, [stop]) == text
 
 
+@pytest.mark.slow
 def test_draws_differ_by_seed_and_row_and_are_repeated(writer):
   asked = asking.Asked(writer.model.cfg, writer.params, rows=2)
   draw = functools.partial(

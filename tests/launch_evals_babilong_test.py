@@ -119,7 +119,7 @@ class Knows:
 
 @pytest.fixture
 def made():
-  cfg = cases.config('hope_attention', periods=(8,))
+  cfg = cases.config('transformer')
   cfg = dataclasses.replace(cfg, V=259)
   return trained.Trained(
     language_model.LanguageModel(cfg), cases.params_of(cfg), BYTES, 0, 'bytes'

@@ -84,6 +84,7 @@ def test_prompts_lose_their_beginning_to_max_length(model, weights):
     model.loglikelihood(requests('loglikelihood', [('a', prompt)]))
 
 
+@pytest.mark.slow
 def test_rolling_reads_a_whole_text_once(model, weights, monkeypatch):
   monkeypatch.setattr(asking, 'AT_ONCE', 32)  # pieces of eight tokens
   texts = ['feed' * 7, 'a']
@@ -95,6 +96,7 @@ def test_rolling_reads_a_whole_text_once(model, weights, monkeypatch):
   np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_generation_is_greedy_until_a_stop(model, weights):
   row = ids('cab')
   for _ in range(12):

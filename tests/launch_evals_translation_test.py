@@ -149,7 +149,6 @@ def test_settings_differ_in_what_is_read(tmp_path, monkeypatch, made):
 
   translation._model.cache_clear()
   monkeypatch.setattr(learners, 'load', lambda word: made)
-  real = translation.translate
   monkeypatch.setattr(translation, 'translate', translate)
   pytest.importorskip('sacrebleu', reason='an extra: nestax[eval]')
   for cell in found:
@@ -162,13 +161,26 @@ def test_settings_differ_in_what_is_read(tmp_path, monkeypatch, made):
     (['Other'], ['Other']),
     (both, both),
   ]
-  one = spoken('Palula', PAIRS[:3], PAIRS[3:])
-  said = real(made, options, [one], [one], np.random.default_rng(0))
-  assert list(said) == ['Palula'] and len(said['Palula']) == 1
   with pytest.raises(ValueError, match='both languages are called Palula'):
     list(
       translation.cells(dataclasses.replace(options, second=str(first)), asked)
     )
+
+
+@pytest.mark.slow
+def test_what_was_read_changes_what_is_written(made):
+  options = translation.Options(tests=1, window=32, piece=16, most=8, rows=2)
+  one = spoken('Palula', PAIRS[:3], PAIRS[3:])
+  two = spoken('Other', [Pair('x' * 9, 'z' * 30)], PAIRS[3:])
+
+  def say(read):
+    return translation.translate(
+      made, options, read, [one], np.random.default_rng(0)
+    )
+
+  alone, after = say([one]), say([one, two])
+  assert list(alone) == ['Palula'] and len(alone['Palula']) == 1
+  assert alone != after
 
 
 @pytest.mark.parametrize(
