@@ -93,7 +93,9 @@ def devices(topology: str) -> list:
   return list(found.devices)
 
 
-def compile_step(config, where: list, serve: bool = False) -> Compiled:
+def compile_step(
+  config, where: list, serve: bool = False, say=lambda words: None
+) -> Compiled:
   """Compiles a step of a config.
 
   On TPUs the memory's kernels are taken where they cover the rule and the
@@ -104,6 +106,7 @@ def compile_step(config, where: list, serve: bool = False) -> Compiled:
     where: the devices.
     serve: one decoded token of `train.batch` streams that have room for
       `data.length` tokens, in place of a training step.
+    say: told what is compiled, before the minutes that it takes.
 
   Raises:
     ValueError: in words, for a config or a mesh that does not fit.
@@ -125,6 +128,7 @@ def compile_step(config, where: list, serve: bool = False) -> Compiled:
   name = memory or ('token' if serve else 'scan')
   if config.model.family != 'hope':
     name = 'none'
+  say(f'{config.name} for {plan.mesh.size} devices, the memory by {name}')
   start = time.perf_counter()
   program, refused = _compile(lowered)
   seconds = time.perf_counter() - start

@@ -6,7 +6,7 @@ import sys
 from absl import flags
 
 # A module of this name in `launch/benches` has `FLAGS` and `main() -> None`.
-NAMES = ('optim', 'kernel', 'step', 'decode')
+NAMES = ('optim', 'kernel', 'step', 'decode', 'fits')
 
 
 def main(argv: list[str]) -> int:

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     peaks = chips.peaks(_TOPOLOGY.value, _PEAKS.value)
     ahead.settle(_TOPOLOGY.value)
     where = ahead.devices(_TOPOLOGY.value)
-    made = ahead.compile_step(_CONFIG.value, where, _SERVE.value)
+    made = ahead.compile_step(_CONFIG.value, where, _SERVE.value, print)
   except (ValueError, OSError) as error:
     print(f'nestax-compile: {error}', file=sys.stderr)
     return 2

@@ -1,0 +1,175 @@
+"""Compiles configs for topologies: `nestax-bench fits --json=cells.jsonl`.
+
+A cell is a config at a length on a topology, with a row a chip, parameters
+and optimiser over up to `--fsdp` chips; what does not fit is tried again with
+rows shared by two chips, four and so on (the axis `tensor`). Each is one
+process of nestax-compile, one after the other, minutes each; its report is
+added to the file, and what the file holds is not compiled again. The table is
+of what fits.
+"""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+from nestax.launch import fit
+from nestax.launch.benches import timing
+
+FLAGS = flags.FlagValues()
+_CONFIG = flags.DEFINE_list(
+  'config', ['hope_1_3b', 'hope_760m', 'hope_340m'], 'Names or paths.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_LENGTH = flags.DEFINE_list(
+  'length', ['4096', '32768'], 'Tokens a row.', flag_values=FLAGS
+)
+_TOPOLOGY = flags.DEFINE_list(
+  'topology', ['v5e:16x16', 'v5p:8x8x16', 'v6e:16x16'], 'To compile for.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_FSDP = flags.DEFINE_integer(
+  'fsdp', 256, 'Most chips that share a copy of the state.', lower_bound=1,
+  flag_values=FLAGS,
+)  # fmt: skip
+_TENSOR = flags.DEFINE_list(
+  'tensor', ['1', '2', '4'], 'Chips that share a row, tried in turn.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_JSON = flags.DEFINE_string(
+  'json', None, 'File of reports, one a line.', required=True,
+  flag_values=FLAGS,
+)  # fmt: skip
+
+COLUMNS = (
+  'config', 'length', 'topology', 'mesh', 'rows', 'tokens', 'memory by',
+  'remat', 'params GiB', 'optimizer GiB', 'activations GiB', 'total GiB',
+  'HBM GiB', 'TFLOP', 'useful', 'compute ms', 'HBM ms', 'ICI ms', 'bound',
+  'tokens/s', 'MFU',
+)  # fmt: skip
+
+
+class Cell(NamedTuple):
+  """A config at a length on a topology."""
+
+  config: str
+  length: int
+  topology: str
+
+
+def chips_of(topology: str) -> int:
+  """Devices of a topology such as v5e:16x16 or cpu:8."""
+  return math.prod(map(int, topology.partition(':')[2].split('x')))
+
+
+def words(cell: Cell, tensor: int, fsdp: int) -> list[str]:
+  """The command line of nestax-compile, without its file.
+
+  Raises:
+    ValueError: if the chips cannot be shared out so.
+  """
+  chips = chips_of(cell.topology)
+  if chips % tensor:
+    raise ValueError(f'--tensor={tensor}: {cell.topology} has {chips} chips')
+  rows = chips // tensor
+  shared = math.gcd(rows, fsdp)
+  return [
+    f'--config={cell.config}',
+    f'--topology={cell.topology}',
+    f'--config.data.length={cell.length}',
+    f'--config.train.batch={rows}',
+    f'--config.mesh.data={rows // shared}',
+    f'--config.mesh.fsdp={shared}',
+    f'--config.mesh.tensor={tensor}',
+  ]
+
+
+def fill(
+  cells: Sequence[Cell],
+  tensors: Sequence[int],
+  fsdp: int,
+  path: pathlib.Path,
+  run: Callable[[list[str], pathlib.Path], None],
+) -> list[dict]:
+  """Compiles what the file lacks.
+
+  Args:
+    cells: in the order in which they are compiled.
+    tensors: chips that share a row, tried until it fits.
+    fsdp: see `words`.
+    path: of the reports.
+    run: compiles for a command line and adds the report to the file.
+
+  Returns:
+    The last report of each cell: the one that fits, if one does.
+  """
+  rows = []
+  for cell in cells:
+    for tensor in tensors:
+      asked = words(cell, tensor, fsdp)
+      row = _known(path, asked)
+      if row is None:
+        run(asked, path)
+        row = _known(path, asked)
+      print(f'{" ".join(asked)}\n{fit.verdict(row)}', flush=True)
+      if row['fits']:
+        break
+    rows.append(row)
+  return rows
+
+
+def _known(path: pathlib.Path, asked: list[str]) -> dict | None:
+  for line in path.read_text().splitlines() if path.exists() else ():
+    row = json.loads(line)
+    if row['asked'] == asked:
+      return row
+  return None
+
+
+def compile_cell(asked: list[str], path: pathlib.Path) -> None:
+  """One process of nestax-compile; adds its report, with what was asked.
+
+  Raises:
+    ValueError: with the command's own words, if it refuses.
+  """
+  fresh = path.with_suffix('.new')
+  fresh.unlink(missing_ok=True)
+  command = [sys.executable, '-m', 'nestax.launch.compile', *asked]
+  done = subprocess.run(
+    [*command, f'--json={fresh}'],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    preexec_fn=lambda: os.nice(10),
+  )
+  if done.returncode not in (0, 1) or not fresh.exists():
+    last = done.stderr.strip().splitlines() or ['no word']
+    raise ValueError(f'{" ".join(asked)}: {last[-1]}')
+  fit.append({'asked': asked} | json.loads(fresh.read_text()), path)
+  fresh.unlink()
+
+
+def table(rows: Sequence[dict]) -> list[dict]:
+  """The columns of the reports that fit."""
+  return [{name: row[name] for name in COLUMNS} for row in rows if row['fits']]
+
+
+def main() -> None:
+  """Fills the file and prints the table."""
+  cells = [
+    Cell(config, int(length), topology)
+    for length in _LENGTH.value
+    for config in _CONFIG.value
+    for topology in _TOPOLOGY.value
+  ]
+  tensors = [int(word) for word in _TENSOR.value]
+  path = pathlib.Path(_JSON.value)
+  rows = table(fill(cells, tensors, _FSDP.value, path, compile_cell))
+  if rows:
+    timing.show(rows, 'what fits, of a device; least time of a step')
