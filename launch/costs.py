@@ -36,6 +36,7 @@ NO_TRAFFIC = {
   'conditional', 'call', 'after-all', 'partition-id', 'replica-id', 'iota',
   'opt-barrier', 'add-dependency', 'broadcast',
 }  # fmt: skip
+_COST_ESTIMATE = r'"cost_estimate":\s*\{[^}]*"flops":\s*"?(\d+)'
 SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -123,7 +124,7 @@ def _one(module, body, one: Instruction, of) -> Costs:
   elif one.opcode in ('dot', 'convolution'):
     flops = _product(body, one)
   elif one.opcode == 'custom-call':
-    said = re.search(r'"cost_estimate":\{"flops":"?(\d+)', one.attributes)
+    said = re.search(_COST_ESTIMATE, one.attributes)
     flops = float(said[1]) if said else 0.0
   kind = one.opcode.removesuffix('-start')
   if kind in KINDS:

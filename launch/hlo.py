@@ -82,10 +82,16 @@ def parse(text: str) -> Module:
       entry = name if head[1] else entry
       continue
     start = _LINE.match(line)
-    if start is None or name is None:
+    if name is None:
+      continue
+    body = computations[name]
+    if start is None:
+      if body.instructions:  # a kernel's JSON goes over several lines
+        last, one = body.instructions.popitem()
+        attributes = f'{one.attributes}\n{line}'
+        body.instructions[last] = one._replace(attributes=attributes)
       continue
     one = _instruction(start[2], line[start.end() :])
-    body = computations[name]
     body.instructions[one.name] = one
     if start[1]:
       computations[name] = body._replace(root=one.name)

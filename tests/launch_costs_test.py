@@ -170,8 +170,9 @@ def test_a_kernel_counts_what_it_says():
   module = entry(
     '%x = f32[64]{0} parameter(0)',
     'ROOT %y = f32[64]{0} custom-call(%x), custom_call_target='
-    '"tpu_custom_call", backend_config={"custom_call_config":{"body":"...",'
-    '"cost_estimate":{"flops":"1234","bytes_accessed":"5"}}}',
+    '"tpu_custom_call", backend_config={"custom_call_config": {"body": "..",'
+    ' "cost_estimate": {\n"bytes_accessed":5,\n"flops":1234,\n'
+    '"transcendentals":0}, "needs_layout_passes": true}}',
   )
   assert costs.costs(module).flops == 1234
 

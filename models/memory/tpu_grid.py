@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from nestax.models.memory import cost
 from nestax.models.memory.tile_front import Maps, Tokens
 from nestax.models.memory.tpu_layout import Given, Shape, Stream
 
@@ -64,7 +65,7 @@ def like(tree):
 def call(
   name, kernel, shape, given, interpret, args, in_specs, outs, out_specs
 ):
-  B, groups = given.running.maps_KxM.shape[:2]
+  B, groups, K = given.running.maps_KxM.shape[:3]
   return pl.pallas_call(
     kernel,
     grid=(B, groups // shape.heads, shape.n),
@@ -76,8 +77,22 @@ def call(
       dimension_semantics=('parallel', 'parallel', 'arbitrary'),
       vmem_limit_bytes=VMEM_BYTES,
     ),
+    cost_estimate=_cost(name, shape, B * groups, K, (args, outs)),
     name=name,
   )(*args)
+
+
+def _cost(name, shape: Shape, walks: int, K: int, moved) -> pl.CostEstimate:
+  """What the compiler, and who reads its programs, may count for a kernel."""
+  tokens = walks * shape.n * shape.C
+  forward = cost.flops_per_token(shape.cfg, K) * tokens
+  return pl.CostEstimate(
+    flops=int(forward * (2 if name == 'memory_backward' else 1)),
+    transcendentals=0,
+    bytes_accessed=sum(
+      x.size * x.dtype.itemsize for x in jax.tree.leaves(moved)
+    ),
+  )
 
 
 def lanes_of(shape: Shape, x, p: int) -> slice:
