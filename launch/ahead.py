@@ -37,7 +37,7 @@ class Compiled(NamedTuple):
     state: shapes and shardings of what stays on the devices.
     program: None if it takes more memory than there is.
     refused: the compiler's words then.
-    memory: how the memory's recurrence runs: scan, pallas, token or none.
+    memory: how a memory's recurrence runs: scan, pallas, token or none.
     seconds: that compiling took.
   """
 
@@ -126,7 +126,7 @@ def compile_step(
   else:
     raise AheadError(f'{memory}: {words}')
   name = memory or ('token' if serve else 'scan')
-  if config.model.family != 'hope':
+  if config.model.family in ('transformer', 'hope_attention'):
     name = 'none'
   say(f'{config.name} for {plan.mesh.size} devices, the memory by {name}')
   start = time.perf_counter()

@@ -3,14 +3,14 @@
 A cell is a config at a length on a topology, with a row a chip, parameters
 and optimiser over up to `--fsdp` chips; what does not fit is tried again with
 rows shared by two chips, four and so on (the axis `tensor`). Each is one
-process of nestax-compile, one after the other, minutes each; its report is
+process of nestax-compile, one after the other, minutes each (start it by
+`nice` where others work); its report is
 added to the file, and what the file holds is not compiled again. The table is
 of what fits.
 """
 
 import json
 import math
-import os
 import pathlib
 import subprocess
 import sys
@@ -146,7 +146,6 @@ def compile_cell(asked: list[str], path: pathlib.Path) -> None:
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
-    preexec_fn=lambda: os.nice(10),
   )
   if done.returncode not in (0, 1) or not fresh.exists():
     last = done.stderr.strip().splitlines() or ['no word']
