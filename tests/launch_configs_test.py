@@ -91,10 +91,6 @@ def test_a_command_line_names_a_family_and_its_size(tmp_path):
   with pytest.raises(common.FlagsError, match="'retnot:340m'.*retnet"):
     parse('retnot:340m')
 
-  count = language_model.parameter_count(ModelConfig.from_dict(config.model))
-  print(f'{config.name}: {count:,}')
-  assert abs(count / SIZES[size] - 1) < 0.03, f'{count:,}'
-
 
 def test_the_best_is_kept_of_checkpoints_that_are_evaluated():
   config = common.defaults()
