@@ -33,7 +33,7 @@ def some(count: int):
         sizes,
         {'levels': k > 0 and family in LEARNING},
         {'parts': 2 if k and few else 1, 'carry': k > 1},
-        marks=[] if k == 0 and i in (0, 2) else pytest.mark.slow,
+        marks=[] if k == 0 and family == 'transformer' else pytest.mark.slow,
       )
 
 
