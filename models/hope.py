@@ -73,8 +73,8 @@ class InitialValues(nn.Module):
       else:
         initial[box] = {'kernel': param(box, (H, K, K), K, GAIN)}
     for gate, first in (('eta', rule.eta_bias), ('alpha', BIAS['alpha'])):
-      if gate in rule.given:
-        continue
+      if gate in rule.given or (rule.given and not rule.retention):
+        continue  # handed in, or not there
       bias = nn.with_logical_partitioning(
         nn.initializers.constant(first), ('heads',)
       )
