@@ -32,7 +32,14 @@ MAY_CHANGE = (
 )
 
 # Keys that checkpoints from before they were there lack, and what held then.
-SINCE = {'data.shards': 1}
+SINCE = {
+  'data.shards': 1,
+  'model.cms.scope': 'shared',
+  'model.memory.eta_bias': -2.0,
+  'model.memory.given': [],
+  'model.memory.key_norm': True,
+  'model.persistent': 0,
+}
 
 
 def defaults() -> ml_collections.ConfigDict:
