@@ -12,7 +12,12 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_disable_most_optimizations', True)
 FLAG = '--xla_cpu_use_fusion_emitters=false'
 if jax.__version_info__ < (0, 11):  # an unknown flag ends the process
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAG}'
+  flags = os.environ.get('XLA_FLAGS')
+  os.environ['XLA_FLAGS'] = f'{flags or ""} {FLAG}'
+  jax.devices()  # reads them
+  del os.environ['XLA_FLAGS']
+  if flags is not None:
+    os.environ['XLA_FLAGS'] = flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # Every compiled program takes some of the 65,530 memory maps that Linux gives

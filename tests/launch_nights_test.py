@@ -221,12 +221,12 @@ def test_a_night_without_room_is_slept_when_there_is(
   def full(*args):
     raise SlotsError('all slots are used up')
 
-  monkeypatch.setattr(nights.cycle, 'night', full)
+  monkeypatch.setattr(cycle, 'night', full)
   for _ in range(2):
     with pytest.raises(SlotsError):
       nights.live(cases.plan(texts), tmp_path)
     assert len(cases.rows(tmp_path)) == 1
-  monkeypatch.setattr(nights.cycle, 'night', night)
+  monkeypatch.setattr(cycle, 'night', night)
   nights.live(cases.plan(texts), tmp_path)
   assert cases.rows(tmp_path) == cases.rows(whole)
 

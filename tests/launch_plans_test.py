@@ -43,7 +43,8 @@ def test_slots_change_no_logit():
     made.model.apply({'params': made.params}, None, tokens)[1]
     for made in (plain, slotted)
   )
-  np.testing.assert_array_equal(got, want)
+  # two programs, which need not round alike; activation is tested to the bit
+  np.testing.assert_allclose(got, want, atol=1e-6)
   assert slotted.model.cfg.cms.slots == 8
 
 

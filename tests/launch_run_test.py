@@ -163,7 +163,7 @@ def spoiled(monkeypatch):
   def spoil(*numbers):
     made = run.pipeline.train_iterator
 
-    def train_iterator(config, rows):
+    def train_iterator(config, rows=None):
       data = made(config, rows)
       inner, count = type(data).__next__, [0]
 

@@ -22,7 +22,7 @@ REFUSED = {
   '--config.train.steps=0': 'train.steps is 0: it has to be at least 1',
   '--config.opt.clip=nan': 'opt.clip is nan: it has to be 0 or above',
   '--config.seed=-1': 'seed is -1: it has to be 0',
-  '--config=nonsense': 'no config file .nonsense.* quickstart, tiny',
+  '--config=nonsense': 'no config file .nonsense.* quickstart.* tiny',
   '--bogus': "Unknown command line flag 'bogus'",
   'bogus': "unexpected argument 'bogus'",
   '--workdir=/proc/run': 'cannot write in the workdir /proc/run',

@@ -121,7 +121,8 @@ def test_a_model_without_slots_is_given_some():
   cfg, params = model(slots=0)
   before = logits(cfg, params)
   new, given = grow.equip(cfg, params, 3, 2, jax.random.key(0))
-  np.testing.assert_array_equal(logits(new, given), before)
+  # two programs, which need not round alike; activation is tested to the bit
+  np.testing.assert_allclose(logits(new, given), before, atol=1e-6)
   like = leaves(cases.params_of(model(slots=3, rank=2)[0]))
   assert {k: x.shape for k, x in leaves(given).items()} == {
     k: x.shape for k, x in like.items()
