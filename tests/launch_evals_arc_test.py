@@ -1,6 +1,7 @@
 """Grids are right or they are not; a task's pairs are what is read."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -11,7 +12,10 @@ from nestax.launch import trained
 from nestax.launch.data import tokenizers
 from nestax.launch.evals import arc, contexts, learners, suite, writing
 
-SHARED = pathlib.Path('/work/shared/data')
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = pathlib.Path(
+  os.environ.get('NESTAX_DATA', ROOT.parent / 'shared/data')
+)
 TASK = {
   'train': [
     {'input': [[1, 2]], 'output': [[2, 1]]},

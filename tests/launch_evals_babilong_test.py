@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import jax
@@ -24,7 +25,10 @@ STORY = """1 Mary went home.
 """
 BOOK = 'It was a dark night. "Who goes there?" she said. No! The end of it all.'
 BYTES = tokenizers.load('bytes')
-SHARED = pathlib.Path('/work/shared/data')
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = pathlib.Path(
+  os.environ.get('NESTAX_DATA', ROOT.parent / 'shared/data')
+)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import jax
@@ -23,7 +24,10 @@ from nestax.launch.evals import (
 from nestax.models import language_model
 from nestax.sleep import reader as readers
 
-SHARED = pathlib.Path('/work/shared/data')
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = pathlib.Path(
+  os.environ.get('NESTAX_DATA', ROOT.parent / 'shared/data')
+)
 PAIRS = [['a b', 'x'], ['c\nd', 'y'], ['e', 'x'], ['f', 'z'], ['g', 'y']]
 HOW = classifiers.How(passes=1, rate=1e-2, rows=4, window=32)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -14,7 +15,10 @@ from nestax.launch.evals import learners, parallel, suite, translation
 from nestax.launch.evals.parallel import Pair
 from nestax.models import language_model
 
-SHARED = pathlib.Path('/work/shared/data')
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = pathlib.Path(
+  os.environ.get('NESTAX_DATA', ROOT.parent / 'shared/data')
+)
 TERMS = 'http://cldf.clld.org/v1.0/terms.rdf#'
 PAIRS = [
   Pair('tíi kakaríi', 'the skull'),
