@@ -58,7 +58,7 @@ def retention(plan: Plan, past: Past, params, state) -> list[float | None]:
 
   Those of its owner, where owners have slots of their own.
   """
-  cfg, length = plan.made.model.cfg, plan.options.night.texts.length
+  length = plan.options.night.texts.length
   shared, losses = state.owned is None, []
   for day in plan.days:
     rows = {
@@ -71,7 +71,7 @@ def retention(plan: Plan, past: Past, params, state) -> list[float | None]:
     for names in filter(None, groups):
       tokens = np.concatenate([rows[name].tokens_BxL for name in names])
       size = np.concatenate([rows[name].length_B for name in names])
-      own = owners.personal(cfg, params, state, past.owners.index(names[0]))
+      own = owners.personal(params, state, past.owners.index(names[0]))
       loss = gate.loss(plan.tools.reader, own, None, tokens, size)
       scored = int((size - 1).sum())
       nats, count = nats + loss * scored, count + scored

@@ -8,9 +8,6 @@ all-to-all before the walk and one after it. Heads that the axes do not divide
 are walked by several devices alike.
 """
 
-import functools
-import logging
-
 import jax
 import jax.numpy as jnp
 
@@ -21,11 +18,6 @@ from nestax.models.memory.types import Inputs, MemoryConfig, MemoryState
 STREAM = ('batch', None, 'walks', None)
 FAST = ('batch', 'walks', 'memory', 'memory')
 STATE = MemoryState(FAST, FAST, FAST, ('batch',))
-
-
-@functools.cache
-def _say_once(words: str) -> None:
-  logging.getLogger(__name__).warning(words)
 
 
 def run(
@@ -55,7 +47,9 @@ def run(
 
   B, _, H, _ = inputs.query.shape
   if (same := axes.repeats('walks', H)) > 1:
-    _say_once(f'H={H} heads: {same} devices of the mesh do each of them alike')
+    api.say_once(
+      f'H={H} heads: {same} devices of the mesh do each of them alike'
+    )
   kept = None if state is None else STATE
   ours = axes.by_shard(
     walk,

@@ -32,7 +32,7 @@ def check(cfg: ModelConfig, full: str) -> None:
     )
 
 
-def personal(cfg: ModelConfig, params, state: ModelState, row: int):
+def personal(params, state: ModelState, row: int):
   """The parameters as the owner of one row of the state has them.
 
   All arrays but those of the slots are the ones of `params`. Where slots are
@@ -59,7 +59,7 @@ def keep(cfg: ModelConfig, params, state: ModelState) -> ModelState:
 def used(cfg: ModelConfig, params, state: ModelState) -> list[int]:
   """Active slots of each period's levels; of the owner who has most."""
   rows = range(state.levels.clock_B.shape[0]) if state.owned else [0]
-  each = [personal(cfg, params, state, row) for row in rows]
+  each = [personal(params, state, row) for row in rows]
   return [
     max(grow.used(cfg, own, k) for own in each) for k in range(len(cfg.groups))
   ]
@@ -88,7 +88,7 @@ def night(
     # without slots in the state, those of the parameters are read
     slept[row] = cycle.night(
       tools,
-      personal(tools.cfg, params, state, row),
+      personal(params, state, row),
       mine._replace(owned=None),
       alone,
       core,

@@ -179,7 +179,7 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
   monkeypatch.setattr(
     pallas_gpu, 'run', lambda cfg, *args: calls.append(cfg.momentum)
   )
-  api._say_once.cache_clear()
+  api.say_once.cache_clear()
   with caplog.at_level(logging.WARNING):
     for momentum in (False, True, True):
       cfg = rule(momentum=momentum)

@@ -94,7 +94,7 @@ def test_what_does_not_fit_runs_by_scan_and_says_so_once(monkeypatch, caplog):
   initial = cases.initial_values(cfg, jnp.float32)
   inputs = cases.inputs(cfg, jnp.float32)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
-  api._say_once.cache_clear()
+  api.say_once.cache_clear()
   with caplog.at_level(logging.WARNING):
     for _ in range(2):
       api.run(cfg, initial, None, inputs)

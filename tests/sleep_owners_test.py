@@ -70,7 +70,7 @@ def test_everybody_reads_with_slots_of_their_own():
   plain = language_model.init_state(CFG, 2, 12)
   assert np.abs(read(PARAMS, plain, tokens)[1] - logits).max() > 0.1
   for row in range(2):
-    mine = owners.personal(CFG, PARAMS, state, row)
+    mine = owners.personal(PARAMS, state, row)
     alone = language_model.take_row(state, row)._replace(owned=None)
     end, want = read(mine, alone, tokens[row : row + 1])
     np.testing.assert_allclose(logits[row : row + 1], want, atol=2e-5)

@@ -49,7 +49,7 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
     if kernels is pallas_gpu:
       pallas_gpu.check_machine()
   except kernels.DoesNotFit as reason:
-    _say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
+    say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
     return 'scan'
   return 'pallas'
 
@@ -60,7 +60,8 @@ def _kernels():
 
 
 @functools.cache
-def _say_once(words: str) -> None:
+def say_once(words: str) -> None:
+  """Warns in the log, of every words once a process."""
   logging.getLogger(__name__).warning(words)
 
 
