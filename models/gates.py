@@ -7,9 +7,17 @@ With `w x` a map of the token to one number a head and `c` a bias:
                    eta = alpha sigmoid(w x)
   retnet           alpha = 1 - 2^(-5 - head), eta = 1
   mamba2, samba    eta = softplus(w x + c), alpha = exp(-exp(A) eta)
-  titans           eta = eta_max sigmoid(w x + c), alpha and beta sigmoids of
-                   their own maps (Titans' theta, 1 - alpha and eta)
+  titans           alpha and beta sigmoids of their own maps (Titans' 1 - alpha
+                   and eta), theta there:
+                   eta = (1 - beta) eta_max sigmoid(w x + c) / chunk_mem
   ttt              eta = eta_max sigmoid(w x + c) / chunk_mem
+
+Titans and TTT have no decay along the key: all tokens of a chunk step from its
+start, and momentum carries a step on to 1 / (1 - beta) of itself. Where the
+keys of a chunk are alike, that comes to chunk_mem eta / (1 - beta) errors, and
+beyond 2, with momentum sooner, chunks overshoot by more than they correct. So
+here `eta_max` bounds what the steps of a chunk come to together: up to one error
+no size of chunk and no constant gates diverge (two layers: half of one each).
 """
 
 from typing import NamedTuple
@@ -25,10 +33,10 @@ from nestax.models.layers import Linear
 # A memory that keeps less than this of itself has forgotten all: log alpha is
 # bounded, since the gated delta rule divides by alpha.
 LEAST_LOG_ALPHA = -30.0
-# Titans' gates begin nearly constant: eta = eta_max * sigmoid(-2), alpha =
+# Titans' gates begin nearly constant: at half the greatest rate, alpha =
 # sigmoid(5) = 0.993, beta = sigmoid(0) = 0.5.
 GAIN = 0.1
-BIAS = {'rate': -2.0, 'keep': 5.0, 'carry': 0.0}
+BIAS = {'rate': 0.0, 'keep': 5.0, 'carry': 0.0}
 
 
 class Gates(NamedTuple):
@@ -61,7 +69,7 @@ class GateMaps(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxLxD) -> Gates:
-    cfg, family = self.cfg, self.cfg.family
+    family = self.cfg.family
     if family == 'retnet':
       return self._fixed(x_BxLxD)
     if family in ('mamba2', 'samba'):
@@ -69,12 +77,12 @@ class GateMaps(nn.Module):
       return Gates(step, -self._rate() * step)
     if family.startswith('titans'):
       rate, keep, carry = (self._near(x_BxLxD, name) for name in BIAS)
-      eta = cfg.rule.eta_max * jax.nn.sigmoid(rate)
+      # 1 - beta as a sigmoid: exact where beta is near 1
+      eta = self._share(rate) * jax.nn.sigmoid(-carry)
       return Gates(eta, jax.nn.log_sigmoid(keep), jax.nn.log_sigmoid(carry))
     if family.startswith('ttt'):
       zero = nn.initializers.zeros
-      rate = jax.nn.sigmoid(self._logit(x_BxLxD, 'rate', zero))
-      return Gates(rate * (cfg.rule.eta_max / cfg.rule.chunk_mem))
+      return Gates(self._share(self._logit(x_BxLxD, 'rate', zero)))
     beta = jax.nn.sigmoid(self._logit(x_BxLxD, 'write'))
     if family == 'deltanet':
       return Gates(beta)
@@ -90,6 +98,11 @@ class GateMaps(nn.Module):
     return Gates(
       jnp.ones(shape, jnp.float32), jnp.broadcast_to(log_alpha, shape)
     )
+
+  def _share(self, logit_BxLxH):
+    """A token's part of its chunk's step, which is at most `eta_max`."""
+    rule = self.cfg.rule
+    return jax.nn.sigmoid(logit_BxLxH) * (rule.eta_max / rule.chunk_mem)
 
   def _near(self, x_BxLxD, name: str):
     """A logit that begins near its first bias."""

@@ -1,11 +1,14 @@
 """Titans with attention and Samba, against plain loops over their equations."""
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import recurrence_cases as cases
 from recurrence_cases import H, from_heads, heads, rms, rotated, unit
 
-from nestax.models import block, titans
+from nestax.models import block, linear_rnn, titans
 from nestax.models.config import ModelConfig
 
 BESIDE = {'persistent': 3, 'window': 5}
@@ -88,6 +91,34 @@ def test_memory_as_layer_is_its_equations():
 def test_memory_as_context_is_its_equations():
   mixer = titans.MemoryAsContext(cases.config('titans_mac', persistent=3))
   cases.assert_is_its_equations(mixer, as_context)
+
+
+@pytest.mark.parametrize(
+  'family, C, depth',
+  [('titans', 64, 1), ('titans', 16, 2), ('titans_mac', 8, 1)],
+)
+def test_one_token_again_and_again_does_not_diverge(family, C, depth):
+  memory = {'chunk_mem': C, 'chunk_rest': C, 'eta_max': 1.0 / depth}
+  cfg = cases.config(family, memory=memory | {'depth_mem': depth})
+  mixer, fresh = linear_rnn.LinearRNN(cfg), linear_rnn.init_state
+  if family == 'titans_mac':
+    mixer, fresh = titans.MemoryAsContext(cfg), titans.init_context
+  x = jnp.ones((1, 512, cases.D)) * jnp.linspace(-1, 1, cases.D)[None, None]
+  params = nn.unbox(mixer.init(jax.random.key(0), None, x[:, :1])['params'])
+
+  biases = [name for name in params['gates'] if name.endswith('_bias')]
+
+  @jax.jit
+  def written(carry):
+    # rates at their greatest, nothing forgotten
+    gates = dict.fromkeys(biases, jnp.full((cases.H,), 20.0))
+    gates['carry_bias'] = jnp.full((cases.H,), carry)
+    own = params | {'gates': params['gates'] | gates}
+    state = mixer.apply({'params': own}, fresh(cfg, 1), x)[0]
+    return jnp.abs(state.memory.running.stack).max()
+
+  sizes = [float(written(carry)) for carry in (-20.0, 0.0, 1.5, 3.0, 6.0)]
+  assert all(0.01 < size < 5.0 for size in sizes), sizes
 
 
 def mlp(p, x):

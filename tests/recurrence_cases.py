@@ -183,7 +183,7 @@ def titans_gates(p, x):
   eta, alpha, beta = (
     sigmoid(logit(p, x, name)) for name in ('rate', 'keep', 'carry')
   )
-  return 0.5 * eta, alpha, beta
+  return 0.5 / 4 * (1 - beta) * eta, alpha, beta
 
 
 def titans_memory(p, x, start):

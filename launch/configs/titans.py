@@ -14,7 +14,6 @@ def get_config(size: str = '30m'):
   config = sizes.config('titans', size)
   config.model.F = F[size]
   config.model.memory.chunk_mem = 16
-  config.model.memory.eta_max = 0.1
   config.model.memory.depth_mem = 2
   config.model.memory.chunk_rest = config.model.memory.chunk_mem
   return config

@@ -15,7 +15,6 @@ def get_config(size: str = '30m'):
   config.model.F = F[size]
   config.model.persistent = 16
   config.model.memory.chunk_mem = 64
-  config.model.memory.eta_max = 0.05
   config.model.memory.depth_mem = 2
   config.model.memory.chunk_rest = config.model.memory.chunk_mem
   return config

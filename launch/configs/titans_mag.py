@@ -16,7 +16,6 @@ def get_config(size: str = '30m'):
   config.model.persistent = 16
   config.model.window = 512
   config.model.memory.chunk_mem = 16
-  config.model.memory.eta_max = 0.1
   config.model.memory.depth_mem = 2
   config.model.memory.chunk_rest = config.model.memory.chunk_mem
   return config

@@ -51,6 +51,9 @@ class MemoryConfig:
     value_norm: v has unit norm.
     eta_max: upper bound of the inner learning rate. Steps of unit keys are
       stable up to 1 without momentum; with it the gain is eta / (1 - beta).
+      Without `delta` the steps of a chunk add up, and alike keys diverge where
+      they come to 2: Titans and TTT bound a chunk's steps together by it (see
+      `models.gates`), elsewhere keep `chunk_mem * eta_max` below 2.
     eta_bias: first bias of its gate: eta begins near
       `eta_max * sigmoid(eta_bias)`, a tenth of the bound unless given.
     bounded: a two-layer memory's steps are divided by their gain where it
