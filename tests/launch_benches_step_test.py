@@ -25,7 +25,7 @@ def table():
     ['tiny'], TINY, ['16', '32'], ['frozen', 'first_order'], 'all', batch=2
   )
   del made[step.Case('tiny', 'first_order', 32)]
-  rows = step.measure(made, repeats=2, peer='tiny', peak_flops=1e9)
+  rows, _ = step.measure(made, repeats=2, peer='tiny', peak_flops=1e9)
   return {row['name']: row for row in rows}
 
 
@@ -65,7 +65,8 @@ def test_without_repeats_nothing_runs(monkeypatch):
     raise AssertionError('a state was made')
 
   monkeypatch.setattr(step.steps, 'init_state', refuse)
-  (row,) = step.measure(made, 0, 'tiny', 0.0)
+  (row,), dearest = step.measure(made, 0, 'tiny', 0.0, top=3)
+  assert not dearest
   assert row['ms'] is None and row['MFU'] is None
   assert row['peak GiB'] > 0 and row['compile s'] > 0
 

@@ -5,6 +5,7 @@ documents' starts. A config's levels are frozen inside the sequence, or learn
 (`--levels`); a Transformer has none and is timed once. `--repeats=0` compiles
 only, for compile time and memory. MFU counts the matmuls of the model with its
 levels frozen: what learning adds is overhead, and so is recomputation.
+`--top=10` traces one step of each and shows the ten dearest operations.
 """
 
 import time
@@ -19,7 +20,7 @@ from absl import flags
 from nestax.launch import mesh as meshes
 from nestax.launch import metrics, optimizer
 from nestax.launch import step as steps
-from nestax.launch.benches import settings, timing
+from nestax.launch.benches import settings, timing, trace
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -52,6 +53,9 @@ _REPEATS = flags.DEFINE_integer(
 _PEAK = flags.DEFINE_float(
   'peak_flops', 0.0, 'Of a device; 0: from the table.', flag_values=FLAGS
 )
+_TOP = flags.DEFINE_integer(
+  'top', 0, 'Operations to show of each step.', lower_bound=0, flag_values=FLAGS
+)
 _JSON = flags.DEFINE_string(
   'json', '', 'File that JSON lines are added to.', flag_values=FLAGS
 )
@@ -65,12 +69,14 @@ class Step(NamedTuple):
     devices: that it runs on.
     seconds: that compiling took.
     peak: bytes that it needs.
+    hlo: gives the optimised program's text.
   """
 
   run: Callable | None
   devices: int
   seconds: float
   peak: int
+  hlo: Callable[[], str]
 
 
 class Case(NamedTuple):
@@ -145,7 +151,7 @@ def prepare(config, cfg: ModelConfig, keep: bool) -> Step:
     seconds = time.perf_counter() - start
     peak = timing.compiled_peak(compiled)
     if not keep:
-      return Step(None, mesh.size, seconds, peak)
+      return Step(None, mesh.size, seconds, peak, compiled.as_text)
     held = [steps.init_state(model, tx, mesh, config.seed)]
   batch['reset'] = None
 
@@ -154,14 +160,16 @@ def prepare(config, cfg: ModelConfig, keep: bool) -> Step:
     held.append(state)
     return numbers
 
-  return Step(run, mesh.size, seconds, peak)
+  return Step(run, mesh.size, seconds, peak, compiled.as_text)
 
 
 def _numpy(batch):
   return {name: jax.device_get(x) for name, x in batch.items() if x is not None}
 
 
-def measure(made, repeats: int, peer: str, peak_flops: float) -> list[dict]:
+def measure(
+  made, repeats: int, peer: str, peak_flops: float, top: int = 0
+) -> tuple[list[dict], dict[str, list[dict]]]:
   """Times all steps in one process, in turn.
 
   Args:
@@ -169,16 +177,18 @@ def measure(made, repeats: int, peer: str, peak_flops: float) -> list[dict]:
     repeats: rounds; 0 to compile only.
     peer: config whose frozen tokens/s the others are held against.
     peak_flops: of a device; 0 takes the table's.
+    top: operations to name of each step, see `trace.top`.
 
   Returns:
-    Rows: ms a step, tokens/s, ratios of time to the same config frozen and of
-    speed to the peer at the same length, MFU, seconds to compile, GiB that the
-    compiled step needs. None where not known.
+    Rows and, for each case by name, the rows of its operations. A row: ms a
+    step, tokens/s, ratios of time to the same config frozen and of speed to
+    the peer at the same length, MFU, seconds to compile, GiB that the compiled
+    step needs. None where not known.
   """
-  runs, rows = {}, []
+  runs, texts, rows, dearest = {}, {}, [], {}
   for case, (config, cfg) in made.items():
     made_step = prepare(config, cfg, keep=repeats > 0)
-    runs[case.name] = made_step.run
+    runs[case.name], texts[case.name] = made_step.run, made_step.hlo
     tokens = config.train.batch * case.length
     flops = 3 * language_model.flops_per_token(
       settings.with_levels(cfg, 'frozen', ''), case.length
@@ -192,13 +202,17 @@ def measure(made, repeats: int, peer: str, peak_flops: float) -> list[dict]:
     })  # fmt: skip
   times = timing.interleaved(runs, repeats) if repeats else {}
   ms = {name: timing.median_ms(seconds) for name, seconds in times.items()}
+  if repeats and top:
+    dearest = {
+      name: trace.top(run, texts[name](), top) for name, run in runs.items()
+    }
   peak_flops = peak_flops or metrics.peak_flops(jax.devices()[0].device_kind)
   table = []
   for case, row in zip(made, rows):
     frozen = case._replace(levels='frozen').name
     other = case._replace(config=peer, levels='frozen').name
     table.append(_numbers(row, ms, frozen, other, peer, peak_flops))
-  return table
+  return table, dearest
 
 
 def _numbers(row, ms, frozen: str, other: str, peer: str, peak_flops) -> dict:
@@ -230,8 +244,15 @@ def main() -> None:
   )  # fmt: skip
   if _PEER.value and _PEER.value not in names:
     raise ValueError(f'--peer={_PEER.value}: none of --config={names}')
-  rows = measure(made, _REPEATS.value, _PEER.value or names[-1], _PEAK.value)
+  rows, dearest = measure(
+    made, _REPEATS.value, _PEER.value or names[-1], _PEAK.value, _TOP.value
+  )
   timing.show(rows, f'{_BATCH.value} rows a step; {timing.device()}')
+  for name, operations in dearest.items():
+    if operations:
+      timing.show(operations, f'\n{name}: operations of one step')
+    else:
+      print(f'\n{name}: the profiler names no operations here')
   peak = timing.peak_bytes()
   if peak and _REPEATS.value:
     print(f'\nall steps together held {peak / 2**30:.1f} GiB at most')
