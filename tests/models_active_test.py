@@ -15,8 +15,16 @@ from nestax.models.config import ModelConfig
 
 B, L, PIECE = 4, 28, 7
 V = B * L  # every token of `distinct` stands once
-cases = pytest.mark.parametrize('name', MODELS)
-some = pytest.mark.parametrize('name', ['hope', 'windowed', 'groups'])
+
+
+def slow(name):
+  return pytest.param(name, marks=pytest.mark.slow)
+
+
+cases = pytest.mark.parametrize(
+  'name', [slow(name) if name == 'attention' else name for name in MODELS]
+)
+some = pytest.mark.parametrize('name', [slow('hope'), 'windowed', 'groups'])
 
 
 def config(name, **changes):
@@ -334,7 +342,8 @@ def test_levels_learn_in_first_order_through_kernels():
     cms |= {'variant': 'sequential', 'optimizer': 'sgd'}
     cfg = config('hope', N=1, H=1, cms=cms, memory=memory)
     model = language_model.LanguageModel(cfg)
-    params = nn.unbox(model.init(jax.random.key(0), None, tokens)['params'])
+    boxed = jax.jit(model.init)(jax.random.key(0), None, tokens[:, :1])
+    params = nn.unbox(boxed['params'])
 
     def loss(params):
       _, logits = model.apply({'params': params}, None, tokens)

@@ -30,13 +30,11 @@ FAMILIES = {
   'samba': {'family': 'samba', 'window': 5},
 }
 # One of each kind of code; the others of their kind are slow tests.
-QUICK = (
-  'transformer', 'windowed', 'hope', 'hope_attention', 'retnet', 'titans_mac',
-)  # fmt: skip
+QUICK = ('transformer', 'windowed', 'hope', 'hope_attention', 'retnet')
 
 
-def slow(name, *values):
-  marks = () if name in QUICK else pytest.mark.slow
+def slow(name, *values, quick=QUICK):
+  marks = () if name in quick else pytest.mark.slow
   return pytest.param(name, *values, marks=marks)
 
 
@@ -78,8 +76,8 @@ def close(a, b, atol=1e-5):
 
 @pytest.mark.parametrize(
   'name,reset',
-  [slow(name, resets()) for name in FAMILIES]
-  + [slow(name, None) for name in FAMILIES if name in QUICK[:4]],
+  [slow(name, resets(), quick=(*QUICK, 'titans_mac')) for name in FAMILIES]
+  + [slow(name, None, quick=('transformer', 'hope')) for name in QUICK[:4]],
 )
 def test_a_stream_in_pieces_gives_the_logits_of_one_read(name, reset):
   _, want = apply(name, None, tokens(), reset)

@@ -1,6 +1,7 @@
 """The chunked memory against the token rule, and the invariants of streams."""
 
 import functools
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -53,7 +54,20 @@ def everything(cfg, implementation, dtype):
   return run
 
 
-@pytest.mark.parametrize('name', list(cases.CASES))
+# Each differs from others by what they try alone.
+SLOW = (
+  'one_chunk', 'rest_slower', 'deep_rest', 'unbounded', 'deep_boundary_read',
+  'anchor_zero', 'slow_gates', 'no_remat',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in cases.CASES
+  ],
+)
 def test_scan_equals_token_in_value_and_gradient(name):
   cfg = cases.config(name)
   with jax.enable_x64(True):
@@ -68,7 +82,7 @@ def test_scan_equals_token_in_value_and_gradient(name):
     cases.assert_close(got, want, 1e-10)
 
 
-@pytest.mark.parametrize('name', ['default', 'no_momentum', 'deep_mem'])
+@pytest.mark.parametrize('name', ['default', 'deep_mem'])
 @pytest.mark.parametrize(
   'dtype,tolerance', [('float32', 2e-5), ('bfloat16', 6e-2)]
 )
@@ -99,15 +113,17 @@ def read_stream(state, inputs):
   return api.run(STREAM, initial, state, inputs, implementation='scan')
 
 
+# Pieces of three sizes, or every order of them would be compiled again.
 @hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
-@hypothesis.given(st.sets(st.integers(1, L - 1), max_size=5))
-def test_a_stream_cut_anywhere_gives_the_same(cuts):
+@hypothesis.given(st.permutations([1, 1, 3, 3, 5]))
+def test_a_stream_cut_anywhere_gives_the_same(sizes):
   inputs = cases.inputs(STREAM, jnp.float32)
   empty = init_state(STREAM, B, H, K)
   want_state, want = read_stream(empty, inputs)
   state, outs = empty, []
-  for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), L]):
-    piece = jax.tree.map(lambda x: x[:, start:stop], inputs)  # noqa: B023
+  assert sum(sizes) == L
+  for stop, size in zip(itertools.accumulate(sizes), sizes):
+    piece = jax.tree.map(lambda x: x[:, stop - size : stop], inputs)  # noqa: B023
     state, out = read_stream(state, piece)
     outs.append(out)
   cases.assert_close(jnp.concatenate(outs, axis=1), want, 1e-5)
