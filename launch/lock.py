@@ -28,15 +28,28 @@ def held(workdir, take: bool = True) -> Iterator[None]:
   if not take:
     yield
     return
-  with (pathlib.Path(workdir) / '.lock').open('w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+  with free(pathlib.Path(workdir) / '.lock') as mine:
+    if not mine:
       raise InUse(
         f'another run is going on in the workdir {workdir}: wait for its end, '
         'or give another one with --workdir'
-      ) from None
+      )
+    yield
+
+
+@contextlib.contextmanager
+def free(path: pathlib.Path) -> Iterator[bool]:
+  """Holds the file `path`, made if it is not there, unless somebody else does.
+
+  Gives whether it is held here.
+  """
+  with path.open('w') as file:
+    mine = True
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      mine = False
     except OSError as error:
       if error.errno not in _NO_LOCKS:
         raise
-    yield
+    yield mine

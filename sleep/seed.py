@@ -36,6 +36,7 @@ class SeedConfig:
   Attributes:
     steps: updates.
     rate: learning rate of Adam.
+    last: that of the last update, as a share of the first's; it falls evenly.
     clip: greatest norm of the gradient.
     rows: texts of the teacher in an update.
     group: completions of the student for each of them.
@@ -53,6 +54,7 @@ class SeedConfig:
 
   steps: int = 100
   rate: float = 1e-3
+  last: float = 1.0
   clip: float = 1.0
   rows: int = 8
   group: int = 4
@@ -71,7 +73,7 @@ class SeedConfig:
       raise ValueError(
         f'divergence={self.divergence!r}: one of {", ".join(DIVERGENCES)}'
       )
-    for name in ('alpha', 'on_policy', 'gamma', 'bound'):
+    for name in ('alpha', 'on_policy', 'gamma', 'bound', 'last'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name}={getattr(self, name)}: from 0 to 1')
     for name in ('steps', 'rows', 'group', 'every'):
@@ -180,8 +182,10 @@ class Programs(NamedTuple):
 
 def optimizer(cfg: SeedConfig) -> optax.GradientTransformation:
   """Clipped Adam; a step that is not finite changes nothing."""
+  falling = optax.linear_schedule(cfg.rate, cfg.rate * cfg.last, cfg.steps - 1)
+  rate = cfg.rate if cfg.last == 1 else falling
   return optax.apply_if_finite(
-    optax.chain(optax.clip_by_global_norm(cfg.clip), optax.adam(cfg.rate)),
+    optax.chain(optax.clip_by_global_norm(cfg.clip), optax.adam(rate)),
     max_consecutive_errors=2**30,
   )
 

@@ -1,11 +1,14 @@
 """Days and nights end to end; the slow one asks whether sleep works."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
+from nestax.launch import lock
 from nestax.launch.evals import cells, lives, nights, retention, sleepers
+from nestax.sleep.reader import Said
 
 BRIEF = (
   'people=3 passes=2 past=4 core=4 seed.steps=2 seed.rows=2 seed.every=2 '
@@ -36,6 +39,80 @@ def test_names_of_methods_are_read_with_their_commas():
   assert nights.methods(['all']) == list(sleepers.NAMES)
   with pytest.raises(ValueError, match="'nap': one of sleep"):
     nights.methods(['nap'])
+
+
+def said(first, rows):
+  tokens = np.arange(first, first + rows)[:, None].repeat(4, 1)
+  return Said(tokens, np.ones(rows, int), np.full(rows, 4))
+
+
+def test_a_night_keeps_all_days_alike_and_other_texts_every_time():
+  how = lives.setting('', ['past=10', 'rehearsed=7'])
+  world = types.SimpleNamespace(rehearsed=said(900, 50))
+  days = [said(100, 20), said(200, 2), said(300, 20)]
+
+  def kept(days, night=2, how=how):
+    rows = lives._to_keep(world, how, days, 0, night)
+    assert {len(part) for part in rows} == {len(rows.length_B)}
+    return list(rows.tokens_BxL[:, 0])
+
+  rows = kept(days)
+  assert [sum(x // 100 == day for x in rows) for day in (1, 2, 3)] == [3, 3, 4]
+  assert set(rows) >= {200, 201}  # all of a short day before any comes again
+  assert len(rows) == 17 and len({x for x in rows if x >= 900}) == 7
+  assert len(kept([])) == 7 and kept([]) != kept([], night=3)
+  none = lives.setting('', ['past=0', 'rehearsed=0'])
+  assert lives._to_keep(world, none, days, 0, 2) is None
+
+
+@pytest.mark.parametrize(
+  'given, words',
+  [
+    ({'model': 'x.gguf'}, '--core=TEXT.txt'),
+    ({'model': 'x.gguf', 'core': 'a'}, 'rehearsed=512 .* give files'),
+    ({'core': 'a'}, 'go with a --model'),
+  ],
+)
+def test_texts_that_do_not_fit_the_model_are_refused(tmp_path, given, words):
+  how = lives.setting(given.get('model', ''), [])
+  with pytest.raises(ValueError, match=words):
+    lives.world(how, tmp_path, **given)
+
+
+def test_the_core_set_is_the_middle_of_a_text_and_the_rest_is_cut_whole(
+  tmp_path,
+):
+  path = tmp_path / 'book.txt'
+  path.write_text('abcdefghijk')
+  letters = types.SimpleNamespace(encode=lambda text: list(text.encode()))
+
+  def cut(*how):
+    return [bytes(row.tolist()).decode() for row in lives._cut(letters, *how)]
+
+  assert cut(path, 2) == ['ab', 'cd', 'ef', 'gh', 'ij']
+  assert cut(path, 2, 3) == ['cd', 'ef', 'gh']
+  with pytest.raises(ValueError, match='shorter than 6 times 2 tokens'):
+    cut(path, 2, 6)
+
+
+def test_processes_share_the_cells(tmp_path, monkeypatch, capsys):
+  lived = []
+
+  def live(world, setting, sleeper, seed, *rest):
+    lived.append(seed)
+    return [{'night': 0}]
+
+  monkeypatch.setattr(lives, 'live', live)
+  monkeypatch.setattr(sleepers, 'make', lambda *how: None)
+  world = types.SimpleNamespace(name='m', texts={}, cfg=None, words=None)
+  how = lives.setting('', [])
+  (tmp_path / 'cells').mkdir()
+  with lock.free(tmp_path / 'cells' / 'sleep-2-1.lock') as mine:
+    assert mine  # another process lives seed 1
+    nights.run(world, how, ['sleep'], [0, 1, 2], 2, tmp_path)
+  assert lived == [0, 2]
+  nights.run(world, how, ['sleep'], [0, 1, 2], 2, tmp_path)
+  assert lived == [0, 2, 1]
 
 
 @pytest.mark.slow

@@ -279,3 +279,16 @@ def test_reward_and_divergence_are_means_over_tokens_alike():
     grads.append(jax.grad(objective)(table(1)))
   size = [float(jnp.linalg.norm(g)) for g in grads]
   assert 0.7 < size[1] / size[0] < 1.4
+
+
+def test_the_rate_falls_evenly_to_a_share_of_the_first():
+  cfg = seed.SeedConfig(steps=5, rate=0.8, last=0.25)
+  tx, ones = seed.optimizer(cfg), jnp.ones(3)
+  state, moved = tx.init(ones), []
+  for _ in range(cfg.steps):
+    updates, state = tx.update(ones, state)  # Adam moves by the rate itself
+    moved.append(-float(updates[0]))
+  np.testing.assert_allclose(moved, [0.8, 0.65, 0.5, 0.35, 0.2], rtol=1e-5)
+  once = seed.optimizer(seed.SeedConfig(steps=1, rate=0.8, last=0.0))
+  updates, _ = once.update(ones, once.init(ones))
+  np.testing.assert_allclose(updates, -0.8, rtol=1e-5)

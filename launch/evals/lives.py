@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -39,6 +39,8 @@ class Setting:
     passes: how often a day states each fact, in eight wordings in turn.
     people: of a day; five facts each.
     past: texts of earlier days that a night may keep, at most.
+    rehearsed: texts of what the model knew before all days that a night may
+      keep; none of them is of the core set.
     core: texts of the core set.
     tuning_rate: learning rate where MLPs are trained instead of a slot.
     dtype: of the model.
@@ -57,6 +59,7 @@ class Setting:
   passes: int = 16
   people: int = facts.PEOPLE
   past: int = 256
+  rehearsed: int = 256
   core: int = 32
   tuning_rate: float = 1e-3
   dtype: str = 'float32'
@@ -72,14 +75,20 @@ class Setting:
 
 
 PRETRAINED = Setting(
-  rate=0.004,
+  optimizer='sgd',
+  rate=0.2,
+  passes=32,
   rank=16,
   window=64,
+  past=384,
+  rehearsed=512,
   tuning_rate=1e-4,
   dtype='bfloat16',
   how=CycleConfig(
-    seed=SeedConfig(steps=200, rows=16, rate=5e-3, keep=2.0, every=8, say=16),
-    texts=TextsConfig(length=64, read=128, continued=0, free=0, kept=192),
+    seed=SeedConfig(
+      steps=200, rows=16, rate=5e-3, last=0.05, keep=1.0, every=8, say=16
+    ),
+    texts=TextsConfig(length=64, read=256, continued=0, free=0, kept=128),
     dream=DreamConfig(length=160, answer=48),
   ),
 )
@@ -117,39 +126,75 @@ def setting(model: str, changes: list[str]) -> Setting:
 
 
 class World(NamedTuple):
-  """A model that can sleep, as all cells begin with it."""
+  """A model that can sleep, as all cells begin with it.
+
+  Attributes:
+    name: of its file.
+    texts: names of the files of `core`, `rehearsed` and `other`.
+    cfg, params, tokenizer, words, reader: the model.
+    core: the core set.
+    rehearsed: texts of the same kind, to take some from each night.
+    other: texts of another kind; without rows if there are none.
+  """
 
   name: str
+  texts: dict[str, list[str]]
   cfg: ModelConfig
   params: dict
   tokenizer: Tokenizer
   words: Words
   reader: Reader
   core: Said
+  rehearsed: Said
+  other: Said
 
 
-def world(how: Setting, model: str, core: str, folder: pathlib.Path) -> World:
-  """Loads the model or makes it, and its core set.
+def world(
+  how: Setting,
+  folder: pathlib.Path,
+  model: str = '',
+  core: str = '',
+  rehearse: Sequence[str] = (),
+  other: str = '',
+) -> World:
+  """Loads the model or makes it, and its texts.
+
+  Args:
+    how: the days and nights.
+    folder: where the pupil is kept.
+    model: path of a pretrained file; '' for the pupil, who needs no texts.
+    core: path of a text that the model is to stay with.
+    rehearse: paths of others of the kind, of which `how.rehearsed` needs some.
+    other: path of a text of another kind, or ''.
 
   Raises:
-    ValueError: for a model without a core text, or one that is too short.
+    ValueError: for a text that is missing, too short or not wanted.
   """
+  length, named = how.how.texts.length, {}
   if model:
     if not core:
       raise ValueError('--core=TEXT.txt: a text that the model is to stay with')
+    if bool(how.rehearsed) != bool(rehearse):
+      raise ValueError(
+        f'rehearsed={how.rehearsed} texts a night of --rehearse={rehearse}: '
+        'give files to rehearse, or --set=rehearsed=0 and none'
+      )
     made = trained.load_pretrained(model)
     cfg, params, tokenizer = made.model.cfg, made.params, made.tokenizer
-    ids = tokenizer.encode(sampling.read_prompt('', core))
-    # from the middle: a book begins and ends with other things
-    first = max(0, len(ids) // 2 - how.core * 64)
-    ids = np.array(ids[first : first + how.core * 128], np.int32)
-    if len(ids) < how.core * 128:
-      raise ValueError(f'{core}: shorter than {how.core} times 128 tokens')
-    rows = ids.reshape(how.core, 128)
+    rows = _cut(tokenizer, core, 128, how.core)
+    whole = [_cut(tokenizer, path, length) for path in rehearse]
+    whole = np.concatenate(whole or [np.zeros((0, length), np.int32)])
+    others = _cut(tokenizer, other, 128, how.core) if other else rows[:0]
+    named = {'core': [core], 'rehearsed': rehearse, 'other': [other]}
+    named = {k: [pathlib.Path(x).name for x in v] for k, v in named.items()}
+  elif core or rehearse or other:
+    raise ValueError('--core, --rehearse and --other go with a --model')
   else:
     made = pupil.kept(folder / 'pupil.npz')
     cfg, params, tokenizer = made.cfg, made.params, made.tokenizer
-    rows = made.core[: how.core]
+    rows, others = made.core[: how.core], made.core[:0]
+    whole = pupil.texts(tokenizer, max(how.rehearsed, 2_000), seed=2)
+    whole = whole[:, :length]
   cms = CMSConfig(
     periods=how.periods,
     blocks=how.blocks,
@@ -161,16 +206,33 @@ def world(how: Setting, model: str, core: str, folder: pathlib.Path) -> World:
   cfg, params = grow.equip(cfg, params, how.slots, how.rank, jax.random.key(0))
   params = jax.tree.map(jnp.asarray, params)
   words = Words(tokenizer.bos, tokenizer.eos, tokenizer.pad)
-  one = np.ones(len(rows), np.int32)
   return World(
     pathlib.Path(model).name or 'pupil',
+    named,
     cfg,
     params,
     tokenizer,
     words,
     readers.of_model(cfg),
-    Said(rows, one, one * rows.shape[1]),
+    *map(_whole, (rows, whole, others)),
   )
+
+
+def _cut(tokenizer: Tokenizer, path: str, length: int, count: int = 0):
+  """Rows of a text: all of it, or `count` of them from its middle."""
+  ids = np.array(tokenizer.encode(sampling.read_prompt('', path)), np.int32)
+  rows = ids[: len(ids) // length * length].reshape(-1, length)
+  least = max(count, 1)
+  if len(rows) < least:
+    raise ValueError(f'{path}: shorter than {least} times {length} tokens')
+  # a book begins and ends with other things
+  first = (len(rows) - count) // 2 if count else 0
+  return rows[first : first + (count or len(rows))]
+
+
+def _whole(rows) -> Said:
+  one = np.ones(len(rows), np.int32)
+  return Said(rows, one, one * rows.shape[1])
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -226,7 +288,8 @@ def live(
 ) -> list[dict]:
   """Reads and sleeps; gives a row for the first morning and for each night.
 
-  In a row: `night`; `core`, nats a token of the slow weights; `chance`;
+  In a row: `night`; `core` and, if there is such a text, `other`: nats a token
+  of the slow weights; `chance`;
   `before`, recall of the day's facts by what the levels have written; `after`,
   recall of each day's facts so far in the morning; `dusk_core`; what the night
   counted; seconds by phase.
@@ -238,14 +301,20 @@ def live(
   def right(params, context, day):
     return float(recall.right(world.reader, params, context, asked[day]).mean())
 
-  def core(params, context=None):
-    tokens, _, length = world.core
+  def nats(params, said, context=None):
+    tokens, _, length = said
     return gate.loss(world.reader, params, context, tokens, length)
+
+  def losses(params):
+    of = {'core': nats(params, world.core)}
+    if len(world.other.length_B):
+      of['other'] = nats(params, world.other)
+    return of
 
   rows = [
     {
       'night': 0,
-      'core': core(params),
+      **losses(params),
       'chance': asked[0].chance,
       'after': [right(params, None, day) for day in range(days)],
       'seconds': {},
@@ -261,14 +330,14 @@ def live(
       seconds['read'] = time.perf_counter() - start
       context = readers.learned(state)
       row['before'] = right(params, context, night - 1)
-      row['dusk_core'] = core(params, context)
+      row['dusk_core'] = nats(params, world.core, context)
     held = _gathered(world, how, ids)
     params, numbers, spent = sleeper.night(
       Evening(
         params,
         state,
         held,
-        _past(past, how.past, seed),
+        _to_keep(world, how, past, seed, night),
         world.core,
         _tasks(world, how, day),
         night,
@@ -281,7 +350,7 @@ def live(
       row['held'] = [right(params, context, i) for i in range(night)]
     else:
       state = None
-    row['core'] = core(params)
+    row |= losses(params)
     row['after'] = [right(params, None, i) for i in range(night)]
     row |= {'numbers': numbers, 'seconds': seconds | spent}
     rows.append(row)
@@ -295,16 +364,29 @@ def _gathered(world: World, how: Setting, ids) -> texts.Day:
   return texts.gather(how.how.texts, world.words.pad, ['reader'], buffer)
 
 
-def _past(days: list[Said], most: int, seed: int) -> Said | None:
-  """Some rows of earlier days, of all of them alike, always as many."""
-  if not days or not most:
-    return None
-  rng = np.random.default_rng(seed)
-  picked = [
-    rng.choice(len(day.length_B), -(-most // len(days))) for day in days
+def _to_keep(world: World, how: Setting, days, seed: int, night: int):
+  """Rows of earlier days, of all of them alike, and of what is rehearsed.
+
+  Always as many of either; None if there are none.
+  """
+  rng = np.random.default_rng((seed, night))
+  shares = [
+    how.past * (i + 1) // len(days) - how.past * i // len(days)
+    for i in range(len(days))
   ]
-  parts = [Said(*(x[i] for x in day)) for day, i in zip(days, picked)]
-  return Said(*(np.concatenate(x)[:most] for x in zip(*parts)))
+  parts = [_some(rng, *each) for each in zip(days, shares)]
+  parts.append(_some(rng, world.rehearsed, how.rehearsed))
+  rows = Said(*map(np.concatenate, zip(*parts)))
+  return rows if len(rows.length_B) else None
+
+
+def _some(rng, said: Said, count: int) -> Said:
+  """Some rows, none of them again before all were taken."""
+  total = len(said.length_B)
+  rounds = -(-count // total) if total else 0
+  index = [rng.permutation(total) for _ in range(rounds)]
+  index = np.concatenate([np.zeros(0, int), *index])[:count]
+  return Said(*(x[index] for x in said))
 
 
 def _tasks(world: World, how: Setting, day) -> tuple[Cloze, ...]:

@@ -9,7 +9,9 @@ growth; and sleep without one part each. `--model=FILE.gguf` takes a pretrained
 model; without, one is made in two minutes that knows other people.
 
 A cell is one way to spend the nights, with one seed; cells that are there are
-not lived again. The report goes to `table.md`, `rows.jsonl`, `nights.png`.
+not lived again, nor those that another process lives: the same command in many
+processes shares the work. The report goes to `table.md`, `rows.jsonl`,
+`nights.png`.
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ import time
 import jax
 from absl import app, flags
 
-from nestax.launch import command
+from nestax.launch import command, lock
 from nestax.launch.evals import cells, lives, retention, sleepers
 
 # Its own, so that the module can be imported beside the commands.
@@ -35,6 +37,12 @@ def _flag(define, name, default, words, **options):
 _WORKDIR = _flag(flags.DEFINE_string, 'workdir', 'runs/nights', 'Results.')
 _MODEL = _flag(flags.DEFINE_string, 'model', '', 'Pretrained file.')
 _CORE = _flag(flags.DEFINE_string, 'core', '', 'Text that stays known.')
+_REHEARSE = _flag(
+  flags.DEFINE_list, 'rehearse', [], 'More texts, to be rehearsed at night.'
+)
+_OTHER = _flag(
+  flags.DEFINE_string, 'other', '', 'Text of a kind that is not rehearsed.'
+)
 _METHODS = _flag(
   flags.DEFINE_list,
   'methods',
@@ -75,27 +83,31 @@ def run(
   days: int,
   folder: pathlib.Path,
 ) -> None:
-  """Lives all cells that are not there yet."""
+  """Lives all cells that are not there yet, nor lived by another process."""
+  (folder / 'cells').mkdir(parents=True, exist_ok=True)
   for name in names:
     sleeper = None
     for seed in seeds:
       key = {'method': name, 'seed': seed, 'days': days}
       key |= {'model': world.name, 'setting': dataclasses.asdict(setting)}
+      key |= {'texts': world.texts}
       key |= {'device': jax.devices()[0].device_kind}
       key = json.loads(json.dumps(key))  # tuples come back as lists
       slug = name.replace(',', '').replace(' ', '-')
       path = folder / 'cells' / f'{slug}-{days}-{seed}.json'
-      if cells.read(path, key) is not None:
-        continue
-      if sleeper is None:
-        sleeper = sleepers.make(
-          name, world.cfg, setting.how, world.words, setting.tuning_rate
-        )
-      start = time.perf_counter()
-      rows = lives.live(world, setting, sleeper, seed, days, _say(name, seed))
-      cells.write(path, key, [{'method': name, 'seed': seed} | r for r in rows])
-      spent = time.perf_counter() - start
-      print(f'{name}, seed {seed}: {spent:.0f} s', flush=True)
+      with lock.free(path.with_suffix('.lock')) as mine:
+        if not mine or cells.read(path, key) is not None:
+          continue
+        if sleeper is None:
+          sleeper = sleepers.make(
+            name, world.cfg, setting.how, world.words, setting.tuning_rate
+          )
+        start, said = time.perf_counter(), _say(name, seed)
+        rows = lives.live(world, setting, sleeper, seed, days, said)
+        rows = [{'method': name, 'seed': seed} | row for row in rows]
+        cells.write(path, key, rows)
+        spent = time.perf_counter() - start
+        print(f'{name}, seed {seed}: {spent:.0f} s', flush=True)
 
 
 def _say(name: str, seed: int):
@@ -120,7 +132,14 @@ def main(argv: list[str]) -> int:
     names, seeds = methods(_METHODS.value), [int(x) for x in _SEEDS.value]
     setting = lives.setting(_MODEL.value, _SET.value)
     if names:
-      world = lives.world(setting, _MODEL.value, _CORE.value, folder)
+      world = lives.world(
+        setting,
+        folder,
+        _MODEL.value,
+        _CORE.value,
+        _REHEARSE.value,
+        _OTHER.value,
+      )
       run(world, setting, names, seeds, _DAYS.value, folder)
     if _REPORT.value:
       print(retention.write(folder))

@@ -22,6 +22,7 @@ from nestax.models.config import ModelConfig
 
 WORLD = 1_000  # the seed of its people, of whom the tests know nobody
 _LENGTH, _ROWS = 64, 32
+_GROUPS = 8
 
 
 class Pupil(NamedTuple):
@@ -33,7 +34,7 @@ class Pupil(NamedTuple):
   core: np.ndarray  # int32 `[n, L]`, of its world, not trained on
 
 
-def texts(tokenizer: Tokenizer, rows: int, seed: int, groups: int):
+def texts(tokenizer: Tokenizer, rows: int, seed: int, groups: int = _GROUPS):
   """Statements and answered questions about its world, rows of tokens."""
   known = [f for day in facts.days(WORLD, groups) for f in day]
   lines = [fact.statement(i) for fact in known for i in range(8)]
@@ -49,7 +50,11 @@ def texts(tokenizer: Tokenizer, rows: int, seed: int, groups: int):
 
 
 def make(
-  steps: int = 500, groups: int = 8, D: int = 96, N: int = 4, seed: int = 0
+  steps: int = 500,
+  groups: int = _GROUPS,
+  D: int = 96,
+  N: int = 4,
+  seed: int = 0,
 ) -> Pupil:
   """Trains it.
 

@@ -19,13 +19,15 @@ HEAD = (
   'core loss, first morning',
   'core loss, at the end',
   'rise',
+  'rise, other text',
   's a night',
 )
 WORDS = (
   'Share of questions answered rightly, in words that the day did not have, '
   'with no text in context; mean over nights, then mean ± standard deviation '
   'over seeds. Before: by what the levels have written. "kept": after / '
-  'before. Core loss in nats a token, of the slow weights alone. "no sleep": '
+  'before. Core loss in nats a token, of the slow weights alone, on text of a '
+  'kind that is rehearsed; the other text is of none that is. "no sleep": '
   'before is by levels that are never reset, day 1 at the end too (in '
   'brackets); after is without them.'
 )
@@ -87,6 +89,7 @@ def numbers(rows: list[dict]) -> dict[str, float]:
     'core first': rows[0]['core'],
     'core last': nights[-1]['core'],
     'rise': nights[-1]['core'] / rows[0]['core'] - 1,
+    'other': nights[-1].get('other', np.nan) / rows[0].get('other', 1.0) - 1,
     'seconds': float(np.mean(spent)),
   }
 
@@ -114,6 +117,7 @@ def _line(name: str, lives: list) -> list[str]:
     spread('core first'),
     spread('core last'),
     spread('rise', '.2%'),
+    spread('other', '.2%'),
     spread('seconds', '.1f'),
   ]
 
