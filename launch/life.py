@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from nestax.cms.level import where_rows
 from nestax.launch import checkpoint
 from nestax.launch.plans import Options
 from nestax.launch.trained import Trained
-from nestax.models import language_model
+from nestax.models import axes, language_model
 from nestax.sleep.replay import Replay
 
 
@@ -121,29 +120,14 @@ class Store:
 
 def where_owners(mask_B, new, old):
   """A state with the rows of `new` where the mask says so, else of `old`."""
+  others = iter(jax.tree.leaves(old))
 
-  def rows(axis):
-    def one(a, b):
-      shape = (1,) * axis + (-1,) + (1,) * (a.ndim - axis - 1)
-      return jnp.where(mask_B.reshape(shape), a, b)
+  def one(names, x):
+    axis = names.index('batch')
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    return jnp.where(mask_B.reshape(shape), x, next(others))
 
-    return one
-
-  blocks = jax.tree.map(rows(1), new.blocks, old.blocks)
-  owned = jax.tree.map(rows(1), new.owned, old.owned)
-  if new.levels is None:
-    return new._replace(blocks=blocks, owned=owned)
-  parts = {
-    name: jax.tree.map(rows(0), part, getattr(old.levels, name))
-    for name, part in new.levels._asdict().items()
-    if name not in ('levels', 'boundary')
-  }
-  levels = new.levels._replace(
-    levels=where_rows(mask_B, new.levels.levels, old.levels.levels),
-    boundary=jax.tree.map(rows(1), new.levels.boundary, old.levels.boundary),
-    **parts,
-  )
-  return new._replace(blocks=blocks, levels=levels, owned=owned)
+  return axes.map_names(one, language_model.state_axes(new), new)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
