@@ -16,8 +16,8 @@ Titans and TTT have no decay along the key: all tokens of a chunk step from its
 start, and momentum carries a step on to 1 / (1 - beta) of itself. Where the
 keys of a chunk are alike, that comes to chunk_mem eta / (1 - beta) errors, and
 beyond 2, with momentum sooner, chunks overshoot by more than they correct. So
-here `eta_max` bounds what the steps of a chunk come to together: up to one error
-no size of chunk and no constant gates diverge (two layers: half of one each).
+here `eta_max` bounds what the steps of a chunk come to together: up to 1 no
+size of chunk and no constant gates diverge (of two layers, up to half of that).
 """
 
 from typing import NamedTuple

@@ -370,14 +370,19 @@ def _to_keep(world: World, how: Setting, days, seed: int, night: int):
   Always as many of either; None if there are none.
   """
   rng = np.random.default_rng((seed, night))
-  shares = [
-    how.past * (i + 1) // len(days) - how.past * i // len(days)
-    for i in range(len(days))
-  ]
-  parts = [_some(rng, *each) for each in zip(days, shares)]
+  parts = earlier(days, how.past, rng)
   parts.append(_some(rng, world.rehearsed, how.rehearsed))
   rows = Said(*map(np.concatenate, zip(*parts)))
   return rows if len(rows.length_B) else None
+
+
+def earlier(days: Sequence[Said], count: int, rng) -> list[Said]:
+  """`count` rows of earlier days, of all of them alike."""
+  shares = [
+    count * (i + 1) // len(days) - count * i // len(days)
+    for i in range(len(days))
+  ]
+  return [_some(rng, *each) for each in zip(days, shares)]
 
 
 def _some(rng, said: Said, count: int) -> Said:

@@ -123,7 +123,8 @@ def table(board: Board) -> str:
   one = board.evaluation
   names = headings(board)
   lines = [
-    [model, *_cells(line, board.columns), _average(line, board.columns)]
+    [model, *_cells(line, board.columns, one.decimals)]
+    + ['-' if one.mixed else _average(line, board.columns)]
     + ['/'.join(sorted({str(score.seeds) for score in line.values()}))]
     for model, line in board.scores.items()
   ]
@@ -137,9 +138,11 @@ def table(board: Board) -> str:
   return f'{one.name}\n\n{timing.markdown(head, lines)}\n\n{words}'
 
 
-def _cells(line, columns) -> list[str]:
+def _cells(line, columns, decimals: int) -> list[str]:
   return [
-    f'{line[c].mean:.1f} ± {line[c].spread:.1f}' if c in line else '-'
+    f'{line[c].mean:.{decimals}f} ± {line[c].spread:.{decimals}f}'
+    if c in line
+    else '-'
     for c in columns
   ]
 

@@ -104,6 +104,8 @@ class Evaluation(NamedTuple):
     source: where those are from.
     axis: '' for bars; else the last word of every score's name is a number
       along this axis.
+    decimals: of the table's numbers.
+    mixed: the scores are of different units; no average is taken of them.
   """
 
   name: str
@@ -113,6 +115,8 @@ class Evaluation(NamedTuple):
   paper: Mapping[str, Mapping[str, float]] = {}
   source: str = ''
   axis: str = ''
+  decimals: int = 1
+  mixed: bool = False
 
 
 def configure(

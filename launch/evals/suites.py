@@ -3,9 +3,9 @@
 Small models of the named families are trained at every learning rate and seed
 (formal, mad, mqar, needle), or trained ones read (needle: folders of runs,
 pretrained files). Others read the user's own files, with trained models only:
-arc, babilong, incremental, translation; each module says how. A model may have
-keys set: `hope:memory.eta_max=1.0`; with a comma inside, put it in double
-quotes. W gets table.md, beside the paper's rows where it has them,
+arc, babilong, incorporation, incremental, translation; each module says how. A
+model may have keys set: `hope:memory.eta_max=1.0`; with a comma inside, put it
+in double quotes. W gets table.md, beside the paper's rows where it has them,
 results.jsonl, a line a cell, and NAME.png.
 
 The same command goes on where it stopped, and processes with other --models or
@@ -24,6 +24,7 @@ from nestax.launch.evals import (
   arc,
   babilong,
   formal,
+  incorporation,
   incremental,
   mad,
   mqar,
@@ -34,7 +35,7 @@ from nestax.launch.evals import (
 )
 
 GENERATED = (formal, mad, mqar, needle)
-FROM_FILES = (arc, babilong, incremental, translation)
+FROM_FILES = (arc, babilong, incorporation, incremental, translation)
 EVALUATIONS = {
   module.EVALUATION.name: module.EVALUATION
   for module in (*GENERATED, *FROM_FILES)
