@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -224,6 +224,36 @@ def load_params(
     FileNotFoundError: if there is no checkpoint.
     CheckpointError: if there are checkpoints and none can be read.
   """
+  found = load_parts(workdir, lambda c, _: {'params': abstract(c)}, say)
+  return found.step, found.config, found.parts['params']
+
+
+class Found(NamedTuple):
+  """Parts of a checkpoint; `position` reads where the data stood."""
+
+  step: int
+  config: dict
+  parts: dict[str, Any]
+  position: Callable[[], dict]
+
+
+def load_parts(
+  workdir,
+  abstract: Callable[[dict, Callable[[], dict]], dict[str, Any]],
+  say: Callable[[str], None] = print,
+) -> Found:
+  """Loads parts of the newest readable checkpoint, each of them whole.
+
+  Args:
+    workdir: of a run, or the folder of one of its checkpoints.
+    abstract: from the config, and what reads the position, to shapes and
+      shardings of the parts, by the names of the fields of what was saved.
+    say: what to tell the user, a line at a time.
+
+  Raises:
+    FileNotFoundError: if there is no checkpoint.
+    CheckpointError: if there are checkpoints and none can be read.
+  """
   damage.silence_stack_traces()
   folder = pathlib.Path(workdir).absolute() / 'checkpoints'
   steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
@@ -236,7 +266,8 @@ def load_params(
 
     def read(step: int):
       about = _about(manager, step)
-      item = {'params': abstract(about['config'])}
+      position = functools.partial(_position, folder / str(step) / 'data')
+      item = abstract(about['config'], position)
       restore = ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
@@ -244,10 +275,10 @@ def load_params(
       )
       found = manager.restore(step, args=ocp.args.Composite(state=restore))
       fingerprints.check(about['fingerprints'], found.state)
-      return about['config'], found.state['params']
+      return about['config'], found.state, position
 
-    step, (config, params), _ = damage.newest_readable(folder, steps, read, say)
-  return step, config, params
+    step, found, _ = damage.newest_readable(folder, steps, read, say)
+  return Found(step, *found)
 
 
 def _is_checkpoint(folder: pathlib.Path) -> bool:

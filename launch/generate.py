@@ -10,6 +10,7 @@ from nestax.launch.configs import common
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run; runs/quickstart.')
 _MODEL = flags.DEFINE_string('model', None, 'Weights instead of a run.')
+_OWNER = flags.DEFINE_string('owner', '', 'Whose slots, of a life.')
 _PROMPT = flags.DEFINE_string('prompt', '', 'Text to go on from.')
 _FILE = flags.DEFINE_string('prompt_file', None, 'UTF-8 file to go on from.')
 _TOKENS = flags.DEFINE_integer('tokens', 400, 'Most to draw.', lower_bound=0)
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     limits = _TOP_K.value, _TOP_P.value
     how = sampling.Sampling(_TEMPERATURE.value, *limits, _SEED.value)
     prompt = sampling.read_prompt(_PROMPT.value, _FILE.value)
-    made = trained.choose(_WORKDIR.value, _MODEL.value)
+    made = trained.choose(_WORKDIR.value, _MODEL.value, _OWNER.value)
     model, params, tokenizer = made[:3]
     drawn = sampling.text(model, params, tokenizer, prompt, _TOKENS.value, how)
   except (*_WRONG, checkpoint.CheckpointError) as error:

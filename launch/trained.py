@@ -1,6 +1,7 @@
 """A trained model: out of its run folder, or a pretrained one of a file."""
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from nestax.launch.data import llama_tokenizers, tokenizers
 from nestax.models import axes, language_model, pretrained
 from nestax.models.config import ModelConfig
 from nestax.models.llama_files import safetensors
+from nestax.sleep import owners
 
 
 class Trained(NamedTuple):
@@ -31,34 +33,75 @@ def _to_stderr(line: str) -> None:
   print(line, file=sys.stderr)
 
 
-def load(workdir, say: Callable[[str], None] = _to_stderr) -> Trained:
+def load(
+  workdir, say: Callable[[str], None] = _to_stderr, owner: str = ''
+) -> Trained:
   """Loads the newest readable checkpoint of a run onto one device.
 
   Args:
     workdir: folder of the run.
     say: what to tell the user, a line at a time.
+    owner: whose model to load, of a life whose owners have slots of their own:
+      the common weights with that owner's slots. What the levels hold that the
+      owner has not slept on is left out. '' for the common weights alone.
 
   Raises:
     FileNotFoundError: if there is no checkpoint.
     checkpoint.CheckpointError: if none can be read.
-    ValueError: if the tokenizer of the run is not there any more.
+    ValueError: if the tokenizer of the run is not there any more, or there is
+      no such owner.
   """
   mesh = meshes.make(dict.fromkeys(axes.MESH_AXES, 1), rows=1, length=1)
   whole = meshes.replicated(mesh)
 
-  def abstract(config):
+  def abstract(config, position):
     cfg = ModelConfig.from_dict(config['model'])
+    parts = {'params': nn.unbox(language_model.abstract_params(cfg))}
+    if owner and _apart(config):
+      size = len(position()['owners']), config['life']['window']
+      init = functools.partial(language_model.init_state, cfg, *size)
+      parts['state'] = jax.eval_shape(init)
     return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-      nn.unbox(language_model.abstract_params(cfg)),
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), parts
     )
 
-  step, config, params = checkpoint.load_params(workdir, abstract, say)
-  model = language_model.LanguageModel(ModelConfig.from_dict(config['model']))
-  tokenizer = tokenizers.load(config['data']['tokenizer'])
+  found = checkpoint.load_parts(workdir, abstract, say)
+  cfg = ModelConfig.from_dict(found.config['model'])
+  params, words = found.parts['params'], found.config['data']['tokenizer']
+  if owner:
+    row = _row(workdir, found.config, found.position, owner)
+    params = owners.personal(params, found.parts['state'], row)
+    # a fresh state would bring empty slots that hide these
+    cfg = dataclasses.replace(
+      cfg, cms=dataclasses.replace(cfg.cms, scope='shared')
+    )
+  model = language_model.LanguageModel(cfg)
+  tokenizer = tokenizers.load(words)
   # whatever the tokenizer's own model wants: here all documents began so
   tokenizer = dataclasses.replace(tokenizer, adds_bos=True)
-  return Trained(model, params, tokenizer, step, config['data']['tokenizer'])
+  return Trained(model, params, tokenizer, found.step, words)
+
+
+def _apart(config) -> bool:
+  """Whether it is a life whose owners have slots of their own."""
+  return 'life' in config and config['model']['cms']['scope'] == 'owner'
+
+
+def _row(workdir, config, position: Callable[[], dict], owner: str) -> int:
+  """The owner's row of the state."""
+  if not _apart(config):
+    raise ValueError(
+      f'--owner={owner}: nobody has slots of their own in {workdir}; owners of '
+      'a life of nestax-sleep --scope=owner do'
+    )
+  past = position()
+  present = [x for x in past['owners'] if x not in past['forgotten']]
+  if owner not in present:
+    raise ValueError(
+      f'--owner={owner}: there is no such owner in {workdir}; there are '
+      f'{", ".join(present)}'
+    )
+  return past['owners'].index(owner)
 
 
 def load_pretrained(path, tokenizer: str | None = None) -> Trained:
@@ -91,15 +134,28 @@ def load_pretrained(path, tokenizer: str | None = None) -> Trained:
   return Trained(model, params, found, 0, words)
 
 
-def choose(workdir: str | None, model: str | None) -> Trained:
+def choose(workdir: str | None, model: str | None, owner: str = '') -> Trained:
   """Loads a run (runs/quickstart if neither is given) or a pretrained model.
 
   Raises:
-    ValueError: if both are given, else as `load` and `load_pretrained`.
+    ValueError: if both are given, or an owner of a pretrained model, else as
+      `load` and `load_pretrained`.
   """
   if workdir and model:
     raise ValueError('give --workdir or --model, not both')
-  return load_pretrained(model) if model else load(workdir or 'runs/quickstart')
+  if model:
+    refuse_owner(owner)
+    return load_pretrained(model)
+  return load(workdir or 'runs/quickstart', owner=owner)
+
+
+def refuse_owner(owner: str) -> None:
+  """Raises a ValueError for an owner of a pretrained model."""
+  if owner:
+    raise ValueError(
+      f'--owner={owner} goes with the --workdir of a life; nobody has slots of '
+      'their own in a --model'
+    )
 
 
 def tokenizer_of(path: str, vocabulary: int) -> str:

@@ -56,6 +56,7 @@ def load(
   model: str | None,
   stack: Stack,
   dtype: str | None = None,
+  owner: str = '',
 ) -> trained.Trained:
   """Loads a run's model, or a pretrained one, stacked if that is asked for.
 
@@ -64,6 +65,7 @@ def load(
     model: file of a pretrained model; None for a run's.
     stack: of the pretrained model.
     dtype: that it computes in; None for the run's own, and for float32.
+    owner: of a life, whose slots to take; '' for nobody's.
 
   Raises:
     ValueError: if both or neither are named, or the stack does not fit.
@@ -73,7 +75,8 @@ def load(
   if workdir is not None:
     if stack.how:
       raise ValueError('--stack is for a pretrained --model')
-    return _computing(trained.load(workdir), dtype)
+    return _computing(trained.load(workdir, owner=owner), dtype)
+  trained.refuse_owner(owner)
   made = _computing(trained.load_pretrained(model), dtype)
   if not stack.how:
     return made

@@ -24,6 +24,7 @@ _WORKDIR = _flag(
   flags.DEFINE_string, 'workdir', None, 'Run folder of the model.'
 )
 _MODEL = _flag(flags.DEFINE_string, 'model', None, 'Pretrained file instead.')
+_OWNER = _flag(flags.DEFINE_string, 'owner', '', 'Whose slots, of a life.')
 _TEXT = _flag(
   flags.DEFINE_string, 'text', None, 'UTF-8 file to read.', required=True
 )
@@ -60,7 +61,9 @@ def main(argv: list[str]) -> int:
     stack = novel.Stack(
       _STACK.value, tuple(_PERIODS.value), _BLOCKS.value, _RATE.value
     )
-    made = novel.load(_WORKDIR.value, _MODEL.value, stack, _DTYPE.value)
+    made = novel.load(
+      _WORKDIR.value, _MODEL.value, stack, _DTYPE.value, _OWNER.value
+    )
     novel.run(made, _TEXT.value, modes, _OUT.value, _TOKENS.value)
   except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as e:
     print(f'nestax-evaluate: {e}', file=sys.stderr)
