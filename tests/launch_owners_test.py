@@ -1,5 +1,7 @@
 """An owner's own model out of a life's checkpoint, for other commands."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import nights_cases as cases
@@ -16,6 +18,8 @@ from nestax.sleep.replay import Replay
 NOBODY = novel.Stack('', (), 'all', 0.1)
 
 
+@functools.cache
+@jax.jit
 def grown():
   """The state of two owners with slots in use, of their own each."""
   cfg = cases.made(scope='owner').model.cfg
@@ -44,14 +48,19 @@ def saved(folder, scope, past):
 
 @pytest.fixture(scope='module')
 def apart(tmp_path_factory):
-  past = life.Past(['ann', 'bob', 'cy'][:2], Replay(2))
+  past = life.Past(['ann', 'bob'], Replay(2))
   return saved(tmp_path_factory.mktemp('owners') / 'out', 'owner', past)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read(model, params, state, tokens):
+  return model.apply({'params': params}, state, tokens)[1]
 
 
 def logits(made, state=None):
   tokens = jnp.asarray(np.random.default_rng(0).integers(97, 100, (1, 6)))
   state = state or language_model.init_state(made.model.cfg, 1, 8)
-  return made.model.apply({'params': made.params}, state, tokens)[1]
+  return read(made.model, made.params, state, tokens)
 
 
 def test_an_owner_reads_with_slots_of_their_own(apart):
@@ -86,16 +95,21 @@ def test_who_is_not_there_is_refused_and_who_is_is_named(apart, tmp_path):
       load()
 
 
-def test_the_command_speaks_as_an_owner_would(apart, capsys):
-  def said(**values):
-    flags.FLAGS.mark_as_parsed()
-    values = {'workdir': str(apart), 'tokens': 24, 'prompt': 'a'} | values
-    with flagsaver.flagsaver(**values):
-      code = generate.main(['nestax-generate'])
-    return code, capsys.readouterr()
+def test_the_command_takes_an_owners_slots(apart, monkeypatch, capsys):
+  taken = []
 
-  code, ann = said(owner='ann')
-  assert code == 0 and ann.out.startswith('a')
-  assert ann.out != said(owner='bob')[1].out
-  code, eve = said(owner='eve')
-  assert code == 2 and 'there are ann, bob' in eve.err and not eve.out
+  def text(model, params, *how):
+    taken.append(params)
+    return iter(['!'])
+
+  monkeypatch.setattr(generate.sampling, 'text', text)
+  flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(workdir=str(apart), owner='bob', prompt='a'):
+    assert generate.main(['nestax-generate']) == 0
+  assert capsys.readouterr().out == 'a!\n'
+  (params,) = taken
+  assert cases.same(params, trained.load(apart, owner='bob').params)
+  with flagsaver.flagsaver(workdir=str(apart), owner='eve'):
+    assert generate.main(['nestax-generate']) == 2
+  said = capsys.readouterr()
+  assert 'there are ann, bob' in said.err and not said.out
