@@ -20,7 +20,7 @@ def config(tmp_path_factory):
   corpus = cases.write_corpus(tmp_path_factory.mktemp('corpus'))
   config = cases.make_config(corpus, 'hope_attention')
   cms = {'periods': (4, 8), 'multiple': 4, 'blocks': '1', 'rate': 0.3}
-  config.model.cms.update(cms)
+  config.model.cms.update(cms | {'differentiate': 'first_order'})
   config.train.steps = 2
   return config
 

@@ -135,6 +135,7 @@ def test_only_matrices_decay():
   assert not block['initial']['eta_bias'].any()
 
 
+@pytest.mark.slow
 def test_compression_is_learned_out_of_the_last_token():
   size = mad.BASE['compression']._replace(V=4, L=4)
   made = mad.problem('compression', 'compression', size)

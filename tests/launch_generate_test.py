@@ -1,5 +1,6 @@
 """nestax-generate: a run's model goes on from a prompt, or says why not."""
 
+import os
 import subprocess
 import sys
 
@@ -24,6 +25,7 @@ def generate(*arguments):
     capture_output=True,
     text=True,
     timeout=300,
+    env=os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
   )
 
 

@@ -14,7 +14,8 @@ def corpus(tmp_path_factory):
 
 def make_config(corpus, **cms):
   config = cases.make_config(corpus, 'hope_attention')
-  config.model.cms.update({'periods': (4, 8), 'multiple': 4, **cms})
+  usual = {'periods': (4, 8), 'multiple': 4, 'differentiate': 'first_order'}
+  config.model.cms.update(usual | cms)
   return config
 
 
