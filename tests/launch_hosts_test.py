@@ -21,6 +21,8 @@ from nestax.launch import checkpoint, metrics, run
 from nestax.launch import mesh as meshes
 from nestax.launch.data import pipeline
 
+# Four processes that compile and wait for each other: a minute and a half.
+pytestmark = pytest.mark.slow
 STEPS = 40
 FAMILY = 'transformer'
 HEARTBEAT = 10
@@ -215,7 +217,6 @@ def state_of(workdir, config):
   return state, data
 
 
-@pytest.mark.slow
 def test_one_process_goes_on_with_what_two_have_saved(life, alone, tmp_path):
   """On 2 devices of this process, then on 8, from a checkpoint of 2 x 4."""
   workdir = tmp_path / 'run'
@@ -234,7 +235,6 @@ def test_one_process_goes_on_with_what_two_have_saved(life, alone, tmp_path):
   np.testing.assert_allclose(got, want, 1e-5)
 
 
-@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(life, tmp_path):
   folder = life['folder']
   processes = both(folder, tmp_path)
