@@ -96,8 +96,9 @@ def scale_by_m3(
       'ema' only.
     coefficients: of Newton-Schulz, see `coefficients`.
     dimension_numbers: which axes are matrices, see `matrices`.
-    consistent_rms: RMS of the elements of an update, 0.2 to share AdamW's
-      learning rates at every width (arXiv 2502.16982). From the shape alone,
+    consistent_rms: RMS of the elements of an update; 0.2 is about AdamW's, so
+      that its learning rates fit (arXiv 2502.16982, at every width; how far
+      that was seen here is in BUILD_NOTES.md). From the shape alone,
       rms * sqrt(max(in, out)) / (1 + sum of alphas), or with V, which changes
       the scale, measured per matrix. None scales by nothing, as printed.
     eps: added to sqrt(V), and to norms before they divide.
