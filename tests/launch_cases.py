@@ -1,12 +1,55 @@
 """A run small enough for a test: a corpus, a config, a model of two blocks."""
 
+import os
 import random
+import subprocess
+import sys
 
+import jax
 import numpy as np
 
 from nestax.launch.configs import common
 
 WORDS = ('state', 'memory', 'level', 'chunk', 'token', 'reads', 'writes')
+
+# For processes of their own whose speed is no matter: they compile in a third
+# of the time. Later JAX does not know the flag, and would end.
+_FLAG = '--xla_cpu_use_fusion_emitters=false'
+QUICK = {
+  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+  **({'XLA_FLAGS': _FLAG} if jax.__version_info__ < (0, 11) else {}),
+}
+# Imports once; each line of words is a process, forked before JAX has threads.
+_FORKS = """
+import importlib, os, sys
+module = importlib.import_module(sys.argv[1])
+for i, words in enumerate(sys.argv[2:]):
+  if not (child := os.fork()):
+    for number, name in ((1, 'out'), (2, 'err')):
+      os.dup2(os.open(f'{name}{i}', os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [f'nestax-{sys.argv[1].rpartition(".")[2]}', *words.split('|')]
+    module.cli()
+  code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  print(code, flush=True)
+"""
+
+
+def forked(module, cwd, lines):
+  """Runs a command's module once for each list of words, importing it once.
+
+  Returns:
+    What each printed, what it said on the error stream, and its exit code.
+  """
+  words = ['|'.join(line) for line in lines]
+  codes = subprocess.run(
+    [sys.executable, '-W', 'ignore', '-c', _FORKS, module, *words],
+    cwd=cwd, capture_output=True, text=True, check=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  ).stdout.split()  # fmt: skip
+  return [
+    ((cwd / f'out{i}').read_text(), (cwd / f'err{i}').read_text(), int(code))
+    for i, code in enumerate(codes)
+  ]
 
 
 def write_corpus(folder):

@@ -53,9 +53,9 @@ def start(folder, workdir, process):
       f'--heartbeat={HEARTBEAT}',
     ],
     env=os.environ
+    | cases.QUICK
     | {
       'JAX_NUM_CPU_DEVICES': '4',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
       'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',

@@ -45,7 +45,7 @@ def command(tmp_path_factory):
         *(sys.executable, '-m', 'nestax.launch.train'),
         *(f'--config={config}', f'--workdir={workdir}'),
       ],
-      env=os.environ | environment,
+      env=os.environ | cases.QUICK | environment,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import launch_cases
 import nights_cases as cases
 import pytest
 
@@ -36,7 +37,7 @@ def start(folder, out):
       f'--text={folder / "ann.txt"},{folder / "bob.txt"}',
       *(f'--core={folder / "core.txt"}', f'--set={cases.SET}'),
     ],
-    env=os.environ | environment,
+    env=os.environ | launch_cases.QUICK | environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
