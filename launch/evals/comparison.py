@@ -196,6 +196,8 @@ def _draw(best, milliseconds, path):
       # a panel without a point has no logarithms to lay out: nothing was timed
       if any(np.isfinite(line.get_xdata()).any() for line in axes.lines):
         axes.set_yscale('log')
+      else:
+        axes.text(0.5, 0.5, 'not timed', ha='center', transform=axes.transAxes)
       axes.grid(alpha=0.3, which='both')
     by_time.legend(loc='center left', bbox_to_anchor=(1, 0.5))
   picture.savefig(path)

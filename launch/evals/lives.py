@@ -78,7 +78,7 @@ PRETRAINED = Setting(
   optimizer='sgd',
   rate=0.2,
   passes=32,
-  rank=16,
+  rank=32,
   window=64,
   past=384,
   rehearsed=512,
@@ -86,7 +86,7 @@ PRETRAINED = Setting(
   dtype='bfloat16',
   how=CycleConfig(
     seed=SeedConfig(
-      steps=200, rows=16, rate=5e-3, last=0.05, keep=1.0, every=8, say=16
+      steps=300, rows=16, rate=1e-2, last=0.05, keep=2.0, every=12, say=16
     ),
     texts=TextsConfig(length=64, read=256, continued=0, free=0, kept=128),
     dream=DreamConfig(length=160, answer=48),
