@@ -121,7 +121,8 @@ def test_a_life_is_days_each_followed_by_a_night(made):
 
   def night(evening):
     evenings.append(evening)
-    return evening.params | {'night': evening.number}, {}, {}
+    params = evening.params | {'night': evening.number}
+    return params, {'number': np.float32(evening.number)}, {'night': 1.5}
 
   world = passages.world(made, [SUN], 16)
   days = [[MARS], [MOON, SUN]]
@@ -133,6 +134,7 @@ def test_a_life_is_days_each_followed_by_a_night(made):
 
   held = live()
   assert held.params['night'] == 2 and held.context is None
+  assert held.nights[1] == {'numbers': {'number': 2}, 'seconds': {'night': 1.5}}
   one, two = evenings
   assert one.past is None and len(two.past.length_B) == HOW.past
   assert one.params is made.params and two.params['night'] == 1
@@ -254,6 +256,8 @@ def test_cells_go_by_task_method_and_model(options, made, monkeypatch):
   assert cores['fine-tuning'] != cores['before']
   assert cores['before'] == pytest.approx(-np.log(259), rel=0.1)
   assert logs['fine-tuning, replay'] != logs['fine-tuning']
+  assert [len(row['nights']) for row in got.values()] == [0, 2, 2]
+  json.dumps(got)  # as a cell is kept
   row = got['before']
   assert row['questions'] == sum(map(len, [p.questions for p in
     incorporation.draw(options, 'continual', 0)[0]]))  # fmt: skip
@@ -310,3 +314,5 @@ def test_a_night_goes_through(options, made, monkeypatch):
       options, 'm', name, 'continual', 1, lambda *x: None
     )
     assert all(np.isfinite(x) for x in row['scores'].values())
+    dreamt = ['dream_paid' in night['numbers'] for night in row['nights']]
+    assert dreamt == [name == 'sleep and dreams'] * 2

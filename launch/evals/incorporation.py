@@ -207,16 +207,18 @@ def run_cell(
   for seed, own in enumerate(starts):
     rest = draw(options, task, seed)[1]
     world = passages.world(made, rest, options.night.texts.length)
-    answers, cores = [], []
+    answers, cores, counted = [], [], []
     for days in own:
       held = _learned(options, world, sleeper, days, seed)
       chosen = [passage for day in days for passage in day]
       shown = name == 'in context'
       answers += passages.ask(world, options.how, held, chosen, shown)
       cores.append(passages.core(world, held))
+      counted += held.nights
       passed += len(days)
       say(passed, nights)
-    rows.append({'seed': seed} | _row(answers, float(np.mean(cores))))
+    row = _row(answers, float(np.mean(cores)))
+    rows.append({'seed': seed} | row | {'nights': counted})
   return rows
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -68,10 +68,17 @@ class World(NamedTuple):
 
 
 class Held(NamedTuple):
-  """What answers come from: weights, and what levels have written, or None."""
+  """What answers come from.
+
+  Attributes:
+    params: weights.
+    context: what levels have written, or None.
+    nights: what each night counted, and its seconds by phase.
+  """
 
   params: dict
-  context: object = None
+  context: Any = None
+  nights: tuple[dict, ...] = ()
 
 
 class Answer(NamedTuple):
@@ -186,7 +193,7 @@ def learn(
     say: told the number of nights that have passed.
   """
   made, cfg, rng = world.made, world.made.model.cfg, np.random.default_rng(seed)
-  params, state, past = made.params, None, []
+  params, state, past, nights = made.params, None, [], []
   for number, day in enumerate(days, 1):
     ids = day_ids(made, day, how.passes, rng)
     if sleeper.reads:
@@ -202,11 +209,14 @@ def learn(
       number,
       jax.random.key(seed),
     )
-    params, _, _ = sleeper.night(evening)
+    params, numbers, seconds = sleeper.night(evening)
+    numbers = {name: float(x) for name, x in numbers.items()}
+    nights.append({'numbers': numbers, 'seconds': seconds})
     past.append(read.read[0])
     state = None if sleeper.resets else state
     say(number)
-  return Held(params, None if state is None else readers.learned(state))
+  context = None if state is None else readers.learned(state)
+  return Held(params, context, tuple(nights))
 
 
 def _past(days: Sequence[Said], count: int, seed) -> Said | None:
