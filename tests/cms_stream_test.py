@@ -264,7 +264,7 @@ def test_sequences_whose_clocks_differ_are_read_as_each_alone(reset):
   'name, differentiate',
   [
     ('one level', 'full'),
-    ('nested', 'full'),
+    pytest.param('nested', 'full', marks=pytest.mark.slow),
     ('three levels', 'first_order'),
   ],
 )

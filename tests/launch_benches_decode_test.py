@@ -34,7 +34,9 @@ def params_of(cfg):
   return decode.nn.unbox(boxed)
 
 
-@pytest.mark.parametrize('family', ['hope', 'hope_attention'])
+@pytest.mark.parametrize(
+  'family', ['hope', pytest.param('hope_attention', marks=pytest.mark.slow)]
+)
 def test_far_is_near_with_later_clocks(family):
   cfg = model(family, 'first_order')
   assert decode.period(cfg) == 8

@@ -92,6 +92,7 @@ def test_prompts_go_on_from_what_has_been_read():
   assert abs(fresh[0].log - got[0].log) > 1e-3
 
 
+@pytest.mark.slow
 def test_levels_learn_from_the_prompt_if_they_may():
   cfg = cases.config('hope_attention')  # periods 4 and 8
   got = asking.score_learning(cfg, cases.params_of(cfg), PAIRS, rows=2)

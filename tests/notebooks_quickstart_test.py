@@ -8,9 +8,22 @@ import pytest
 pytestmark = pytest.mark.source
 
 
+EVERY = 'config.log.every = 25\n'
+
+
+def test_the_quickstart_notebook_runs(tmp_path):
+  """Of 30 steps: a model that has learned letters, and no more."""
+  changes = EVERY, 'config.log.every = 5; config.train.steps = 30\n'
+  cases.execute('quickstart.ipynb', tmp_path, changes)
+  numbers = json.loads((tmp_path / 'runs/notebook/memory.json').read_text())
+  assert numbers['bits_per_byte'] < 6
+  assert len(numbers['carried']) == 3 and numbers['gain_error'] > 0
+  assert max(numbers['forgotten']) - min(numbers['forgotten']) < 1e-3
+
+
+@pytest.mark.slow
 def test_the_quickstart_notebook_trains_and_measures_its_memory(tmp_path):
   cases.execute('quickstart.ipynb', tmp_path)
-
   numbers = json.loads((tmp_path / 'runs/notebook/memory.json').read_text())
   assert numbers['bits_per_byte'] < numbers['bigram'] - 0.1
   carried, forgotten = numbers['carried'], numbers['forgotten']

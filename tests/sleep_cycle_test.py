@@ -112,6 +112,7 @@ class After:
     return [([0, 1], [2])]
 
 
+@pytest.mark.slow
 def test_dreams_go_on_in_the_slowest_receivers_newest_slot():
   dreams = DreamConfig(16, 8, 8, length=6, answer=3, rate=0.1)
   how = dataclasses.replace(HOW, dream=dreams)

@@ -15,7 +15,11 @@ def close(a, b, atol=2e-5):
 
 
 @pytest.mark.parametrize(
-  'family, blocks', [('hope_attention', 'all'), ('hope', '1')]
+  'family, blocks',
+  [
+    ('hope_attention', 'all'),
+    pytest.param('hope', '1', marks=pytest.mark.slow),
+  ],
 )
 def test_reads_as_the_model_does_until_a_level_would_commit(family, blocks):
   cfg = cases.config(family, blocks=blocks)
@@ -127,7 +131,9 @@ def test_scores_are_those_the_sampler_saw():
   )
 
 
-@pytest.mark.parametrize('family', ['hope_attention', 'hope'])
+@pytest.mark.parametrize(
+  'family', ['hope_attention', pytest.param('hope', marks=pytest.mark.slow)]
+)
 def test_what_does_not_count_of_a_row_changes_no_state(family):
   cfg = cases.config(family)
   params, O = cases.params_of(cfg), 2  # noqa: E741
