@@ -2,6 +2,7 @@
 
 import json
 
+import launch_cases
 import notebook_cases as cases
 import pytest
 
@@ -11,9 +12,14 @@ pytestmark = pytest.mark.source
 EVERY = 'config.log.every = 25\n'
 
 
-def test_the_quickstart_notebook_runs(tmp_path):
+def test_the_quickstart_notebook_runs(tmp_path, monkeypatch):
   """Of 30 steps: a model that has learned letters, and no more."""
-  changes = EVERY, 'config.log.every = 5; config.train.steps = 30\n'
+  changes = (
+    EVERY,
+    'config.log.every = 5; config.train.steps, config.opt.warmup = 30, 3\n',
+  )
+  for name, value in launch_cases.QUICK.items():
+    monkeypatch.setenv(name, value)
   cases.execute('quickstart.ipynb', tmp_path, changes)
   numbers = json.loads((tmp_path / 'runs/notebook/memory.json').read_text())
   assert numbers['bits_per_byte'] < 6
