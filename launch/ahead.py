@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from nestax.launch import prepare
-from nestax.launch import step as steps
 from nestax.launch.benches import tpu
 from nestax.models import axes, language_model
 from nestax.models.config import ModelConfig
@@ -186,7 +185,7 @@ class Serving(NamedTuple):
 def _decode(plan: prepare.Plan):
   rows, length = plan.config.train.batch, plan.config.data.length
   model, mesh = plan.model, plan.mesh
-  boxed = steps.abstract_params(model)
+  boxed = language_model.abstract(model)
 
   def lay(tree, layout):
     return jax.tree.map(

@@ -85,7 +85,7 @@ def compose(config, devices=None) -> Plan:
   parts = config.train.accumulate
   mesh = meshes.make(config.mesh, rows // parts, length, devices)
   model = language_model.LanguageModel(cfg)
-  boxed = steps.abstract_params(model)
+  boxed = language_model.abstract(model)
   meshes.check_params(mesh, boxed)
   params = nn.unbox(boxed)
   tx, schedule = optimizer.build(config, params, mesh)

@@ -26,21 +26,12 @@ class TrainState(NamedTuple):
   bad: jax.Array  # int32, bad steps in a row, up to now
 
 
-def abstract_params(model):
-  """Shapes of the parameters, boxed with their logical axes; no arrays."""
-  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(
-    lambda key, tokens: model.init(key, None, tokens)['params'], key, tokens
-  )
-
-
 def abstract_state(model, tx, mesh, memory=None) -> TrainState:
   """Shapes and shardings of the state that `init_state` makes, same arguments.
 
   A checkpoint is restored into this, on whatever mesh there is by then.
   """
-  boxed = abstract_params(model)
+  boxed = language_model.abstract(model)
   # a key by its shape too: the mesh may be of devices that are not here
   key = jax.eval_shape(lambda: _key(0))
   state = jax.eval_shape(_fresh(model, tx, memory), key)

@@ -271,10 +271,16 @@ def state_shardings(mesh, state):
 
 def abstract_params(cfg: ModelConfig):
   """Shapes of the parameters, boxed with their logical axes; allocates none."""
+  return abstract(LanguageModel(cfg))
+
+
+def abstract(model: nn.Module):
+  """`abstract_params` of anything with `init(key, state, tokens)`."""
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  init = LanguageModel(cfg).init
+  # a key by its shape too: devices may be elsewhere
+  key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.eval_shape(
-    lambda key, t: init(key, None, t)['params'], jax.random.key(0), tokens
+    lambda key, t: model.init(key, None, t)['params'], key, tokens
   )
 
 

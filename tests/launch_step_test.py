@@ -12,6 +12,7 @@ import pytest
 from nestax.launch import loss
 from nestax.launch import mesh as meshes
 from nestax.launch import step as steps
+from nestax.models import language_model
 
 B, L, D, V = 8, 6, 8, 24
 
@@ -222,7 +223,7 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, rows, length, words):
 
 def test_a_mesh_axis_that_splits_nothing_is_refused():
   sizes = {'data': 1, 'fsdp': 1, 'tensor': 5, 'sequence': 1}
-  boxed = steps.abstract_params(Reader())
+  boxed = language_model.abstract(Reader())
   meshes.check_params(meshes.make(sizes | {'tensor': 4}, B, L), boxed)
   with pytest.raises(meshes.MeshError, match='tensor = 5 .* vocab, heads'):
     meshes.check_params(meshes.make(sizes, B, L), boxed)

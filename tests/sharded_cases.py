@@ -55,7 +55,7 @@ def parts_of_a_run(cfg: ModelConfig, name: str, sizes, parts: int = 1):
   settings.opt.update({'warmup': 0, 'lr': 1e-3, 'every': 2, 'ns_steps': 2})
   mesh = meshes.make(ONE | sizes, B // parts, L)
   model = language_model.LanguageModel(cfg)
-  tx, schedule = optimizer.build(settings, steps.abstract_params(model), mesh)
+  tx, schedule = optimizer.build(settings, language_model.abstract(model), mesh)
   return mesh, model, tx, schedule
 
 

@@ -139,7 +139,7 @@ def prepare(config, cfg: ModelConfig, keep: bool) -> Step:
   rows, length = config.train.batch, config.data.length
   mesh = meshes.make(config.mesh, rows, length)
   model = language_model.LanguageModel(cfg)
-  params = nn.unbox(steps.abstract_params(model))
+  params = nn.unbox(language_model.abstract(model))
   tx, schedule = optimizer.build(config, params, mesh)
   with jax.set_mesh(mesh):
     abstract = steps.abstract_state(model, tx, mesh)
