@@ -3,8 +3,10 @@
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import pytest
 
+from nestax.launch import loss
 from nestax.launch import step as steps
 from nestax.models.config import ModelConfig
 from nestax.models.language_model import LanguageModel
@@ -65,3 +67,26 @@ def test_no_more_logits_than_a_piece_are_made():
 
   assert largest(0) == (True, False)
   assert largest(5) == (False, True)
+
+
+def test_the_loss_is_optax_s_and_nothing_is_scattered():
+  rng = np.random.default_rng(1)
+  logits = 5 * rng.normal(size=(B, L, V)).astype(np.float32)
+  *_, batch = make()
+
+  def reference(logits):
+    nats = optax.softmax_cross_entropy_with_integer_labels(
+      logits, batch['targets']
+    )
+    return (nats * batch['weights']).sum()
+
+  nats = lambda logits: loss.sums(logits, batch).nats  # noqa: E731
+  want, got = (jax.value_and_grad(f)(logits) for f in (reference, nats))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    got,
+    want,
+  )
+  # what is scattered goes one by one on a TPU
+  assert 'scatter' in str(jax.make_jaxpr(jax.grad(reference))(logits))
+  assert 'scatter' not in str(jax.make_jaxpr(jax.grad(nats))(logits))
