@@ -97,10 +97,11 @@ class Level(nn.Module):
         name, nn.with_logical_partitioning(init, names), shape, jnp.float32
       )
 
+    wide, back = ('embed', 'mlp'), ('mlp', 'embed')
     theta = Theta(
-      kernel('gate', (D, F), ('embed', 'mlp'), D**-0.5),
-      kernel('up', (D, F), ('embed', 'mlp'), D**-0.5),
-      kernel('down', (F, D), ('mlp', 'embed'), (2 * cfg.N * F) ** -0.5),
+      kernel('gate', (D, F), wide, D**-0.5),
+      kernel('up', (D, F), wide, D**-0.5),
+      kernel('down', (F, D), back, (2 * cfg.N * F) ** -0.5),
     )
     if cfg.cms.objective == 'reconstruction' and cfg.stream:
       one = nn.initializers.ones
@@ -119,6 +120,10 @@ class Level(nn.Module):
     )
     key_BxLxD = norm(x_BxLxD)
     if delta is None:
+      theta = jax.tree.map(lambda w: w.astype(cfg.compute_dtype), theta)
+      if x_BxLxD.shape[1] > 1:  # as in `layers.Linear`
+        names = wide, wide, back
+        theta = Theta(*(axes.gathered(w, *n) for w, n in zip(theta, names)))
       y_BxLxD = chain.read(theta, key_BxLxD, cfg.compute_dtype)
     else:
       y_BxLxD = chain.read_fast(

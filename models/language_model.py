@@ -153,11 +153,11 @@ class LanguageModel(nn.Module):
     if self.cfg.tied:
       logits = self.embed.attend(x_BxLxD)
     else:
+      head_DxV = self.head.astype(self.cfg.compute_dtype)
+      if x_BxLxD.shape[1] > 1:  # as in `layers.Linear`
+        head_DxV = axes.gathered(head_DxV, 'embed', 'vocab')
       logits = jnp.einsum(
-        'bld,dv->blv',
-        x_BxLxD,
-        self.head.astype(self.cfg.compute_dtype),
-        preferred_element_type=jnp.float32,
+        'bld,dv->blv', x_BxLxD, head_DxV, preferred_element_type=jnp.float32
       )
     return axes.constrain(logits, 'batch', 'length', 'vocab')
 

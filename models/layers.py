@@ -1,5 +1,7 @@
 """Linear maps, norms, convolution and rotary angles that the families share."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,10 +43,13 @@ class Linear(nn.Module):
       self.shape,
       jnp.float32,
     )
+    kernel = kernel.astype(self.dtype)
+    if x.shape[1] > 1:  # of one token, less is sent than of the weight
+      kernel = axes.gathered(kernel, *self.names)
     return jnp.einsum(
       self.equation,
       x.astype(self.dtype),
-      kernel.astype(self.dtype),
+      kernel,
       preferred_element_type=self.dtype,
     )
 
@@ -99,14 +104,30 @@ class Embedding(nn.Module):
     )
 
   def __call__(self, tokens_BxL):
-    x_BxLxD = jnp.take(self.embedding, tokens_BxL, axis=0).astype(self.dtype)
+    B, L = tokens_BxL.shape
+    take = functools.partial(jnp.take, axis=0)
+    # Left to the partitioner, each device looks its columns up for the tokens
+    # of all devices, and sorts them all to add their gradients up: 1M on 256
+    # chips. Where more is read than the table has rows, every device is given
+    # the table, and reads and adds up its own.
+    if B * L >= self.V:
+      take = axes.by_shard(
+        take,
+        {'batch': B, 'length': L},
+        ((None, None), ('batch', 'length')),
+        ('batch', 'length', None),
+      )
+    x_BxLxD = take(self.embedding, tokens_BxL).astype(self.dtype)
     return axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
 
   def attend(self, x_BxLxD):
+    table_VxD = self.embedding.astype(self.dtype)
+    if x_BxLxD.shape[1] > 1:  # as in `Linear`
+      table_VxD = axes.gathered(table_VxD, 'vocab', 'embed')
     return jnp.einsum(
       'bld,vd->blv',
       x_BxLxD,
-      self.embedding.astype(self.dtype),
+      table_VxD,
       preferred_element_type=jnp.float32,
     )
 

@@ -1,12 +1,14 @@
 """Logical axes on a mesh: what is split, what stays whole, same numbers."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from nestax.models import axes, language_model
+from nestax.models import axes, language_model, layers
 from nestax.models.config import FAMILIES, ModelConfig
 from nestax.models.families import WINDOWED
 
@@ -158,3 +160,39 @@ def test_no_large_parameter_is_whole_on_any_device(family):
     ways = 2 if 'conv' in name else 4  # its heads alone
     if leaf.size > 128:
       assert part * ways == leaf.size, (name, leaf.shape, sharding.spec)
+
+
+def test_a_product_reads_weights_whole_along_fsdp():
+  w = np.zeros((4, 8), np.float32)
+  for names, want in ((('embed', 'mlp'), (4, 4)), (('mlp', 'embed'), (2, 8))):
+    with jax.set_mesh(mesh()):
+      laid = jax.jit(lambda w, names=names: axes.gathered(w, *names))(w)
+    assert laid.sharding.shard_shape(w.shape) == want
+
+
+@pytest.mark.parametrize('V', [24, 96], ids=['by shard', 'left alone'])
+def test_looked_up_on_a_mesh_as_on_one_device(V):
+  rng = np.random.default_rng(0)
+  embed = layers.Embedding(V, 8, np.float32)
+  table = rng.normal(size=(V, 8)).astype(np.float32)
+  other = rng.normal(size=(B, L, 8)).astype(np.float32)
+  tokens = rng.integers(0, V, (B, L)).astype(np.int32)  # 48 of them
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def run(table, tokens, mesh):
+    def total(table):
+      x_BxLxD = embed.apply({'params': {'embedding': table}}, tokens)
+      return (x_BxLxD * x_BxLxD * other).sum(), x_BxLxD
+
+    return jax.grad(total, has_aux=True)(table)
+
+  want = run(table, tokens, None)
+  laid = mesh()
+  whole = NamedSharding(laid, PartitionSpec('tensor', 'fsdp'))
+  with jax.set_mesh(laid):
+    got = run(jax.device_put(table, whole), tokens, laid)
+    text = run.lower(table, tokens, laid).as_text()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), got, want
+  )
+  assert ('manual_computation' in text or 'shard_map' in text) == (V == 24)
