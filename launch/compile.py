@@ -1,9 +1,9 @@
 """Compiles a training step ahead of time and says what it needs.
 
-`nestax-compile --config=hope_1_3b --topology=v5e:16x16 --config.mesh.fsdp=256
---config.mesh.data=1`: memory, FLOPs and traffic of a device, the least time a
-step can take, and whether it fits. No device is needed: TPUs' programs are
-compiled by libtpu (`pip install '.[tpu]'`); cpu:8 is this machine as eight.
+`nestax-compile --config=hope_1_3b --topology=v5e:16x16 --config.mesh.fsdp=16`:
+memory, FLOPs and traffic of a device, the least time a step can take, and
+whether it fits. No device is needed: TPUs' programs are compiled by libtpu
+(`pip install '.[tpu]'`); cpu:8 is this machine as eight.
 `--serve` compiles one token of streams with room for data.length tokens.
 """
 

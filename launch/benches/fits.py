@@ -35,7 +35,7 @@ _TOPOLOGY = flags.DEFINE_list(
   flag_values=FLAGS,
 )  # fmt: skip
 _FSDP = flags.DEFINE_integer(
-  'fsdp', 256, 'Most chips that share a copy of the state.', lower_bound=1,
+  'fsdp', 16, 'Most chips that share a copy of the state.', lower_bound=1,
   flag_values=FLAGS,
 )  # fmt: skip
 _TENSOR = flags.DEFINE_list(

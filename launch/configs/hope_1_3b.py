@@ -20,10 +20,10 @@ def get_config():
   config.model.remat = 'full'
   config.data.length = 4096
   config.data.workers = 4
-  config.train.steps = 190_000
-  config.train.batch = 128
+  config.train.steps = 95_000
+  config.train.batch = 256
   config.opt.lr = 4e-4
-  config.opt.warmup = 2_000
+  config.opt.warmup = 1_000
   config.checkpoint.every = 1000
   config.eval.every = 1000
   return config
