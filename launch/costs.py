@@ -37,6 +37,7 @@ NO_TRAFFIC = {
   'opt-barrier', 'add-dependency', 'broadcast',
 }  # fmt: skip
 _COST_ESTIMATE = r'"cost_estimate":\s*\{[^}]*"flops":\s*"?(\d+)'
+_FURTHER = r'"async_collective_fusion_config":\{"flag_start":"(-?\d+)"'
 SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -127,7 +128,7 @@ def _one(module, body, one: Instruction, of) -> Costs:
     said = re.search(_COST_ESTIMATE, one.attributes)
     flops = float(said[1]) if said else 0.0
   kind = one.opcode.removesuffix('-start')
-  if kind in KINDS:
+  if kind in KINDS and not _goes_on(one):
     sent[kind] += _sent(module, body, one, kind)
   return Costs(flops, traffic, sent, unknown)
 
@@ -138,11 +139,29 @@ def _scatters(body: Computation) -> bool:
   return 'all-reduce' in opcodes and 'dynamic-slice' in opcodes
 
 
+def _goes_on(one: Instruction) -> bool:
+  """Whether this is a further step of a collective that began elsewhere.
+
+  TPUs spread one over several fusions, each of which names it whole.
+  """
+  begun = re.search(_FURTHER, one.attributes)
+  return bool(begun) and int(begun[1]) >= 0
+
+
 def group_size(module: Module, one: Instruction) -> int:
   """Devices that a collective is among."""
   listed = re.search(r'replica_groups=\{\{([^}]*)\}', one.attributes)
   if listed:
     return len(listed[1].split(','))
+  # by name: mesh['a'=16,'b'=16], device_ids=(...) {'a'}; of an axis that is
+  # parted {'a':(2)4}, 4 after the first 2
+  named = re.search(
+    r'replica_groups=mesh\[([^\]]*)\][^{}]*\{([^}]*)\}', one.attributes
+  )
+  if named:
+    sizes = dict(re.findall(r"('\w+')=(\d+)", named[1]))
+    among = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", named[2])
+    return math.prod(int(part or sizes[axis]) for axis, part in among)
   iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', one.attributes)
   return int(iota[2]) if iota else module.devices
 

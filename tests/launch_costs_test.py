@@ -112,6 +112,18 @@ BYTES = 4 * 64
      'all-reduce', 2 * 7 / 8 * BYTES),
     ('all-to-all(%x), replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}',
      'all-to-all', BYTES / 2),
+    ("all-gather(%x), replica_groups=mesh['a'=2,'b'=4], "
+     "device_ids=([2,4]T(1,0)) {'b'}, dimensions={0}",
+     'all-gather', 3 * BYTES),
+    ("all-reduce(%x), replica_groups=mesh['a'=4,'b'=2] {'a':(1)2,'b'}",
+     'all-reduce', 2 * 3 / 4 * BYTES),
+    ('all-reduce(%x), replica_groups={}, backend_config='
+     '{"async_collective_fusion_config":{"flag_start":"-1","flag_end":"-1"}}',
+     'all-reduce', 2 * 7 / 8 * BYTES),
+    # a step of one that was begun, and counted, elsewhere
+    ('all-reduce(%x), replica_groups={}, backend_config='
+     '{"async_collective_fusion_config":{"flag_start":"2","flag_end":"8"}}',
+     'all-reduce', 0.0),
     ('collective-permute(%x), source_target_pairs={{0,1},{1,0}}',
      'collective-permute', BYTES),
   ],
