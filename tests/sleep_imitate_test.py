@@ -65,11 +65,11 @@ def test_saying_nothing_pays_only_where_nothing_was_said():
 
 def test_agreement_is_the_share_of_first_choices_among_what_counts():
   tokens = np.array([[0, 1, 2, 3], [0, 1, 2, 3]])
-  first = np.array([[0, 1, 0, 0], [1, 1, 2, 0]])
+  first = np.array([[0, 1, 0, 0], [0, 1, 3, 3]])
   logits = jax.nn.one_hot(first, 4)
   mask = np.array([[True] * 4, [False, True, True, False]])
   got = imitate.agreement(logits, tokens, mask)
-  np.testing.assert_allclose(got, [0.5, 1.0])
+  np.testing.assert_allclose(got, [0.5, 0.5])
 
 
 @pytest.mark.parametrize('gamma, want', [(0.0, 0.2), (1.0, 0.8), (0.5, 0.5)])

@@ -67,10 +67,10 @@ def test_rows_of_an_owner_read_with_what_the_owner_has_learned(family):
 
 
 def test_rows_that_owners_cannot_share_are_refused():
-  cfg = cases.config()
-  day = cases.day(cfg, 2)
-  with pytest.raises(ValueError, match='3 rows .* 2 owners'):
-    readers.of_model(cfg).fresh(readers.learned(day), 3, 8)
+  cfg = cases.config()  # of two blocks
+  day = cases.day(cfg, 3)
+  with pytest.raises(ValueError, match='4 rows .* 3 owners'):
+    readers.of_model(cfg).fresh(readers.learned(day), 4, 8)
 
 
 def test_ids_that_are_not_allowed_are_never_said():
@@ -100,16 +100,23 @@ def test_prompts_are_kept_and_rows_end_at_the_end_token():
   np.testing.assert_array_equal(said.said_BxL.sum(1), [2, 3])
 
 
-def test_samples_are_drawn_from_the_models_distribution():
+@pytest.mark.parametrize('temperature', [1.0, 2.0])
+def test_samples_are_drawn_from_the_models_distribution(temperature):
   reader, B = cases.table_reader(), 20_000
-  chance = jnp.array([0.1, 0.2, 0.7])
+  chance = np.array([0.1, 0.2, 0.7])
   table = jnp.broadcast_to(jnp.log(chance), (3, 3))
   prompts = readers.Said(
-    jnp.zeros((B, 2), jnp.int32), jnp.ones(B, int), jnp.ones(B, int)
+    jnp.zeros((B, 3), jnp.int32), jnp.ones(B, int), jnp.ones(B, int)
   )
-  said = readers.sample(reader, table, None, prompts, jax.random.key(0))
-  share = np.bincount(said.tokens_BxL[:, 1], minlength=3) / B
-  np.testing.assert_allclose(share, chance, atol=0.02)
+  said = readers.sample(
+    reader, table, None, prompts, jax.random.key(0), temperature
+  )
+  flat = chance ** (1 / temperature)
+  flat /= flat.sum()
+  pairs = np.asarray(said.tokens_BxL) @ [0, 3, 1]
+  share = np.bincount(pairs, minlength=9).reshape(3, 3) / B
+  # the second token is drawn anew, whatever the first one was
+  np.testing.assert_allclose(share, np.outer(flat, flat), atol=0.02)
 
 
 def test_scores_are_those_the_sampler_saw():
@@ -132,10 +139,14 @@ def test_scores_are_those_the_sampler_saw():
 
 
 @pytest.mark.parametrize(
-  'family', ['hope_attention', pytest.param('hope', marks=pytest.mark.slow)]
+  'family, blocks',
+  [
+    ('hope_attention', '1'),
+    pytest.param('hope', 'all', marks=pytest.mark.slow),
+  ],
 )
-def test_what_does_not_count_of_a_row_changes_no_state(family):
-  cfg = cases.config(family)
+def test_what_does_not_count_of_a_row_changes_no_state(family, blocks):
+  cfg = cases.config(family, blocks=blocks)
   params, O = cases.params_of(cfg), 2  # noqa: E741
   context = readers.learned(cases.day(cfg, O))
   reader, new = readers.of_model(cfg), cases.tokens(4, 9, seed=2)

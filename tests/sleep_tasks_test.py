@@ -48,6 +48,9 @@ def test_nobody_and_no_place_is_invented_twice():
     fact = tasks.facts(0, 400, [relation])[0]
     known = {fact.what, *fact.others, fact.who}
     assert len(known) == 400 + (relation == 'city')
+  # of two people's homes alone one could be guessed half of the time
+  fact = tasks.facts(0, 2, ['city'])[0]
+  assert len({fact.what, *fact.others}) == 4
 
 
 def test_facts_make_a_task():
@@ -56,9 +59,11 @@ def test_facts_make_a_task():
   context = task.context()
   assert context[0] == 256
   assert all(fact.statements[0] in decode(context) for fact in facts)
+  assert decode(context).endswith('\nIn other words:')
   questions = task.questions()
   assert len(questions) == 8
   prompt, answer = questions[0]
+  assert prompt[0] == 256
   assert decode(prompt) == f'Question: {facts[0].questions[0]}\nAnswer:'
   assert decode(answer) == f' {facts[0].what}'
 
@@ -98,12 +103,14 @@ def test_grids_make_a_task(tmp_path):
     ('{', 'not JSON'),
     ({'train': [PAIR]}, 'not an ARC task'),
     ({'train': [], 'test': [PAIR]}, 'no pairs'),
+    ({'train': [PAIR], 'test': []}, 'none to ask'),
     ({'train': [PAIR | {'output': [[1], [1, 2]]}], 'test': [PAIR]}, 'train 0'),
-    ({'train': [PAIR | {'output': [[11]]}], 'test': [PAIR]}, 'colour 11'),
+    ({'train': [PAIR | {'output': [[10]]}], 'test': [PAIR]}, 'colour 10'),
     ({'train': [PAIR | {'output': [[0]] * 31}], 'test': [PAIR]}, '31 rows'),
+    ({'train': [PAIR | {'output': [[0] * 31]}], 'test': [PAIR]}, r'\[31\] cel'),
     ({'train': [PAIR | {'output': 3}], 'test': [PAIR]}, 'not a list of rows'),
   ],
-  ids=['json', 'half', 'empty', 'ragged', 'colour', 'large', 'number'],
+  ids='json half empty unasked ragged colour tall wide number'.split(),
 )
 def test_files_that_are_no_tasks_are_refused(tmp_path, value, words):
   with pytest.raises(TaskError, match=words):
