@@ -146,8 +146,16 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets):
   with jax.sharding.use_abstract_mesh(mesh):
     traced = jax.jit(jax.grad(loss, (0, 1))).trace(initial, inputs.query)
     text = traced.lower(lowering_platforms=('cuda',)).as_text()
-  names = ('memory_forward', 'memory_prepare', 'memory_turn', 'memory_collect')
-  assert all(name in text for name in names)
+  names = ('walk', 'link', 'carry', 'output')
+  names += (
+    'by_output',
+    'carry_back',
+    'parts',
+    'turn',
+    'collect',
+    'collect_mem',
+  )
+  assert [name for name in names if f'memory_{name}' not in text] == []
 
 
 @pytest.mark.parametrize(

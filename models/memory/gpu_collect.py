@@ -12,87 +12,118 @@ from nestax.models.memory import gpu_gates, gpu_tile
 from nestax.models.memory.gpu_layout import (
   Shape,
   call,
-  lay,
+  groups,
   marks_of,
+  over_group,
   put_tokens,
   scalars_of,
   tokens_of,
 )
-from nestax.models.memory.types import GATES
+from nestax.models.memory.gpu_tile import COLUMNS
 
-WARPS = 8
-STAGES = 1
-GROUP = 8  # chunks whose slow gradients one program sums
+WARPS = 4
+STAGES = 2
 
 
-def collect(shape: Shape, given, stream, saved, turned, d_out):
-  """Gradients: (slow stack, rows, biases), key, value."""
-  K, boxes = shape.K, len(shape.cfg.boxes)
-  B, H = given.fast.shape[:2]
-  groups = -(-shape.n // GROUP)
+def collect(shape: Shape, slow, stream, saved, turned):
+  """Gradients: (maps, gates' as memories, gates' as read), key, value.
+
+  The slow ones, but for that of `mem`, are summed by groups of chunks,
+  `[B, H, groups, ...]`.
+  """
+  B, _, H, K = stream.query.shape
 
   def sums(*tail):
-    return jax.ShapeDtypeStruct((B, H, groups, *tail), jnp.float32)
+    return jax.ShapeDtypeStruct((B, H, groups(shape), *tail), jnp.float32)
 
   d_tokens = tuple(
     jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (stream.key, stream.value)
   )
-  lean = saved._replace(T=None, Z=None)
-  (stack, maps, rows), (d_key, d_value) = call(
-    _collect_kernel, shape, (groups, H, B),
-    (lay(shape, given), stream[:5], lean, turned, d_out),
-    ((sums(shape.N, K), sums(boxes, K, K), sums(2, K)), d_tokens),
+  walked = saved.walked._replace(T=None, Z=None, Z_gates=None)
+  return call(
+    _collect_kernel, shape, (groups(shape), H, B),
+    (slow, stream, walked, saved.linked.turned_k, turned),
+    (({box: sums(K, K) for box in shape.carried},
+      sums(K, COLUMNS) if shape.cfg.gates else None,
+      sums(K, COLUMNS)), d_tokens),
     'memory_collect', WARPS, STAGES,
   )  # fmt: skip
-  stack, maps, rows = (jnp.sum(x, axis=(0, 2)) for x in (stack, maps, rows))
-  stack = stack[:, : shape.R]
-  stack = stack.at[:, : boxes * K].add(maps.reshape(H, boxes * K, K))
-  biases = jnp.sum(turned.d_logits, axis=(0, 2, 4))
-  return (stack, rows, biases), d_key, d_value
 
 
-def _collect_kernel(shape: Shape, slow, stream, saved, turned, d_out, sums,
-                    d_tokens):  # fmt: skip
-  K = shape.K
+def collect_mem(shape: Shape, stream, walked, d_rhs, d_out):
+  """Gradient of the slow value of `mem`, by groups, `[B, H, groups, K, K]`.
+
+  `d_rhs` is that of its right-hand sides, see `gpu_parts`.
+  """
+  B, _, H, K = stream.query.shape
+  walked = walked._replace(T=None, D=None, D_gates=None, Z=None, Z_gates=None)
+  return call(
+    _collect_mem_kernel, shape, (groups(shape), H, B),
+    (stream, walked, d_rhs, d_out),
+    jax.ShapeDtypeStruct((B, H, groups(shape), K, K), jnp.float32),
+    'memory_collect_mem', WARPS, STAGES,
+  )  # fmt: skip
+
+
+def _collect_mem_kernel(shape: Shape, stream, walked, d_rhs, d_out, d_W):
+  dots = shape.dots
   group, h, b = (pl.program_id(axis) for axis in range(3))
 
-  def chunk(i, d_slow):
-    refs = slow, stream, saved, turned, d_out, d_tokens
-    return _collect_chunk(shape, refs, (b, h, i), d_slow)
+  def chunk(at, d):
+    b, h, i = at
+    lw = _left_side(shape, stream, walked, at)
+    query = tokens_of(shape, stream.query, at).astype(jnp.float32)
+    q, _ = gpu_tile.unit(query)
+    d = d + dots.tn(d_rhs[b, h, i], lw)
+    return d + dots.tn(tokens_of(shape, d_out, at), q)
 
-  zero = jnp.zeros((K, K), jnp.float32)
-  zeros = (
-    jnp.zeros((shape.N, K), jnp.float32),
-    {box: zero for box in shape.cfg.boxes},
-    tuple(jnp.zeros((K,), jnp.float32) for _ in GATES),
-  )
-  first = group * GROUP
-  last = jnp.minimum(first + GROUP, shape.n)
-  d_stack, d_maps, d_rows = jax.lax.fori_loop(first, last, chunk, zeros)
-  stack, maps, rows = sums
-  stack[b, h, group, :, :] = d_stack
-  for j, box in enumerate(shape.cfg.boxes):
-    maps[b, h, group, j, :, :] = d_maps[box]
-  for j in range(len(GATES)):
-    rows[b, h, group, j, :] = d_rows[j]
+  zero = jnp.zeros((shape.K, shape.K), jnp.float32)
+  d_W[b, h, group, :, :] = over_group(shape, chunk, zero)
 
 
-def _collect_chunk(shape: Shape, refs, at, d_slow):
-  cfg, dots = shape.cfg, shape.dots
-  slow, stream, saved, turned, d_out_ref, d_tokens = refs
+def _left_side(shape: Shape, stream, walked, at):
+  """lw of `gpu_tile.sides`."""
   b, h, i = at
-  query, key, value, document, live = stream
-  decay = gpu_gates.decays(
-    scalars_of(shape, saved, at)[0], marks_of(document, live, at)
-  )
-  d_stack, maps, rows = d_slow[0], dict(d_slow[1]), list(d_slow[2])
-  k, v = (x[b, h, i].astype(jnp.float32) for x in (saved.k, saved.v))
-  lw = -decay.eta[:, None] * gpu_tile.point(cfg, k, v)
-  d_stack = d_stack + dots.nn(turned.d_rhs[b, h, i], lw)
-  query, key, value = (tokens_of(shape, x, at) for x in (query, key, value))
-  q, _ = gpu_tile.unit(query.astype(jnp.float32))
-  maps['mem'] = maps['mem'] + dots.tn(tokens_of(shape, d_out_ref, at), q)
+  gate = scalars_of(shape, walked.scalars, at)[0]
+  decay = gpu_gates.decays(gate, marks_of(stream, at))
+  k, v = (x[b, h, i].astype(jnp.float32) for x in (walked.k, walked.v))
+  lw = -decay.eta[:, None] * gpu_tile.point(shape.cfg, k, v)
+  return lw.astype(shape.dtype)
 
+
+def _collect_kernel(shape: Shape, slow, stream, walked, turned_k, turned, sums,
+                    d_tokens):  # fmt: skip
+  group, h, b = (pl.program_id(axis) for axis in range(3))
+  # read once: they stay in shared memory
+  maps = {box: slow.maps[box][h, :, :] for box in shape.carried}
+  refs = slow.rows, stream, walked, turned_k, turned, d_tokens
+  zeros = jax.tree.map(lambda ref: jnp.zeros(ref.shape[3:], jnp.float32), sums)
+  d_slow = over_group(
+    shape, lambda at, x: _collect_chunk(shape, maps, refs, at, x), zeros
+  )
+  jax.tree.map(lambda ref, x: _write(ref, (b, h, group), x), sums, d_slow)
+
+
+def _write(ref, place, x):
+  ref[(*place, slice(None), slice(None))] = x
+
+
+def _collect_chunk(shape: Shape, slow, refs, at, d_slow):
+  cfg, dots = shape.cfg, shape.dots
+  slow_rows, stream, walked, turned_k, turned, d_tokens = refs
+  b, h, i = at
+  maps, gates, rows = dict(d_slow[0]), *d_slow[1:]
+  marks = marks_of(stream, at)
+  decay = gpu_gates.decays(scalars_of(shape, walked.scalars, at)[0], marks)
+  k, v = (x[b, h, i].astype(jnp.float32) for x in (walked.k, walked.v))
+  lw = (-decay.eta[:, None] * gpu_tile.point(cfg, k, v)).astype(shape.dtype)
+  key, value = (tokens_of(shape, x, at) for x in stream[1:3])
+  if not shape.free:
+    # d_rhs lw for the others, whose d_rhs is `E turned_k^T`
+    across = dots.tn(turned_k[b, h, i], lw).astype(shape.dtype)
+  d_logits = gpu_tile.columns(
+    [turned.d_logits[b, h, i, j, :] for j in range(2)]
+  )
   for box, x, ref, d_x_ref in (
     ('k', key, turned.d_key, d_tokens[0]),
     ('v', value, turned.d_value, d_tokens[1]),
@@ -100,30 +131,19 @@ def _collect_chunk(shape: Shape, refs, at, d_slow):
     d_y = ref[b, h, i]
     d_x = d_y.astype(jnp.float32)
     if box in cfg.boxes:
-      at_rows = shape.box(box)
-      back = dots.nn(d_y, saved.D[b, h, i, at_rows, :])
+      back = dots.nn(d_y, walked.D[box][b, h, i])
       back = back if decay.alive is None else decay.alive[:, None] * back
-      back = back + dots.nn(d_y, slow.stack[h, at_rows, :])
+      back = back + dots.nn(d_y, slow[box])
       d_x = d_x + back if box in cfg.identity else back
       maps[box] = maps[box] + dots.tn(d_y, x)
+      maps[box] = maps[box] + dots.nn(turned.E.maps[box][b, h, i], across)
     if box == 'k':
-      d_x = d_x + _gates_back(shape, slow, saved, turned, at, decay.alive)
+      d_x = d_x + dots.nt(d_logits, slow_rows[h, :, :])
+      if walked.D_gates is not None:
+        back = dots.nt(d_logits, walked.D_gates[b, h, i])
+        alive = decay.alive
+        d_x = d_x + (back if alive is None else alive[:, None] * back)
     put_tokens(shape, d_x_ref, at, d_x)
-  wide_key = key.astype(jnp.float32)
-  for j in range(len(GATES)):
-    d_logit = turned.d_logits[b, h, i, j, :][:, None]
-    rows[j] = rows[j] + jnp.sum(d_logit * wide_key, axis=0)
-  return d_stack, maps, tuple(rows)
-
-
-def _gates_back(shape: Shape, slow, saved, turned, at, alive):
-  """Gradient of the key by the gates' logits."""
-  b, h, i = at
-  d_key = jnp.zeros((shape.C, shape.K), jnp.float32)
-  for j, name in enumerate(GATES):
-    row = slow.rows[h, j, :][None, :]
-    if name in shape.cfg.gates:
-      r = saved.D[b, h, i, shape.gate(name), :].astype(jnp.float32)[None, :]
-      row = row + (r if alive is None else alive[:, None] * r)
-    d_key = d_key + turned.d_logits[b, h, i, j, :][:, None] * row
-  return d_key
+  if gates is not None:
+    gates = gates + dots.tn(across, turned.E.gates[b, h, i])
+  return maps, gates, rows + dots.tn(key, d_logits)

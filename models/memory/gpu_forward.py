@@ -1,31 +1,39 @@
-"""The walk over a stream's chunks as one GPU kernel, forward.
+"""The forward pass on a GPU: the walk, then `mem`, then the output."""
 
-One program is one head of one sequence: it carries the stack of fast parts
-from chunk to chunk in registers, and leaves a copy in memory for what reads
-single memories.
-"""
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from nestax.models.memory import gpu_gates, gpu_tile
+from nestax.models.memory import gpu_carry, gpu_gates, gpu_tile, gpu_walk
 from nestax.models.memory.gpu_layout import (
   Shape,
-  anchored,
+  apart,
+  array,
   call,
+  groups,
   lay,
   marks_of,
-  no_offsets,
-  pad_rows,
+  over_group,
   put,
   put_tokens,
-  saved_shapes,
+  scalars_of,
+  together,
   tokens_of,
 )
 
-WARPS = 8
-STAGES = 1
+WARPS = 4
+STAGES = 2
+
+
+class Saved(NamedTuple):
+  """What the backward pass takes from the forward pass."""
+
+  walked: gpu_walk.Walked
+  linked: gpu_carry.Linked
+  D: jax.Array  # of `mem`, [B, H, n, K, K]
+  Z: jax.Array  # of `mem`, [B, H, n, C, K]
 
 
 def forward(shape: Shape, save: bool, given, stream):
@@ -36,123 +44,75 @@ def forward(shape: Shape, save: bool, given, stream):
     None). The boundary is wanted where `stream.filled` is given: the fast
     parts after that many chunks, untouched where it is none.
   """
-  B, H, R, K = given.fast.shape
-  out = jax.ShapeDtypeStruct(stream.query.shape, jnp.float32)
-  fast = jax.ShapeDtypeStruct((B, H, 2, shape.N, K), jnp.float32)
-  boundary = None
-  if stream.filled is not None:
-    boundary = jax.ShapeDtypeStruct((B, H, shape.N, K), jnp.float32)
-  saved = scratch = None
-  if save:
-    saved = saved_shapes(shape, B, H)
-  else:
-    scratch = jax.ShapeDtypeStruct((B, H, shape.N, shape.C), shape.dtype)
-  start = pad_rows(shape, given.fast)
-  (boundary, running, out), _, saved = call(
-    _forward_kernel, shape, (B, H),
-    (lay(shape, given), no_offsets(shape), start, stream),
-    ((boundary, fast, out), scratch, saved), 'memory_forward', WARPS, STAGES,
-  )  # fmt: skip
-  boundary = None if boundary is None else boundary[:, :, :R]
-  return (boundary, running[:, :, 0, :R], out), saved
-
-
-def _forward_kernel(
-  shape: Shape, slow, zeros, start, stream, ends, scratch, saved
-):
-  boundary, running, out = ends
-  b, h = pl.program_id(0), pl.program_id(1)
-
-  def after(i, D):
-    if boundary is not None:
-
-      @pl.when(i == stream.filled[b, 0])
-      def _():
-        boundary[b, h, :, :] = D
-
-  def chunk(i, D):
-    after(i, D)
-    at = anchored(zeros, b, h, i)
-    running[at[0], at[1], i & 1, :, :] = D
-    if saved is not None:
-      put(saved.D, at, D)
-    shape.barrier()
-    refs = slow, running, stream, scratch, saved, out
-    return _chunk(shape, refs, at, D)
-
-  D = jax.lax.fori_loop(0, shape.n, chunk, start[b, h, :, :])
-  after(shape.n, D)
-  shape.barrier()
-  running[b, h, 0, :, :] = D
-
-
-def _vectors(shape: Shape, slow, running, stream, at, alive):
-  """Keys and values, `[C, K]` float32, with their reciprocal norms."""
-  cfg, dots = shape.cfg, shape.dots
-  b, h, i = at
-
-  def box(name, x):
-    y = x.astype(jnp.float32)
-    if name not in cfg.boxes:
-      return y
-    rows = shape.box(name)
-    out = gpu_tile.read(
-      dots, x, slow.stack[h, rows, :], running[b, h, i & 1, rows, :], alive
-    )
-    return out + y if name in cfg.identity else out
-
-  k, k_norm = gpu_tile.unit(box('k', tokens_of(shape, stream.key, at)))
-  v, v_norm = box('v', tokens_of(shape, stream.value, at)), k_norm
-  if cfg.value_norm:
-    v, v_norm = gpu_tile.unit(v)
-  return k, v, k_norm, v_norm
-
-
-def _chunk(shape: Shape, refs, at, D):
-  """Reads chunk `at`; the fast parts after it."""
-  cfg, dots = shape.cfg, shape.dots
-  slow, running, stream, scratch, saved, out = refs
-  b, h, i = at
-  marks = marks_of(stream.document, stream.live, at)
-  rows = [slow.rows[h, j, :] for j in range(2)]
-  biases = [slow.biases[h, j] for j in range(2)]
-  fast = {gate: running[b, h, i & 1, shape.gate(gate), :] for gate in cfg.gates}
-  key = tokens_of(shape, stream.key, at)
-  gate = gpu_gates.gates(cfg, rows, biases, fast, key, marks)
-  decay = gpu_gates.decays(gate, marks)
-  k, v, k_norm, v_norm = _vectors(shape, slow, running, stream, at, decay.alive)
-  side = gpu_tile.sides(cfg, dots, k, v, decay)
-  if saved is not None:
-    put(saved.k, at, k)
-    put(saved.v, at, v)
-    for j, row in enumerate((*gate, k_norm, v_norm)):
-      saved.scalars[b, h, i, j, :] = row
-  T = None
-  if cfg.delta:
-    L = gpu_gates.coupling(gate, marks) * dots.nt(side.k, side.k)
-    T = gpu_tile.inverse(dots, L).astype(dots.dtype)
-    if saved is not None:
-      put(saved.T, at, T)
-  laid = (
-    slow.folded[h, i & 1, :, :],
-    None if slow.of_value is None else slow.of_value[i & 1, :, :],
-    None if slow.of_key is None else slow.of_key[i & 1, :, :],
+  slow, fast = lay(shape, given), apart(shape, given.fast)
+  walked, boundary, running = gpu_walk.walk(
+    shape, save, slow, fast._replace(mem=None), stream
   )
-  Z = gpu_tile.solution(dots, laid, D, side, T).astype(dots.dtype)
-  new = decay.kept * D + dots.nn(Z, side.last_k)
-  Z_ref, place = (scratch, (b, h)) if saved is None else (saved.Z, at)
-  Z_ref[(*place, slice(None), slice(None))] = Z
-  shape.barrier()
+  linked = gpu_carry.link(shape, save, slow, stream, walked)
+  D, boundary_mem, running_mem = gpu_carry.carry(
+    shape, False, linked, linked.G, fast.mem, stream.filled, None
+  )
+  out, Z = output(shape, save, slow, stream, walked, D)
+  running = together(shape, running._replace(mem=running_mem))
+  if boundary is not None:
+    boundary = together(shape, boundary._replace(mem=boundary_mem))
+  saved = Saved(walked, linked._replace(G=None), D, Z) if save else None
+  return (boundary, running, out), saved
 
-  mem = shape.box('mem')
+
+def output(shape: Shape, save: bool, slow, stream, walked, D):
+  """(Output, what chunks write into `mem` if wanted), every chunk by itself."""
+  B, _, H, K = stream.query.shape
+  Z = array(shape, B, H)(shape.C, K) if save else None
+  walked = walked._replace(D=None, D_gates=None, Z=None, Z_gates=None)
+  return call(
+    _output_kernel, shape, (groups(shape), H, B),
+    (slow.maps['mem'], slow.folded['mem'], stream, walked, D),
+    (jax.ShapeDtypeStruct(stream.query.shape, jnp.float32), Z),
+    'memory_output', WARPS, STAGES,
+  )  # fmt: skip
+
+
+def _output_kernel(shape: Shape, W, folded, stream, walked, D_ref, out, Z_ref):
+  h = pl.program_id(1)
+  # read once: they stay in shared memory
+  slow = W[h, :, :], folded[h, :, :]
+  refs = stream, walked, D_ref, out, Z_ref
+  over_group(shape, lambda at, _: _output_chunk(shape, slow, refs, at))
+
+
+def _output_chunk(shape: Shape, slow, refs, at):
+  cfg, dots, (W, folded) = shape.cfg, shape.dots, slow
+  stream, walked, D_ref, out, Z_ref = refs
+  b, h, i = at
+  marks = marks_of(stream, at)
+  gate, *_ = scalars_of(shape, walked.scalars, at)
+  decay = gpu_gates.decays(gate, marks)
+  D = D_ref[b, h, i]
+  Z = None
+  if Z_ref is not None or cfg.read == 'token':
+    Z = _written(shape, folded, D, walked, decay, at)
+  if Z_ref is not None:
+    put(Z_ref, at, Z)
   query = tokens_of(shape, stream.query, at).astype(jnp.float32)
   q, _ = gpu_tile.unit(query)
-  W, D_mem = slow.stack[h, mem, :], running[b, h, i & 1, mem, :]
   if cfg.read == 'token':
-    y = dots.nt(q, W) + dots.nt(decay.g[:, None] * q, D_mem)
-    qk = gpu_gates.within(gate, marks) * dots.nt(q, side.k)
-    y = y + dots.nt(qk, Z_ref[(*place, mem, slice(None))])
+    y = dots.nt(q, W) + dots.nt(decay.g[:, None] * q, D)
+    qk = dots.nt(q, walked.k[b, h, i])
+    y = y + dots.nn(gpu_gates.within(gate, marks) * qk, Z)
   else:
-    y = gpu_tile.read(dots, q, W, D_mem, decay.alive)
+    y = gpu_tile.read(dots, q, W, D, decay.alive)
   put_tokens(shape, out, at, y + q if 'mem' in cfg.identity else y)
-  return new
+
+
+def _written(shape: Shape, folded_KxK, D_KxK, walked, decay, at):
+  """What the chunk's tokens write into `mem`, `[C, K]`."""
+  cfg, dots = shape.cfg, shape.dots
+  b, h, i = at
+  k, v = (x[b, h, i].astype(jnp.float32) for x in (walked.k, walked.v))
+  side = gpu_tile.sides(cfg, dots, k, v, decay)
+  rhs = dots.nt(side.lw, folded_KxK) + dots.nt(side.ld, D_KxK)
+  target = gpu_tile.target(cfg, 'mem', k, v, decay.eta)
+  rhs = rhs if target is None else rhs + target
+  Z = dots.nn(walked.T[b, h, i], rhs) if cfg.delta else rhs
+  return Z.astype(shape.dtype)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory.types import GATES, MemoryConfig
+from nestax.models.memory.types import MemoryConfig
 
 NEVER = -1e30  # the logarithm of zero, without its infinities
 
@@ -56,27 +56,14 @@ def log_sigmoid(x):
   return jnp.minimum(x, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-def gates(cfg: MemoryConfig, rows, biases, fast, key_CxK, marks) -> Gates:
-  """The gates of a chunk, read at its boundary in float32.
+def gates(cfg: MemoryConfig, logits, marks: Marks) -> Gates:
+  """The gates of a chunk.
 
   Args:
     cfg: the rule.
-    rows: slow values `[K]` of the two gates.
-    biases: theirs, scalars.
-    fast: gate -> fast part `[K]`, of gates that are memories.
-    key_CxK: the slow projection.
+    logits: of eta and of alpha, `[C]` float32, read at the chunk's boundary.
     marks: of the tokens.
   """
-  key = key_CxK.astype(jnp.float32)
-  logits = []
-  for gate, row_K, bias in zip(GATES, rows, biases):
-    row = row_K[None, :]
-    if gate in fast and marks.document is None:
-      row = row + fast[gate][None, :]
-    elif gate in fast:
-      alive = (marks.document == 0).astype(jnp.float32)
-      row = row + alive[:, None] * fast[gate][None, :]
-    logits.append(jnp.sum(key * row, axis=1) + bias)
   log_eta = log_sigmoid(logits[0]) + jnp.log(jnp.float32(cfg.eta_max))
   log_alpha = log_sigmoid(logits[1])
   slopes = [1.0 / (1.0 + jnp.exp(logit)) for logit in logits]

@@ -1,7 +1,4 @@
-"""How the walk's arrays lie in a GPU's memory, and how kernels are called.
-
-`N` is the rows of the stack, padded to a power of two.
-"""
+"""How the walk's arrays lie in a GPU's memory, and how kernels are called."""
 
 import functools
 from typing import NamedTuple
@@ -13,10 +10,11 @@ from jax.experimental.pallas import triton as plgpu
 
 from nestax.models.memory import gpu_tile
 from nestax.models.memory.gpu_gates import Gates, Marks
-from nestax.models.memory.gpu_tile import Dots
-from nestax.models.memory.types import MemoryConfig
+from nestax.models.memory.gpu_tile import COLUMNS, Dots
+from nestax.models.memory.types import GATES, MemoryConfig
 
 SCALARS = (*Gates._fields, 'k_norm', 'v_norm')
+GROUP = 8  # chunks that one program reads where they can be read in any order
 
 
 class Shape(NamedTuple):
@@ -34,25 +32,14 @@ class Shape(NamedTuple):
     return Dots(jnp.dtype(self.dtype), self.interpret)
 
   @property
-  def R(self):
-    return len(self.cfg.boxes) * self.K + len(self.cfg.gates)
+  def carried(self) -> tuple[str, ...]:
+    """The maps that keys and values are read from."""
+    return tuple(box for box in self.cfg.boxes if box != 'mem')
 
   @property
-  def N(self):
-    return 1 << (self.R - 1).bit_length()
-
-  def box(self, name: str):
-    """Rows of a map on the stack."""
-    return pl.ds(self.cfg.boxes.index(name) * self.K, self.K)
-
-  def gate(self, name: str) -> int:
-    """Row of a gate's memory on the stack."""
-    return len(self.cfg.boxes) * self.K + self.cfg.gates.index(name)
-
-  def barrier(self):
-    """Between what a block's threads wrote and what others of it read."""
-    if not self.interpret:
-      plgpu.debug_barrier()
+  def free(self) -> bool:
+    """No chunk's keys, values or gates depend on the chunk before."""
+    return not self.carried and not self.cfg.gates
 
 
 class Given(NamedTuple):
@@ -75,86 +62,67 @@ class Stream(NamedTuple):
   filled: jax.Array | None  # [B, 1], chunks that the tokens fill
 
 
+class Fast(NamedTuple):
+  """One value of all memories, each by itself, `[..., K, K]` but the gates."""
+
+  maps: dict[str, jax.Array]  # those that keys and values are read from
+  gates: jax.Array | None  # [..., K, COLUMNS], a gate a column; None: none
+  mem: jax.Array
+
+
 class Slow(NamedTuple):
   """Slow values as the kernels take them, maps in the matmuls' dtype."""
 
-  stack: jax.Array  # [H, N, K]
-  folded: jax.Array  # [H, 2, N, K], ones added where targets are points
-  of_value: jax.Array | None  # [2, N, K], ones on the diagonal of other maps
-  of_key: jax.Array | None
-  of_mem: jax.Array
-  rows: jax.Array  # [H, 2, K]
+  maps: dict[str, jax.Array]  # [H, K, K]
+  folded: dict[str, jax.Array]  # ones added where targets are points
+  gates: jax.Array | None  # of gates that are memories, [H, K, COLUMNS]
+  rows: jax.Array  # both gates', [H, K, COLUMNS] float32
   biases: jax.Array  # [H, 2]
 
 
-class Saved(NamedTuple):
-  """A chunk as the forward walk leaves it to the backward, `[B, H, n, ...]`."""
-
-  D: jax.Array  # fast parts at its start, [N, K]
-  k: jax.Array  # [C, K]
-  v: jax.Array
-  T: jax.Array | None  # [C, C]
-  Z: jax.Array  # [N, C]
-  scalars: jax.Array  # [SCALARS, C], float32
-
-
-def pad_rows(shape: Shape, x):
-  width = [(0, 0)] * x.ndim
-  width[-2] = (0, shape.N - x.shape[-2])
-  return jnp.pad(x, width)
+def apart(shape: Shape, stack) -> Fast:
+  """The memories of a stack `[..., R, K]`."""
+  cfg, rows = shape.cfg, shape.cfg.rows(shape.K)
+  maps = {box: stack[..., slice(*rows[box]), :] for box in cfg.boxes}
+  gates = None
+  if cfg.gates:
+    empty = jnp.zeros_like(stack[..., 0, :])
+    columns = [
+      stack[..., rows[gate][0], :] if gate in cfg.gates else empty
+      for gate in GATES
+    ]
+    gates = _columns(columns)
+  return Fast(maps, gates, maps.pop('mem'))
 
 
-def twice(x):
-  """Two copies `[..., 2, N, K]`, for chunks to read in turn.
-
-  What a loop reads again and again from one place the compiler keeps in
-  registers, of which there are too few.
-  """
-  return None if x is None else jnp.stack([x, x], axis=-3)
-
-
-def no_offsets(shape: Shape):
-  """Zeros for `anchored`."""
-  return jnp.zeros((shape.n,), jnp.int32)
+def together(shape: Shape, fast: Fast):
+  """The stack `[..., R, K]` of memories."""
+  maps = fast.maps | {'mem': fast.mem}
+  parts = [maps[box] for box in shape.cfg.boxes]
+  for gate in shape.cfg.gates:
+    parts.append(fast.gates[..., GATES.index(gate)][..., None, :])
+  return jnp.concatenate(parts, axis=-2)
 
 
-def anchored(zeros, b, h, i):
-  """A chunk's indices, for the same reason.
-
-  Addresses that every pass has in common would be kept; one that depends on
-  what was just loaded is computed when it is needed.
-  """
-  zero = zeros[i]
-  return b + zero, h + zero, i
+def _columns(rows):
+  """`[..., K, COLUMNS]` of rows `[..., K]`."""
+  width = [(0, 0)] * rows[0].ndim + [(0, COLUMNS - len(rows))]
+  return jnp.pad(jnp.stack(rows, axis=-1), width)
 
 
 def lay(shape: Shape, given: Given) -> Slow:
-  cfg, K = shape.cfg, shape.K
-  ones = {box: jnp.eye(K, dtype=shape.dtype) for box in cfg.boxes}
-
-  def picked(boxes):
-    if not boxes:
-      return None
-    parts = [ones[box] * (box in boxes) for box in cfg.boxes]
-    return pad_rows(shape, jnp.concatenate(parts))
-
-  points = [box for box in cfg.boxes if gpu_tile.at_point(cfg, box)]
-  others = [box for box in cfg.boxes if box not in points]
-  with_key = cfg.objective == 'l2'
-  keys = [box for box in others if with_key and box in cfg.identity]
-  stack = pad_rows(shape, given.stack)
-  folded = stack
-  if points:
-    folded = stack + picked(points).astype(stack.dtype)[None]
-  return Slow(
-    stack.astype(shape.dtype),
-    twice(folded.astype(shape.dtype)),
-    twice(picked(others)),
-    twice(picked(keys)),
-    twice(picked(['mem'])),
-    given.rows,
-    given.biases,
+  cfg, slow = shape.cfg, apart(shape, given.stack)
+  maps = slow.maps | {'mem': slow.mem}
+  one = jnp.eye(shape.K, dtype=given.stack.dtype)[None]
+  folded = {
+    box: w + one if gpu_tile.at_point(cfg, box) else w
+    for box, w in maps.items()
+  }
+  maps, folded, gates = jax.tree.map(
+    lambda w: w.astype(shape.dtype), (maps, folded, slow.gates)
   )
+  rows = _columns([given.rows[:, j] for j in range(len(GATES))])
+  return Slow(maps, folded, gates, rows, given.biases)
 
 
 def array(shape: Shape, B: int, H: int):
@@ -166,16 +134,20 @@ def array(shape: Shape, B: int, H: int):
   return make
 
 
-def saved_shapes(shape: Shape, B: int, H: int) -> Saved:
-  make, C, K, N = array(shape, B, H), shape.C, shape.K, shape.N
-  return Saved(
-    make(N, K),
-    make(C, K),
-    make(C, K),
-    make(C, C) if shape.cfg.delta else None,
-    make(N, C),
-    make(len(SCALARS), C, dtype='float32'),
-  )
+def anchors(shape: Shape):
+  """Zeros for `anchored`."""
+  return jnp.zeros((shape.n,), jnp.int32)
+
+
+def anchored(zeros, b, h, i):
+  """A chunk's indices, with a zero that is not known before.
+
+  Addresses and masks that every pass has in common the compiler would keep in
+  registers, of which there are too few; what depends on a number that was just
+  read is computed when it is needed.
+  """
+  zero = zeros[i]
+  return b + zero, h + zero, i + zero
 
 
 def tokens_of(shape: Shape, x, at):
@@ -188,18 +160,19 @@ def put_tokens(shape: Shape, ref, at, x) -> None:
   ref[b, pl.ds(i * shape.C, shape.C), h, :] = x.astype(ref.dtype)
 
 
-def marks_of(document, live, at) -> Marks:
+def marks_of(stream, at) -> Marks:
   b, _, i = at
+  document, live = stream.document, stream.live
   return Marks(
     None if document is None else document[b, i, :],
     None if live is None else live[b, i, :],
   )
 
 
-def scalars_of(shape: Shape, saved: Saved, at):
+def scalars_of(shape: Shape, scalars, at):
   """(Gates, reciprocal norms of k and v, the latter None where not taken)."""
   b, h, i = at
-  rows = [saved.scalars[b, h, i, j, :] for j in range(len(SCALARS))]
+  rows = [scalars[b, h, i, j, :] for j in range(len(SCALARS))]
   *gate, k_norm, v_norm = rows
   return Gates(*gate), k_norm, v_norm if shape.cfg.value_norm else None
 
@@ -209,9 +182,33 @@ def put(ref, at, x) -> None:
   ref[b, h, i, :, :] = x.astype(ref.dtype)
 
 
+def put_rows(ref, at, rows) -> None:
+  b, h, i = at
+  for j, row in enumerate(rows):
+    ref[b, h, i, j, :] = row
+
+
+def groups(shape: Shape) -> int:
+  return -(-shape.n // GROUP)
+
+
+def over_group(shape: Shape, chunk, start=None):
+  """Runs `x = chunk((b, h, i), x)` over the chunks of this program's group.
+
+  The grid is of groups, heads and sequences. What a chunk reads is fetched
+  while the one before is computed.
+  """
+  group, h, b = (pl.program_id(axis) for axis in range(3))
+  first = group * GROUP
+  last = jnp.minimum(first + GROUP, shape.n)
+  return jax.lax.fori_loop(first, last, lambda i, x: chunk((b, h, i), x), start)
+
+
 def call(kernel, shape: Shape, grid, args, outs, name, warps, stages):
   """A Triton kernel over whole arrays, which it indexes itself."""
   everywhere = pl.BlockSpec(memory_space=pl.ANY)
+  if shape.dtype == 'float32':
+    stages = 1  # more sets of tiles twice as wide do not fit
   return pl.pallas_call(
     functools.partial(kernel, shape),
     grid=grid,

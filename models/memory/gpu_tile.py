@@ -2,18 +2,16 @@
 
 The mathematics is that of `chunk.chunk_step`; what is written here is what
 Triton can lower: sizes are powers of two, nothing is sliced or joined in
-registers. The stack of all memories, gates too, is one tile `[N, K]` padded
-with zeros, so that a chunk's reads and writes of all of them are one matmul
-each; what belongs to one memory is cut out by way of global memory, which a
-walk's own block finds in its cache. Boundary and running fast parts are the
-same, for the chunks are of one size and each starts at a boundary. Rows of Z
-and of right-hand sides are those of the stack, columns are tokens:
+registers. Boundary and running fast parts are the same, for the chunks are of
+one size and each starts at a boundary. With p the point at which errors are
+read, `eta_g = eta g_p`, and T the inverse of the chunk's system, each memory
+is written by itself:
 
   rhs = W lw^T + D ld^T - target (eta .)^T,     Z = rhs T^T
   lw = -eta p,  ld = -eta p - eta_g k,          D_C = g_C D + Z last_k
 
-where p is the point at which errors are read, `eta_g = eta g_p`, and T the
-inverse of the chunk's system.
+Rows of Z are those of the memory, columns are tokens. The gates' memories lie
+the other way round, a gate a column.
 """
 
 from typing import NamedTuple
@@ -22,6 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory.gpu_gates import Decays, iota
+
+COLUMNS = 16  # of a tile of gates: the narrowest that the matrix units take
 
 
 class Dots(NamedTuple):
@@ -56,6 +56,16 @@ class Dots(NamedTuple):
     """`a^T b`."""
     return self._dot(a, b, ((0,), (0,)))
 
+  def exact(self, x, w):
+    """`x w`, exact to about 1e-5 whatever the dtype."""
+    if self.dtype == jnp.float32:
+      return self.nn(x, w)
+    high = w.astype(self.dtype)
+    y = self.nn(x, high) + self.nn(x, w - high.astype(jnp.float32))
+    if x.dtype == self.dtype:
+      return y
+    return y + self.nn(x - x.astype(self.dtype).astype(x.dtype), high)
+
 
 class Sides(NamedTuple):
   """A chunk's left-hand sides, `[C, K]` in the matmuls' dtype.
@@ -67,8 +77,6 @@ class Sides(NamedTuple):
   ld: jax.Array
   k: jax.Array
   last_k: jax.Array
-  eta_k: jax.Array
-  eta_v: jax.Array
 
 
 def unit(x):
@@ -80,6 +88,31 @@ def unit_back(d_y, y, norm):
   return norm[:, None] * (d_y - y * jnp.sum(d_y * y, axis=1)[:, None])
 
 
+def settled(dots: Dots, x):
+  """A sum of tiles as one tile, by a matmul with ones on the diagonal.
+
+  The compiler repeats sums for every layout in which they are read, and keeps
+  all their terms in registers until then; it does not repeat matmuls.
+  """
+  n = x.shape[1]
+  one = jnp.where(iota((n, n), 0) == iota((n, n), 1), 1.0, 0.0)
+  return dots.nn(x, one)
+
+
+def column(x, j: int):
+  """Column j of a narrow tile, as a vector."""
+  return jnp.sum(jnp.where(iota(x.shape, 1) == j, x, 0.0), axis=1)
+
+
+def columns(vectors):
+  """The tile `[C, COLUMNS]` that begins with these columns."""
+  place = iota((vectors[0].shape[0], COLUMNS), 1)
+  parts = [
+    jnp.where(place == j, x[:, None], 0.0) for j, x in enumerate(vectors)
+  ]
+  return sum(parts[1:], parts[0])
+
+
 def read(dots: Dots, x_CxK, slow_KxK, fast_KxK, alive):
   """`(W + D) x`, the fast part only for tokens whose document it has read."""
   if alive is None:
@@ -89,7 +122,7 @@ def read(dots: Dots, x_CxK, slow_KxK, fast_KxK, alive):
 
 
 def point(cfg, k, v):
-  """Where the stack is read for the inner gradients: the reads are linear."""
+  """Where the memories are read for the inner gradients: reads are linear."""
   at = k if cfg.objective == 'l2' else jnp.zeros_like(k)
   return at - v if cfg.generated else at
 
@@ -99,50 +132,50 @@ def at_point(cfg, box) -> bool:
   return cfg.objective == 'l2' and cfg.generated and box in cfg.identity
 
 
-def inverse(dots: Dots, L_CxC):
+def targets(cfg, box) -> tuple[bool, bool]:
+  """Whether a map's target holds the value, the key (its sign turned)."""
+  if at_point(cfg, box):
+    return False, False
+  return True, cfg.objective == 'l2' and box in cfg.identity
+
+
+def target(cfg, box, k, v, eta):
+  """What the target adds to `rhs^T`, `[C, K]`; None: nothing."""
+  of_value, of_key = targets(cfg, box)
+  if not of_value:
+    return None
+  return eta[:, None] * (v - k if of_key else v)
+
+
+def inverse(dots: Dots, L_CxC, zero):
   """`(I + L)^-1` of a strictly lower triangular tile.
 
   Pairs of blocks on the diagonal are joined, `[[A, 0], [-B L A, B]]`, from
-  blocks of two on, all pairs of a size in two matmuls.
+  blocks of two on, all pairs of a size in two matmuls. `zero` is 0, and not
+  known to the compiler: masks that are the same for all chunks it would keep
+  in registers, of which there are too few.
   """
   C = L_CxC.shape[0]
   # where rows and columns part: in the lowest bits, inside a block
-  apart = iota((C, C), 0) ^ iota((C, C), 1)
-  T = jnp.where(apart == 0, 1.0, 0.0) - jnp.where(apart == 1, L_CxC, 0.0)
-  L, bits = L_CxC.astype(dots.dtype), 1
+  apart = (iota((C, C), 0) + zero) ^ iota((C, C), 1)
+  minus = -L_CxC
+  T = jnp.where(apart == 0, 1.0, jnp.where(apart == 1, minus, 0.0))
+  T, minus, bits = T.astype(dots.dtype), minus.astype(dots.dtype), 1
   while (1 << bits) < C:
-    corner = jnp.where((apart >> bits) == 1, L, jnp.zeros_like(L))
-    T = T - dots.nn(T, dots.nn(corner, T))
+    # of all pairs of blocks, those that are joined now
+    below = jnp.where((apart >> bits) == 1, dots.nn(minus, T), 0.0)
+    # every entry is rounded once: times one it stays what it is
+    T = dots.nn(T, jnp.where(apart == 0, 1.0, below)).astype(dots.dtype)
     bits += 1
   return T
 
 
 def sides(cfg, dots, k, v, decay: Decays) -> Sides:
-  """Everything that multiplies a stack from the right."""
+  """Everything that multiplies a memory from the right."""
   eta = decay.eta[:, None]
   lw = -eta * point(cfg, k, v)
   ld = lw if decay.alive is None else lw * decay.alive[:, None]
   if cfg.delta:
     ld = ld - decay.eta_g[:, None] * k
-  wide = (lw, ld, k, decay.last[:, None] * k, eta * k, eta * v)
+  wide = (lw, ld, k, decay.last[:, None] * k)
   return Sides(*(x.astype(dots.dtype) for x in wide))
-
-
-def solution(dots, laid, D_NxK, side: Sides, T_CxC):
-  """What the chunk's tokens write into the stack, Z `[N, C]`.
-
-  Args:
-    dots: the matmuls.
-    laid: (slow stack with ones where targets are points, and what picks the
-      rows whose target holds the value, the key; None for none), `[N, K]`.
-    D_NxK: the fast parts.
-    side: of the chunk.
-    T_CxC: the inverse; None for no system.
-  """
-  folded, of_value, of_key = laid
-  rhs = dots.nt(folded, side.lw) + dots.nt(D_NxK, side.ld)
-  if of_value is not None:
-    rhs = rhs + dots.nt(of_value, side.eta_v)
-  if of_key is not None:
-    rhs = rhs - dots.nt(of_key, side.eta_k)
-  return rhs if T_CxC is None else dots.nt(rhs, T_CxC)

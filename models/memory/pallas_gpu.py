@@ -1,10 +1,10 @@
 """The memory's walk over chunks as Pallas (Triton) kernels for GPUs.
 
-The forward walk is one kernel (`gpu_forward`). The backward pass is three:
-what a chunk can say of itself from its saved fast parts, all chunks at once
-(`gpu_backward`); the walk back over the fast parts' gradients, as
-little as has to be in order (`gpu_adjoint`); and what follows for the slow
-values and the inputs, all chunks at once (`gpu_collect`).
+Only what a chunk's keys, values and gates are read from has to be walked in
+order, and only that is: forward in `gpu_walk`, its gradients back in
+`gpu_turn`. Whatever depends on it is found for all chunks at once
+(`gpu_forward`, `gpu_parts`, `gpu_collect`), but for the fast part of `mem`,
+whose recurrence is linear once they are known (`gpu_carry`).
 """
 
 import functools
@@ -12,13 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import (
-  gpu_adjoint,
-  gpu_backward,
-  gpu_collect,
-  gpu_forward,
-  scan,
-)
+from nestax.models.memory import gpu_backward, gpu_forward, scan
 from nestax.models.memory.gpu_layout import Given, Shape, Stream
 from nestax.models.memory.types import GATES, MemoryConfig, Weights
 
@@ -64,7 +58,7 @@ def capability() -> str | None:
 def check_machine():
   """Raises DoesNotFit for a GPU on which the kernels were never tried.
 
-  They ask for up to 115 KiB of a block's shared memory, which many have not.
+  They ask for up to 227 KiB of a block's shared memory, which many have not.
   """
   if capability() not in TRIED:
     raise DoesNotFit(
@@ -152,49 +146,30 @@ def _marks(reset_nxBxC, live_nxBxC):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernels(shape: Shape, given: Given, stream: Stream):
   """(boundary or None, running, output) after the walk."""
-  return _either(shape, _forward, False, given, stream)[0]
+  return _either(shape, gpu_forward.forward, (False,), given, stream)[0]
 
 
 def _kernels_fwd(shape, given, stream):
-  ends, saved = _either(shape, _forward, True, given, stream)
+  ends, saved = _either(shape, gpu_forward.forward, (True,), given, stream)
   return ends, (given, stream, saved)
 
 
 def _kernels_bwd(shape, residuals, gradients):
   given, stream, saved = residuals
-  return _either(shape, _backward, given, stream, saved, gradients)
+  return _either(
+    shape, gpu_backward.backward, (), given, stream, saved, gradients
+  )
 
 
 _kernels.defvjp(_kernels_fwd, _kernels_bwd)
 
 
-def _forward(shape, save, given, stream):
-  return gpu_forward.forward(shape, save, given, stream)
-
-
-def _backward(shape, given, stream, saved, gradients):
-  """Gradients of `given` and `stream`."""
-  d_boundary, d_running, d_out = gradients
-  prepared, d_query = gpu_backward.prepare(shape, given, stream, saved, d_out)
-  turned, d_fast = gpu_adjoint.turn(
-    shape, given, stream, saved, prepared, d_boundary, d_running
-  )
-  d_slow, d_key, d_value = gpu_collect.collect(
-    shape, given, stream, saved, turned, d_out
-  )
-  return (
-    Given(*d_slow, d_fast),
-    Stream(d_query, d_key, d_value, None, None, None),
-  )
-
-
-def _either(shape: Shape, function, *args):
+def _either(shape: Shape, function, static, *arrays):
   """Compiled for CUDA, interpreted anywhere else."""
-  save, arrays = args[:-2], args[-2:]
-  if function is _backward:
-    save, arrays = (), args
   return jax.lax.platform_dependent(
     *arrays,
-    cuda=functools.partial(function, shape, *save),
-    default=functools.partial(function, shape._replace(interpret=True), *save),
+    cuda=functools.partial(function, shape, *static),
+    default=functools.partial(
+      function, shape._replace(interpret=True), *static
+    ),
   )
