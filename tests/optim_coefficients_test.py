@@ -65,3 +65,9 @@ def test_numbers_out_of_range_are_refused(bad):
     coefficients.CoefficientError, match='above 0, and below 1'
   ):
     coefficients.polar_express(5, **bad)
+
+
+@pytest.mark.parametrize('bad', [(), ((1.0, 2.0),), ((1, 2, np.nan),), 3])
+def test_what_are_no_triples_is_refused(bad):
+  with pytest.raises(coefficients.CoefficientError, match='have to be triples'):
+    coefficients.check(bad)

@@ -87,6 +87,12 @@ def test_rates_out_of_range_are_refused(rate):
     dgd.dgd(rate)
 
 
+def test_an_update_without_parameters_is_refused():
+  tx = dgd.dgd(0.1)
+  with pytest.raises(dgd.DgdError, match='needs the parameters'):
+    tx.update({'a': jnp.ones(2)}, tx.init(None))
+
+
 def test_inputs_that_do_not_fit_are_refused():
   params = {'a': jnp.ones((6, 4))}
   tx = dgd.dgd(0.1)
