@@ -45,7 +45,7 @@ def load(
     FileNotFoundError: if a pattern matches nothing.
     ValueError: in words, for what cannot be days.
   """
-  paths = [path for pattern in patterns for path in _match(pattern)]
+  paths = [path for pattern in patterns for path in match('text', pattern)]
   if not paths:
     raise ValueError('no text to read: give --text=FILES')
   folders = [os.path.isdir(path) for path in paths]
@@ -75,10 +75,15 @@ def load(
   )
 
 
-def _match(pattern: str) -> list[str]:
+def match(flag: str, pattern: str) -> list[str]:
+  """The paths that a flag's glob stands for.
+
+  Raises:
+    FileNotFoundError: if there are none.
+  """
   found = sorted(glob.glob(os.path.expanduser(pattern)))
   if not found:
-    raise FileNotFoundError(f'--text={pattern}: there is no such file')
+    raise FileNotFoundError(f'--{flag}={pattern}: there is no such file')
   return found
 
 

@@ -16,6 +16,8 @@ from nestax.launch.trained import Trained
 from nestax.models import axes, language_model
 from nestax.sleep.replay import Replay
 
+_BUFFERS = ('replay', 'earlier')  # of a `Past`
+
 
 class Being(NamedTuple):
   """The arrays: slow weights, and the state of every owner."""
@@ -32,6 +34,7 @@ class Past:
   Attributes:
     owners: of the rows of the state.
     replay: what was read since the last night.
+    earlier: what was slept on in the nights before, to be rehearsed.
     step: number of the checkpoint.
     day: number of the day, from 0.
     done: tokens that each owner has read of it.
@@ -46,6 +49,7 @@ class Past:
 
   owners: list[str]
   replay: Replay
+  earlier: Replay = dataclasses.field(default_factory=lambda: Replay(1))
   step: int = 0
   day: int = 0
   done: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -59,11 +63,14 @@ class Past:
 
   def get_state(self) -> bytes:
     """What a checkpoint holds of it."""
-    return json.dumps(vars(self) | {'replay': self.replay.rows()}).encode()
+    buffers = {name: getattr(self, name).rows() for name in _BUFFERS}
+    return json.dumps(vars(self) | buffers).encode()
 
   def set_state(self, state: dict) -> None:
     """Takes over what a checkpoint held."""
-    vars(self).update(state | {'replay': Replay.of_rows(state['replay'])})
+    # lives that began before there was an `earlier` have none
+    held = {x: Replay.of_rows(state[x]) for x in _BUFFERS if x in state}
+    vars(self).update(state | held)
 
   @property
   def present(self) -> list[str]:

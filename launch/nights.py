@@ -14,6 +14,7 @@ from nestax.launch import (
   life,
   lock,
   metrics,
+  rehearsal,
   report,
 )
 from nestax.launch.life import Being, Past
@@ -86,6 +87,9 @@ class Life:
       self.being = found
       history.check_days(self.past, plan.days, self.out)
     self.past.replay.capacity = options.capacity
+    rehearsal.bound(
+      self.past.earlier, options.held, options.seed, self.past.nights
+    )
     history.write(self.out, self.plan, self.past)
 
   @property
@@ -189,14 +193,35 @@ class Life:
       jax.random.key(plan.options.seed),
       self._tell,
       plan.tasks,
+      *self._rehearsed(),
     )
     for name in slept.owners:
       past.replay.delete(name)
+    self._remember(day, slept.owners)
     self.being = self.being._replace(params=slept.params, state=slept.state)
     history.remember(plan, past, slept)
     self.store.save(self.being, past)
     history.write(self.out, self.plan, self.past)
     report.show_night(past.rows[-1], self.periods)
+
+  def _rehearsed(self):
+    """What tonight keeps of texts to rehearse, and of each owner's days."""
+    past, plan, options = self.past, self.plan, self.plan.options
+    lot, rows = (options.seed, past.nights + 1), None
+    if plan.rehearsed is not None:
+      rows = rehearsal.drawn(plan.rehearsed, options.rehearsed, *lot)
+    length, pad = options.night.texts.length, plan.tools.words.pad
+    return rows, rehearsal.earlier(
+      past.earlier, past.owners, options.earlier, length, pad, *lot
+    )
+
+  def _remember(self, day: texts.Day, names) -> None:
+    past, options = self.past, self.plan.options
+    if options.earlier:
+      lot = options.seed, past.nights + 1
+      rehearsal.remember(past.earlier, day, names, *lot)
+    else:
+      past.earlier.clear()
 
   def _filters(self):
     most = self.plan.options.surprise
@@ -212,7 +237,7 @@ class Life:
     self._stop_if_asked(saved=True)
 
   def forget(self, name: str) -> None:
-    """Deletes an owner: the state, the replay buffer, older checkpoints.
+    """Deletes an owner: the state, replay and earlier days, old checkpoints.
 
     Raises:
       ValueError: if there is no such owner.
@@ -229,6 +254,7 @@ class Life:
       logits_BxV=jnp.where(mask_B[:, None], 0.0, self.being.logits_BxV),
     )
     past.replay.delete(name)
+    past.earlier.delete(name)
     past.forgotten.append(name)
     past.done.pop(name, None)
     for marks in past.marks:

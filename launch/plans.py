@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nestax.launch import days, overrides, sampling
+from nestax.launch import days, overrides, rehearsal, sampling
 from nestax.launch.evals import novel
 from nestax.launch.trained import Trained
 from nestax.models import language_model
@@ -34,6 +34,10 @@ class Options:
     capacity: tokens of the replay buffer, of each owner.
     surprise: what cost more when it was read is noise and is not consolidated,
       nats a token.
+    rehearsed: rows a night of the texts to rehearse, if there are any.
+    earlier: rows a night of each owner's earlier days; 0 for none, and nothing
+      of a day is held when it has been slept on.
+    held: tokens of earlier days that are held, of each owner.
     core_rows: texts of the core set.
     probe_rows: texts of each owner's day that retention is measured on.
     keep: checkpoints; 0 for all.
@@ -49,6 +53,9 @@ class Options:
   window: int = 2048
   capacity: int = 8192
   surprise: float = float('inf')
+  rehearsed: int = 512
+  earlier: int = 0
+  held: int = 65_536
   core_rows: int = 64
   probe_rows: int = 16
   keep: int = 3
@@ -64,6 +71,9 @@ class Options:
       ('piece', 1),
       ('window', 1),
       ('capacity', 2),
+      ('rehearsed', 1),
+      ('earlier', 0),
+      ('held', 2),
       ('core_rows', 1),
       ('probe_rows', 1),
       ('keep', 0),
@@ -77,7 +87,18 @@ class Options:
 
 
 class Plan(NamedTuple):
-  """What a life is made of, checked; `only` limits nights to some owners."""
+  """What a life is made of, checked.
+
+  Attributes:
+    made: the model.
+    days: what is read.
+    core: texts of the core set.
+    options: how it goes on.
+    tools: the nights' programs.
+    only: owners that nights are limited to; none means all.
+    tasks: to dream about.
+    rehearsed: texts to take some from each night; None for none.
+  """
 
   made: Trained
   days: tuple[days.Day, ...]
@@ -86,6 +107,7 @@ class Plan(NamedTuple):
   tools: Tools
   only: tuple[str, ...]
   tasks: tuple[Task, ...]
+  rehearsed: Said | None = None
 
 
 def of_flags(values: Mapping) -> Plan:
@@ -118,7 +140,15 @@ def of_flags(values: Mapping) -> Plan:
     raise FileNotFoundError(f'arc={options.arc}: there is no such file')
   arc = [tasks.arc(path, tokenizer.encode, tokenizer.bos) for path in paths]
   read = days.load(values['text'], values['days'], tokenizer)
-  return prepare(made, read, values['core'], options, values['owners'], arc)
+  return prepare(
+    made,
+    read,
+    values['core'],
+    options,
+    values['owners'],
+    arc,
+    values['rehearse'],
+  )
 
 
 def equipped(
@@ -140,6 +170,7 @@ def prepare(
   options: Options,
   only: Sequence[str] = (),
   tasks: Sequence[Task] = (),
+  rehearse: Sequence[str] = (),
 ) -> Plan:
   """Checks that the model can sleep, and makes its programs.
 
@@ -150,6 +181,8 @@ def prepare(
     options: how it lives.
     only: owners that nights are limited to; none given means all.
     tasks: to dream about.
+    rehearse: globs of texts of the kind that is to stay known, none of them the
+      core set's.
 
   Raises:
     ValueError, OSError: in words.
@@ -166,8 +199,23 @@ def prepare(
   if len(core_ids) < 2:
     raise ValueError(f'--core={core}: nothing to read in it')
   core_set = rows_of(core_ids, length, options.core_rows, words.pad)
+  if not options.night.seed.keep and (rehearse or options.earlier):
+    raise ValueError(
+      'night.seed.keep=0: what is rehearsed would weigh nothing; give a weight '
+      'above 0, or neither --rehearse nor earlier'
+    )
+  rehearsed = None
+  if rehearse:
+    rehearsed = rehearsal.load(rehearse, core_ids, read, made.tokenizer, length)
   return Plan(
-    made, tuple(read), core_set, options, tools, tuple(only), tuple(tasks)
+    made,
+    tuple(read),
+    core_set,
+    options,
+    tools,
+    tuple(only),
+    tuple(tasks),
+    rehearsed,
   )
 
 

@@ -40,6 +40,9 @@ flags.DEFINE_list(
 flags.DEFINE_string(
   'core', None, 'File of the core set.', required=True, flag_values=FLAGS
 )
+flags.DEFINE_list(
+  'rehearse', [], 'Texts of the kind that is to stay known.', flag_values=FLAGS
+)
 flags.DEFINE_integer(
   'days', 0, 'Cut each file into so many days.', flag_values=FLAGS
 )

@@ -9,7 +9,7 @@ Slots cannot be merged here: the MLP that they would be folded into belongs to
 everybody.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -18,8 +18,9 @@ from nestax.cms.experts import Slots, SlotsError
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 from nestax.models.language_model import ModelState
-from nestax.sleep import cycle, grow
+from nestax.sleep import cycle, grow, texts
 from nestax.sleep.gate import Decision
+from nestax.sleep.reader import Said
 from nestax.sleep.texts import Day
 
 
@@ -67,9 +68,13 @@ def used(cfg: ModelConfig, params, state: ModelState) -> list[int]:
 
 def night(
   tools, params, state, day: Day, core, number, key, tell=None, tasks=(),
-  past=None,
+  past=None, earlier: Mapping[str, Said] | None = None,
 ) -> cycle.Night:  # fmt: skip
   """`cycle.night` for slots of either scope, with its arguments.
+
+  `earlier` are rows of each owner's earlier days, kept along with `past`: all
+  of them where slots are shared, and where they are not each owner's own by
+  that owner alone.
 
   Of owners who sleep alone the metrics are means; the owners of the result are
   those whose own gate let them through, and it is accepted if one did.
@@ -77,7 +82,9 @@ def night(
   Raises:
     SlotsError, TaskError: as `cycle.night`; then nobody has slept.
   """
+  earlier = earlier or {}
   if state.owned is None:
+    past = texts.joined([past, *earlier.values()])
     return cycle.night(
       tools, params, state, day, core, number, key, tell, tasks, past
     )
@@ -96,7 +103,7 @@ def night(
       jax.random.fold_in(key, row),
       tell,
       tasks,
-      past,
+      texts.joined([past, earlier.get(alone.names[0])]),
     )
   for row, one in slept.items():
     if one.decision.accepted:

@@ -1,7 +1,7 @@
 """What a night is learned from: texts that teachers have read, or say."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -197,14 +197,33 @@ def kept(
 
 
 def _pick(rng, day: Day, n: int) -> Said:
-  """Picks n texts of each owner: all of them, before any comes again."""
-  each = []
-  for read in day.read:
-    total = len(read.length_B)
-    rounds = [rng.permutation(total) for _ in range(-(-n // total))]
-    index = np.concatenate(rounds)[:n]
-    each.append(Said(*(x[index] for x in read)))
-  return Said(*(np.concatenate(x) for x in zip(*each)))
+  return joined([some(rng, read, n) for read in day.read])
+
+
+def some(rng: np.random.Generator, said: Said, count: int) -> Said:
+  """Draws rows, none of them again before all were taken; none of none."""
+  total = len(said.length_B)
+  rounds = -(-count // total) if total else 0
+  index = [rng.permutation(total) for _ in range(rounds)]
+  index = np.concatenate([np.zeros(0, int), *index])[:count]
+  return Said(*(x[index] for x in said))
+
+
+def earlier(days: Sequence[Said], count: int, rng) -> list[Said]:
+  """Draws `count` rows of earlier days, of all of them alike."""
+  shares = [
+    count * (i + 1) // len(days) - count * i // len(days)
+    for i in range(len(days))
+  ]
+  return [some(rng, *each) for each in zip(days, shares)]
+
+
+def joined(parts: Iterable[Said | None]) -> Said | None:
+  """All rows as one batch, numpy; None if there are none."""
+  parts = [part for part in parts if part is not None and len(part.length_B)]
+  if not parts:
+    return None
+  return Said(*(np.concatenate(x) for x in zip(*parts)))
 
 
 def drawer(texts: Said, O: int, rows: int) -> Callable:  # noqa: E741

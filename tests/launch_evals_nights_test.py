@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from nestax.launch import lock
+from nestax.launch import lock, rehearsal
 from nestax.launch.evals import cells, lives, nights, retention, sleepers
 from nestax.sleep.reader import Said
 
@@ -87,7 +87,9 @@ def test_the_core_set_is_the_middle_of_a_text_and_the_rest_is_cut_whole(
   letters = types.SimpleNamespace(encode=lambda text: list(text.encode()))
 
   def cut(*how):
-    return [bytes(row.tolist()).decode() for row in lives._cut(letters, *how)]
+    return [
+      bytes(row.tolist()).decode() for row in rehearsal.cut(letters, *how)
+    ]
 
   assert cut(path, 2) == ['ab', 'cd', 'ef', 'gh', 'ij']
   assert cut(path, 2, 3) == ['cd', 'ef', 'gh']

@@ -102,6 +102,7 @@ def run(folder, *words):
     (['--set=night.sed.steps=3'], "no key 'sed'"),
     (['--text=nowhere.txt'], '--text=nowhere.txt: there is no such file'),
     (['--core=nowhere.txt'], 'nowhere.txt'),
+    (['--rehearse=nowhere*'], '--rehearse=nowhere*: there is no such file'),
     (['--slots=4'], 'has 8 expert slots a level already'),
     (['--owners=cid'], "no owner 'cid' reads; there are reader"),
     (['--set=arc=nowhere*.json'], 'arc=nowhere*.json: there is no such file'),

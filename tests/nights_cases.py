@@ -85,7 +85,7 @@ def write_run(folder):
 
 def plan(
   folder, count=2, only=(), tasks=(), names=('ann', 'bob'), scope='shared',
-  **options,
+  rehearse=(), **options,
 ):  # fmt: skip
   """The plan of a life that reads the texts of `write_texts`."""
   options = dataclasses.replace(OPTIONS, **options)
@@ -93,7 +93,7 @@ def plan(
   read = days.load(paths, count, made().tokenizer)
   core = str(folder / 'core.txt')
   model = made(scope=scope)
-  new = plans.prepare(model, read, core, options, only, tasks)
+  new = plans.prepare(model, read, core, options, only, tasks, rehearse)
   return new._replace(tools=tools(scope))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.launch import sampling, trained
+from nestax.launch import rehearsal, trained
 from nestax.launch.data.tokenizers import Tokenizer
 from nestax.launch.evals import facts, pupil, recall
 from nestax.launch.evals.sleepers import Evening, Sleeper
@@ -181,10 +181,12 @@ def world(
       )
     made = trained.load_pretrained(model)
     cfg, params, tokenizer = made.model.cfg, made.params, made.tokenizer
-    rows = _cut(tokenizer, core, 128, how.core)
-    whole = [_cut(tokenizer, path, length) for path in rehearse]
+    rows = rehearsal.cut(tokenizer, core, 128, how.core)
+    whole = [rehearsal.cut(tokenizer, path, length) for path in rehearse]
     whole = np.concatenate(whole or [np.zeros((0, length), np.int32)])
-    others = _cut(tokenizer, other, 128, how.core) if other else rows[:0]
+    others = (
+      rehearsal.cut(tokenizer, other, 128, how.core) if other else rows[:0]
+    )
     named = {'core': [core], 'rehearsed': rehearse, 'other': [other]}
     named = {k: [pathlib.Path(x).name for x in v] for k, v in named.items()}
   elif core or rehearse or other:
@@ -214,25 +216,8 @@ def world(
     tokenizer,
     words,
     readers.of_model(cfg),
-    *map(_whole, (rows, whole, others)),
+    *map(rehearsal.said, (rows, whole, others)),
   )
-
-
-def _cut(tokenizer: Tokenizer, path: str, length: int, count: int = 0):
-  """Rows of a text: all of it, or `count` of them from its middle."""
-  ids = np.array(tokenizer.encode(sampling.read_prompt('', path)), np.int32)
-  rows = ids[: len(ids) // length * length].reshape(-1, length)
-  least = max(count, 1)
-  if len(rows) < least:
-    raise ValueError(f'{path}: shorter than {least} times {length} tokens')
-  # a book begins and ends with other things
-  first = (len(rows) - count) // 2 if count else 0
-  return rows[first : first + (count or len(rows))]
-
-
-def _whole(rows) -> Said:
-  one = np.ones(len(rows), np.int32)
-  return Said(rows, one, one * rows.shape[1])
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -370,28 +355,9 @@ def _to_keep(world: World, how: Setting, days, seed: int, night: int):
   Always as many of either; None if there are none.
   """
   rng = np.random.default_rng((seed, night))
-  parts = earlier(days, how.past, rng)
-  parts.append(_some(rng, world.rehearsed, how.rehearsed))
-  rows = Said(*map(np.concatenate, zip(*parts)))
-  return rows if len(rows.length_B) else None
-
-
-def earlier(days: Sequence[Said], count: int, rng) -> list[Said]:
-  """`count` rows of earlier days, of all of them alike."""
-  shares = [
-    count * (i + 1) // len(days) - count * i // len(days)
-    for i in range(len(days))
-  ]
-  return [_some(rng, *each) for each in zip(days, shares)]
-
-
-def _some(rng, said: Said, count: int) -> Said:
-  """Some rows, none of them again before all were taken."""
-  total = len(said.length_B)
-  rounds = -(-count // total) if total else 0
-  index = [rng.permutation(total) for _ in range(rounds)]
-  index = np.concatenate([np.zeros(0, int), *index])[:count]
-  return Said(*(x[index] for x in said))
+  parts = texts.earlier(days, how.past, rng)
+  parts.append(texts.some(rng, world.rehearsed, how.rehearsed))
+  return texts.joined(parts)
 
 
 def _tasks(world: World, how: Setting, day) -> tuple[Cloze, ...]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from nestax.launch import plans, trained
-from nestax.launch.evals import asking, babi, contexts, lives, squad, writing
+from nestax.launch.evals import asking, babi, contexts, squad, writing
 from nestax.launch.evals.sleepers import Evening, Sleeper
 from nestax.launch.evals.squad import Passage, Question
 from nestax.sleep import gate, replay, texts
@@ -221,10 +221,7 @@ def learn(
 
 def _past(days: Sequence[Said], count: int, seed) -> Said | None:
   """Rows of earlier days, always as many; None if there are none."""
-  if not days or not count:
-    return None
-  parts = lives.earlier(days, count, np.random.default_rng(seed))
-  return Said(*map(np.concatenate, zip(*parts)))
+  return texts.joined(texts.earlier(days, count, np.random.default_rng(seed)))
 
 
 def _read(cfg, params, state, ids, how: Reading):

@@ -1,0 +1,210 @@
+"""What nights are given to rehearse; nothing learns here."""
+
+import random
+
+import nights_cases as cases
+import numpy as np
+import pytest
+
+from nestax.launch import history, life, nights, rehearsal
+from nestax.launch.run import Interrupted
+from nestax.sleep import cycle, gate
+from nestax.sleep.reader import Said
+from nestax.sleep.replay import Replay
+from nestax.sleep.texts import Day
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  folder = cases.write_texts(tmp_path_factory.mktemp('texts'))
+  rng = random.Random(1)
+  for name in ('one', 'two'):
+    (folder / f'{name}.novel').write_text(''.join(rng.choices('xyz ', k=155)))
+  return folder
+
+
+class Quiet:
+  received = 0
+
+  def update(self, *words):
+    pass
+
+  def say(self, line):
+    pass
+
+
+@pytest.fixture
+def slept(monkeypatch):
+  """What each night was given, as (day, rows kept); nothing is computed."""
+  seen = []
+
+  def read(model, params, state, logits_BxV, tokens_BxL, reads_B):
+    return state, logits_BxV, np.ones(len(reads_B))
+
+  def night(
+    tools, params, state, day, core, number, key, tell, tasks, past
+  ):  # fmt: skip
+    seen.append((day, past))
+    decision = gate.Decision(True, '')
+    metrics = {'core_after': 1.0}
+    return cycle.Night(params, state, decision, day.names, metrics, {})
+
+  monkeypatch.setattr(life, 'read', read)
+  monkeypatch.setattr(cycle, 'night', night)
+  monkeypatch.setattr(history.gate, 'loss', lambda *a: 1.0)
+  monkeypatch.setattr(history, 'write', lambda *a: None)
+  monkeypatch.setattr(nights.report, 'show_night', lambda *a: None)
+  monkeypatch.setattr(
+    life, 'where_owners', lambda mask, new, old: old
+  )  # of which launch_nights_test.py sees that it is right
+  return seen
+
+
+def plan(texts, scope='shared', **options):
+  options = {'rehearsed': 6, 'earlier': 3} | options
+  paths = [str(texts / '*.novel')]
+  return cases.plan(texts, rehearse=paths, scope=scope, **options)
+
+
+def lines(said):
+  rows = zip(np.asarray(said.tokens_BxL), np.asarray(said.length_B))
+  return [
+    bytes(int(x) % 256 for x in row[:n]).decode('latin1') for row, n in rows
+  ]
+
+
+def begun(plan, out):
+  life_ = nights.Life(plan, out, Quiet(), Quiet())
+  life_.store.close()
+  return life_
+
+
+def live(plan, out, *forget):
+  nights.live(plan, out, *forget)
+  return begun(plan, out).past
+
+
+def test_nights_rehearse_texts_and_all_owners_earlier_days(
+  texts, tmp_path, slept, monkeypatch
+):
+  past = live(plan(texts), tmp_path / 'whole')
+  (day, first), (_, second) = slept
+  known = {
+    (texts / f'{name}.novel').read_text()[i : i + 10]
+    for name in ('one', 'two')
+    for i in range(0, 150, 10)
+  }
+  first, second = lines(first), lines(second)
+  assert len(set(first)) == 6 and set(first) <= known
+  assert len(set(second[:6])) == 6 and set(second[:6]) <= known
+  assert first != second[:6]  # drawn anew
+  mine = [lines(read) for read in day.read]
+  assert len(second) == 12 and len(set(second[6:])) == 6
+  assert set(second[6:9]) <= set(mine[0]) and set(second[9:]) <= set(mine[1])
+  # all that was slept on is held for the nights to come, and nobody else's
+  assert past.replay.owners == [] and past.earlier.owners == ['ann', 'bob']
+  assert past.earlier.held('ann') == 71  # of 72, a text of one token is none
+
+  # stopped in the second night, and gone on with
+  want, night = slept[:], cycle.night
+  del slept[:]
+
+  def stop(*given):
+    if len(slept) == 1:
+      raise Interrupted('SIGTERM', 15)
+    return night(*given)
+
+  monkeypatch.setattr(cycle, 'night', stop)
+  with pytest.raises(Interrupted):
+    live(plan(texts), tmp_path / 'parts')
+  monkeypatch.setattr(cycle, 'night', night)
+  again = live(plan(texts), tmp_path / 'parts')
+  assert cases.same([x for _, x in slept], [x for _, x in want])
+  assert again.earlier.rows() == past.earlier.rows()
+
+  # and nothing is left of who is forgotten
+  gone = live(plan(texts), tmp_path / 'parts', 'ann')
+  assert gone.earlier.owners == ['bob']
+  (saved,) = (tmp_path / 'parts' / 'checkpoints').iterdir()
+  assert int(saved.name) == gone.step
+  # a life that holds nothing any more, but for what it has not slept on
+  begun_ = begun(plan(texts, earlier=0), tmp_path / 'parts')
+  begun_._remember(day, ['bob'])
+  assert begun_.past.earlier.owners == []
+
+
+def test_owners_with_slots_of_their_own_rehearse_no_others_days(
+  texts, tmp_path, slept
+):
+  live(plan(texts, 'owner'), tmp_path)
+  assert [day.names for day, _ in slept] == [('ann',), ('bob',)] * 2
+  kept = [lines(rows) for _, rows in slept]
+  assert [len(rows) for rows in kept] == [6, 6, 9, 9]
+  assert kept[2][:6] == kept[3][:6]
+  for (day, _), rows in zip(slept[:2], kept[2:]):
+    assert set(rows[6:]) <= set(lines(day.read[0]))
+
+
+def test_without_texts_and_earlier_days_nothing_is_rehearsed_or_held(
+  texts, tmp_path, slept
+):
+  past = live(cases.plan(texts), tmp_path)
+  assert [rows for _, rows in slept] == [None, None]
+  assert past.earlier.owners == []
+
+
+def said(first, rows):
+  tokens = np.arange(first, first + rows)[:, None].repeat(4, 1)
+  return Said(tokens, np.ones(rows, int), np.full(rows, 4))
+
+
+def test_what_is_held_of_earlier_days_is_bounded_and_of_all_days_alike():
+  held = Replay(40)
+  for night in range(1, 5):
+    day = Day((0,), ('ann',), (said(100 * night, 10),))
+    rehearsal.remember(held, day, ['ann'], 0, night)
+    assert held.held('ann') <= 40
+
+  def nights_of(held):
+    return [p.tokens[0] // 100 for p in held.pieces()]
+
+  found = nights_of(held)
+  assert [found.count(n) for n in range(1, 5)] in (
+    [2, 3, 3, 2], [3, 3, 2, 2], [3, 2, 3, 2], [2, 2, 3, 3], [3, 2, 2, 3],
+    [2, 3, 2, 3],
+  )  # fmt: skip
+  rehearsal.remember(held, day._replace(names=('bob',)), ['ann'], 0, 5)
+  assert held.owners == ['ann']  # bob's night was taken back
+  rehearsal.bound(held, 16, 0, 5)
+  assert nights_of(held) == [1, 2, 3, 4] and held.capacity == 16
+  rows = rehearsal.earlier(held, ['ann', 'bob'], 9, 4, 0, 0, 5)
+  tokens = rows['ann'].tokens_BxL
+  assert list(rows) == ['ann'] and tokens.shape == (9, 4)
+  assert len(set(tokens[:, 0])) == 4  # again only when all were taken
+  assert Replay.of_rows(held.rows()).rows() == held.rows()
+
+
+def test_texts_that_cannot_be_rehearsed_are_refused(texts, tmp_path):
+  (tmp_path / 'short').write_text('xyzxyzxyz')
+  core = (texts / 'core.txt').read_text()
+  (tmp_path / 'longer').write_text(f'zzz{core}zzz')
+  one = str(texts / 'one.novel')
+  for path, words in (
+    (texts / 'core.txt', 'core.txt has the text of --core'),
+    (tmp_path / 'longer', 'longer has the text of --core'),
+    (texts / 'bob.txt', 'bob.txt is what bob reads'),
+    (tmp_path / 'short', 'short: shorter than 1 times 10 tokens'),
+    (tmp_path / 'none*', 'none.: there is no such file'),
+    (tmp_path, 'is a folder: give files'),
+  ):
+    with pytest.raises((ValueError, OSError), match=words):
+      cases.plan(texts, rehearse=[one, str(path)])
+  for options, words in (
+    ({'rehearsed': 0}, 'rehearsed=0: at least 1'),
+    ({'earlier': -1}, 'earlier=-1: at least 0'),
+    ({'held': 1}, 'held=1: at least 2'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      cases.plan(texts, **options)
+  both = cases.plan(texts, rehearse=[one, one])
+  assert len(both.rehearsed.length_B) == 15  # a file named twice is read once
