@@ -15,11 +15,13 @@ from nestax.sleep.replay import Piece, Replay
 def test_the_past_survives_json():
   past = life.Past(['ann', 'bob'], Replay(9), day=1, done={'ann': 3})
   past.replay.add(Piece('ann', (1, 2), 0.5, 'day 1'))
+  past.earlier.add(Piece('bob', (3,), mark='night 1'))
   past.replay.add(Piece('bob', (3,)))
   past.forgotten.append('bob')
   new = life.Past([], Replay(1))
   new.set_state(json.loads(past.get_state()))
   assert new.replay.rows() == past.replay.rows()
+  assert new.earlier.rows() == past.earlier.rows()
   assert (new.day, new.done, new.present) == (1, {'ann': 3}, ['ann'])
 
 
