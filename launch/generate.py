@@ -5,19 +5,38 @@ import sys
 
 from absl import app, flags
 
-from nestax.launch import checkpoint, sampling, trained
-from nestax.launch.configs import common
+from nestax.launch import checkpoint, command, sampling, trained
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run; runs/quickstart.')
-_MODEL = flags.DEFINE_string('model', None, 'Weights instead of a run.')
-_OWNER = flags.DEFINE_string('owner', '', 'Whose slots, of a life.')
-_PROMPT = flags.DEFINE_string('prompt', '', 'Text to go on from.')
-_FILE = flags.DEFINE_string('prompt_file', None, 'UTF-8 file to go on from.')
-_TOKENS = flags.DEFINE_integer('tokens', 400, 'Most to draw.', lower_bound=0)
-_TEMPERATURE = flags.DEFINE_float('temperature', 0.8, '0: the likeliest.')
-_TOP_K = flags.DEFINE_integer('top_k', 0, 'Only the k likeliest; 0: all.')
-_TOP_P = flags.DEFINE_float('top_p', 1.0, 'Only the likeliest that hold p.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
+# Its own, so that the module can be imported beside the other commands.
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Run; runs/quickstart.', flag_values=FLAGS
+)
+_MODEL = flags.DEFINE_string(
+  'model', None, 'Weights instead of a run.', flag_values=FLAGS
+)
+_OWNER = flags.DEFINE_string(
+  'owner', '', 'Whose slots, of a life.', flag_values=FLAGS
+)
+_PROMPT = flags.DEFINE_string(
+  'prompt', '', 'Text to go on from.', flag_values=FLAGS
+)
+_FILE = flags.DEFINE_string(
+  'prompt_file', None, 'UTF-8 file to go on from.', flag_values=FLAGS
+)
+_TOKENS = flags.DEFINE_integer(
+  'tokens', 400, 'Most to draw.', lower_bound=0, flag_values=FLAGS
+)
+_TEMPERATURE = flags.DEFINE_float(
+  'temperature', 0.8, '0: the likeliest.', flag_values=FLAGS
+)
+_TOP_K = flags.DEFINE_integer(
+  'top_k', 0, 'Only the k likeliest; 0: all.', flag_values=FLAGS
+)
+_TOP_P = flags.DEFINE_float(
+  'top_p', 1.0, 'Only the likeliest that hold p.', flag_values=FLAGS
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.', flag_values=FLAGS)
 _WRONG = ValueError, OSError, ImportError
 
 
@@ -40,22 +59,13 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    rest = flags.FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(_refuse(error))
-  common.quiet()
-  return rest
-
-
 def _refuse(error: Exception) -> int:
   print(f'nestax-generate: {error}', file=sys.stderr)
   return 2
 
 
 def cli() -> None:
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=command.parser('nestax-generate', __doc__, FLAGS))
 
 
 if __name__ == '__main__':

@@ -160,9 +160,13 @@ def gathered(weight, *names):
   That axis shares out what is kept, not what is done. Left to itself the
   partitioner sends the parts round in a ring instead, a product with a few
   columns at each stop: 256 of them on 256 devices, and minutes to compile.
+  Under `remat` it is gathered again for the backward pass; without, the whole
+  weights of all blocks are kept until then.
   """
   kept = (None if RULES[name] == RULES['embed'] else name for name in names)
-  return constrain(weight, *kept)
+  # in parts before it is gathered, and so its gradient after it is summed: or
+  # the backward pass keeps the gradients of all blocks whole
+  return constrain(constrain(weight, *names), *kept)
 
 
 def constrain_tree(tree, names):

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import nights_cases as cases
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from nestax.launch import generate, life, trained
 from nestax.launch.evals import novel
@@ -103,13 +101,17 @@ def test_the_command_takes_an_owners_slots(apart, monkeypatch, capsys):
     return iter(['!'])
 
   monkeypatch.setattr(generate.sampling, 'text', text)
-  flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(workdir=str(apart), owner='bob', prompt='a'):
-    assert generate.main(['nestax-generate']) == 0
+
+  def run(owner):
+    for name in generate.FLAGS:  # of an earlier call
+      generate.FLAGS[name].unparse()
+    words = ['', f'--workdir={apart}', f'--owner={owner}', '--prompt=a']
+    return generate.main(generate.FLAGS(words))
+
+  assert run('bob') == 0
   assert capsys.readouterr().out == 'a!\n'
   (params,) = taken
   assert cases.same(params, trained.load(apart, owner='bob').params)
-  with flagsaver.flagsaver(workdir=str(apart), owner='eve'):
-    assert generate.main(['nestax-generate']) == 2
+  assert run('eve') == 2
   said = capsys.readouterr()
   assert 'there are ann, bob' in said.err and not said.out
