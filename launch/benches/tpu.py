@@ -144,7 +144,9 @@ def read(folder: pathlib.Path, kernel: str) -> Count:
   for row in rows.strip().splitlines():
     sums = [a + int(b) for a, b in zip(sums, row.split())]
   used, room = dict(zip(names, sums)), dict(zip(names, capacity.split()))
-  matrix = used['MATMUL'] / int(room['MATMUL'])
+  # compilers of 2026 say MXU for what those before called MATMUL
+  unit = 'MXU' if 'MXU' in used else 'MATMUL'
+  matrix = used[unit] / int(room[unit])
   return Count(int(total[1]), matrix, used['VSTORE:SPILL'])
 
 
