@@ -43,8 +43,8 @@ def load(
   for path in dict.fromkeys(map(os.path.realpath, found)):
     if os.path.isdir(path):
       raise ValueError(f'--rehearse={path} is a folder: give files')
-    each.append(cut(tokenizer, path, length))
-    ids = tokenizer.encode(sampling.read_prompt('', path))
+    ids = _encoded(tokenizer, path)
+    each.append(_cut(ids, path, length, 0))
     if _within(ids, core) or _within(core, ids):
       raise ValueError(
         f'--rehearse={path} has the text of --core, which is to tell whether '
@@ -71,7 +71,14 @@ def cut(tokenizer: Tokenizer, path: str, length: int, count: int = 0):
   Raises:
     ValueError: if it is shorter than that, or than one row.
   """
-  ids = np.array(tokenizer.encode(sampling.read_prompt('', path)), np.int32)
+  return _cut(_encoded(tokenizer, path), path, length, count)
+
+
+def _encoded(tokenizer: Tokenizer, path: str):
+  return np.array(tokenizer.encode(sampling.read_prompt('', path)), np.int32)
+
+
+def _cut(ids, path: str, length: int, count: int):
   rows = ids[: len(ids) // length * length].reshape(-1, length)
   least = max(count, 1)
   if len(rows) < least:
