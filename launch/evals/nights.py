@@ -112,9 +112,14 @@ def run(
 
 def _say(name: str, seed: int):
   def say(row: dict) -> None:
+    dreams = {
+      key: value
+      for key, value in row.get('numbers', {}).items()
+      if key.startswith('dream_')
+    }
     plain = {
       key: round(value, 3) if isinstance(value, float) else value
-      for key, value in row.items()
+      for key, value in (row | dreams).items()
       if key not in ('numbers', 'seconds')
     }
     spent = ', '.join(f'{k} {v:.1f} s' for k, v in row['seconds'].items())
