@@ -11,6 +11,7 @@ from nestax.cms.level import Theta
 from nestax.models import attention, axes, hope, linear_rnn, titans
 from nestax.models.config import ModelConfig
 from nestax.models.layers import RMSNorm
+from nestax.models.memory.types import SAVED
 
 
 class BlockState(NamedTuple):
@@ -224,9 +225,20 @@ class Block(nn.Module):
     return x_BxLxD, tuple(keys) if cfg.cms.keeps_inputs else ()
 
 
+def _kernels_saveable(primitive, *args, **params) -> bool:
+  # cuDNN's attention binds its softmax sums where no name can be given
+  attends = str(primitive).startswith('dot_product_attention_fwd')
+  return attends or _named(primitive, *args, **params)
+
+
+_named = jax.checkpoint_policies.save_only_these_names(SAVED)
+_dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': _dots,
+  'kernels': jax.checkpoint_policies.save_from_both_policies(
+    _dots, _kernels_saveable
+  ),
 }
 
 

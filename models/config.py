@@ -14,7 +14,7 @@ from nestax.models.families import FAMILIES, FAMILY
 from nestax.models.memory.types import MemoryConfig
 
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
-REMATS = ('none', 'dots', 'full')
+REMATS = ('none', 'kernels', 'dots', 'full')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,9 @@ class ModelConfig:
     epsilon: added to the mean square in every norm (Llama files give theirs).
     tied: the output head is the embedding.
     dtype: of activations and matmuls; states, norms and logits are float32.
-    remat: what the backward pass recomputes per block: 'none', 'dots' (keeps
-      matmul results) or 'full'.
+    remat: what the backward pass recomputes per block: 'none', 'kernels'
+      (keeps products of weights and what the kernels of memory and attention
+      give), 'dots' (keeps products of weights) or 'full'.
     memory: the self-referential memory (family hope); others fix parts of it,
       see `rule`.
     cms: the continuum of levels (families hope, hope_attention); in others

@@ -10,6 +10,7 @@ import pytest
 
 from nestax.models import axes, language_model
 from nestax.models.config import ModelConfig
+from nestax.models.memory.types import MemoryConfig
 
 B, L = 2, 24
 FAMILIES = {
@@ -167,7 +168,7 @@ def test_every_parameter_gets_a_gradient(name):
     assert np.all(per_layer > 1e-9), (jax.tree_util.keystr(path), per_layer)
 
 
-@pytest.mark.parametrize('policy', ['dots', 'full'])
+@pytest.mark.parametrize('policy', ['kernels', 'dots', 'full'])
 def test_remat_changes_no_value(policy):
   def grads(remat):
     model, boxed, _ = build('transformer', remat=remat)
@@ -185,6 +186,24 @@ def test_remat_changes_no_value(policy):
   (want, plain), (got, wrapped) = grads('none'), grads(policy)
   assert 'remat' in wrapped and 'remat' not in plain
   jax.tree.map(lambda a, b: close(a, b, 1e-4), got, want)
+
+
+def test_kernels_results_are_kept_if_asked_for():
+  def kernels(remat):
+    memory = {
+      'chunk_mem': 8, 'chunk_rest': 8, 'implementation': 'pallas'
+    }  # fmt: skip
+    model = language_model.LanguageModel(
+      ModelConfig(V=64, D=16, F=24, remat=remat, memory=MemoryConfig(**memory))
+    )
+    params = nn.unbox(language_model.abstract(model))
+
+    def loss(params):
+      return model.apply({'params': params}, None, tokens())[1].sum()
+
+    return str(jax.make_jaxpr(jax.grad(loss))(params)).count('pallas_call')
+
+  assert kernels('none') == kernels('kernels') < kernels('dots')
 
 
 def test_one_level_that_never_learns_is_the_transformers_mlp():

@@ -21,6 +21,7 @@ from nestax.launch import mesh as meshes
 from nestax.launch import metrics, optimizer
 from nestax.launch import step as steps
 from nestax.launch.benches import settings, timing, trace
+from nestax.launch.configs import common
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -107,6 +108,7 @@ def cases(names, changes, lengths, levels, blocks, batch: int):
       for mode in settings.modes(cfg, levels):
         config = settings.load(name, changes)
         config.train.batch, config.data.length = batch, int(word)
+        common.check(config)
         learning = settings.with_levels(cfg, mode, blocks)
         made[Case(name, mode, int(word))] = config, learning
   return made
@@ -137,13 +139,21 @@ def prepare(config, cfg: ModelConfig, keep: bool) -> Step:
     keep: whether to make the state and `run`.
   """
   rows, length = config.train.batch, config.data.length
-  mesh = meshes.make(config.mesh, rows, length)
+  parts = config.train.accumulate
+  mesh = meshes.make(config.mesh, rows // parts, length)
   model = language_model.LanguageModel(cfg)
   params = nn.unbox(language_model.abstract(model))
   tx, schedule = optimizer.build(config, params, mesh)
   with jax.set_mesh(mesh):
     abstract = steps.abstract_state(model, tx, mesh)
-    step = steps.train_step(model, tx, schedule, steps.shardings(abstract))
+    step = steps.train_step(
+      model,
+      tx,
+      schedule,
+      steps.shardings(abstract),
+      parts,
+      piece=config.train.loss_piece,
+    )
     part = meshes.part(mesh, rows)
     batch = meshes.put(mesh, _numpy(random_batch(cfg, rows, length)), part)
     start = time.perf_counter()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from nestax.models.memory import gpu_backward, gpu_forward, scan
 from nestax.models.memory.gpu_layout import Given, Shape, Stream
-from nestax.models.memory.types import GATES, MemoryConfig, Weights
+from nestax.models.memory.types import GATES, MemoryConfig, Weights, named
 
 SIZES = (16, 32, 64)  # of chunks and heads
 TRIED = ('9.0',)  # compute capabilities
@@ -150,7 +150,9 @@ def _kernels(shape: Shape, given: Given, stream: Stream):
 
 
 def _kernels_fwd(shape, given, stream):
-  ends, saved = _either(shape, gpu_forward.forward, (True,), given, stream)
+  ends, saved = named(
+    _either(shape, gpu_forward.forward, (True,), given, stream)
+  )
   return ends, (given, stream, saved)
 
 

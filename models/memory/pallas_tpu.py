@@ -21,7 +21,7 @@ from nestax.models.memory.tpu_layout import (
   marks,
   unlay,
 )
-from nestax.models.memory.types import GATES, MemoryConfig, Weights
+from nestax.models.memory.types import GATES, MemoryConfig, Weights, named
 
 LANES = 128
 
@@ -134,8 +134,8 @@ def _kernels(shape: Shape, given: Given, stream: Stream):
 
 
 def _kernels_fwd(shape, given, stream):
-  end, saved = _either(
-    functools.partial(tpu_forward.forward, shape, True), given, stream
+  end, saved = named(
+    _either(functools.partial(tpu_forward.forward, shape, True), given, stream)
   )
   return end, (given, stream, saved)
 

@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 GATES = ('eta', 'alpha')
 READS = ('token', 'boundary')
 ANCHORS = ('initial', 'zero')
 IMPLEMENTATIONS = ('token', 'scan', 'pallas')
 OBJECTIVES = ('l2', 'dot')
+SAVED = 'memory_kernels'  # what a policy of recomputation may keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,3 +268,8 @@ def inner_gain(e, below):
   """
   size = jnp.sum(e * e, axis=-1, keepdims=True) + 1e-6
   return jnp.maximum(1.0, jnp.sum(below * below, -1, keepdims=True) / size)
+
+
+def named(tree):
+  """Names what a kernel's forward pass gives, for policies of recomputation."""
+  return jax.tree.map(lambda x: checkpoint_name(x, SAVED), tree)
