@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from nestax.cms.level import Theta
+from nestax.cms.level import Theta, Writes
 
 VARIANTS = ('sequential', 'nested', 'independent')
 
@@ -46,10 +46,62 @@ def read_fast(theta: Theta, delta: Theta, x_BxLxD, dtype, alive_BxL=None):
   h_BxLxF = jax.nn.silu(jnp.einsum('bld,bdf->blf', x, gate))
   h_BxLxF = h_BxLxF * jnp.einsum('bld,bdf->blf', x, up)
   y_BxLxD = jnp.einsum('blf,bfd->bld', h_BxLxF, down)
+  return _where_alive(theta, alive_BxL, y_BxLxD, x)
+
+
+def read_writes(
+  theta: Theta, writes: Writes, x_BxLxD, dtype, period: int, alive_BxL=None
+):
+  """One level over many of its periods at once, each with its own weights.
+
+  Args:
+    theta: slow weights.
+    writes: what the level had written in each period, of one block: `scale`
+      a scalar, `delta` with leading `[m, B]`.
+    x_BxLxD: normalised input from the start of a period on, `m` periods of
+      which the last may be a part.
+    dtype: of the matmuls' operands and of the result.
+    period: tokens.
+    alive_BxL: see `alive`.
+  """
+  B, L, D = x_BxLxD.shape
+  scale, delta = writes
+  m, P = delta.gate_DxF.shape[0], min(period, L)
+  gate, up, down = (
+    (t[None, None] + scale * d.astype(t.dtype)).astype(dtype)
+    for t, d in zip(theta, delta)
+  )
+  x = x_BxLxD.astype(dtype)
+  cut = jnp.pad(x, ((0, 0), (0, m * P - L), (0, 0))).reshape(B, m, P, D)
+  x_mxBxPxD = jnp.moveaxis(cut, 1, 0)
+  h_mxBxPxF = jax.nn.silu(jnp.einsum('mbpd,mbdf->mbpf', x_mxBxPxD, gate))
+  h_mxBxPxF = h_mxBxPxF * jnp.einsum('mbpd,mbdf->mbpf', x_mxBxPxD, up)
+  y_mxBxPxD = jnp.einsum('mbpf,mbfd->mbpd', h_mxBxPxF, down)
+  y_BxLxD = jnp.moveaxis(y_mxBxPxD, 0, 1).reshape(B, m * P, D)[:, :L]
+  return _where_alive(theta, alive_BxL, y_BxLxD, x)
+
+
+def alive(reset_BxL, period: int):
+  """Whether a token still sees what its level wrote before its period.
+
+  False from a document's start to the end of the period, `[B, L]`; the stream
+  starts where a period does.
+  """
+  B, L = reset_BxL.shape
+  P = min(period, L)
+  cut_BxmxP = jnp.pad(reset_BxL, ((0, 0), (0, -L % P))).reshape(B, -1, P)
+  return (jnp.cumsum(cut_BxmxP, axis=2) == 0).reshape(B, -1)[:, :L]
+
+
+def _where_alive(theta: Theta, alive_BxL, y_BxLxD, x_BxLxD):
+  """`y` where alive, elsewhere what the slow weights give."""
   if alive_BxL is None:
     return y_BxLxD
   slow_BxLxD = jax.lax.cond(
-    alive_BxL.all(), jnp.zeros_like, lambda x: read(theta, x, dtype), x
+    alive_BxL.all(),
+    jnp.zeros_like,
+    lambda x: read(theta, x, y_BxLxD.dtype),
+    x_BxLxD,
   )
   return jnp.where(alive_BxL[..., None], y_BxLxD, slow_BxLxD)
 

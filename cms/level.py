@@ -29,6 +29,17 @@ class Theta(NamedTuple):
   down_FxD: jax.Array
 
 
+class Writes(NamedTuple):
+  """What one level has written in each of its `m` periods, constants all.
+
+  `scale_n` is 1; its derivative is that of what was written by the level's
+  rate, to which every step is proportional.
+  """
+
+  scale_n: jax.Array
+  delta: Theta  # [n, m, B, ...] since the start of the stream, any dtype
+
+
 class LevelState(NamedTuple):
   """What one level of every sequence carries, float32 unless said."""
 

@@ -89,12 +89,15 @@ class Net(NamedTuple):
     through: whether `loss` is differentiated through `forward`.
     constant: the same network, its slow weights being constants for any
       derivative; None for a network that has none.
+    whole: `(writes, piece) -> y`: reads fresh sequences at once, given the
+      `level.Writes` of each level; None for a network that cannot.
   """
 
   forward: Callable
   loss: Callable
   through: bool
   constant: 'Net | None' = None
+  whole: Callable | None = None
 
 
 class StreamState(NamedTuple):

@@ -56,6 +56,11 @@ def square(tree):
   return sum(parts)
 
 
+def effective(cfg: UpdateConfig, rate_n):
+  """What a step is proportional to: the rate, of 'dgd' `r / (1 + r)`."""
+  return rate_n / (1 + rate_n) if cfg.optimizer == 'dgd' else rate_n
+
+
 def step(cfg: UpdateConfig, moment, grads, rate_n):
   """The step of one commit.
 
@@ -76,9 +81,7 @@ def step(cfg: UpdateConfig, moment, grads, rate_n):
     grads = moment = jax.tree.map(lambda m, g: cfg.beta * m + g, moment, grads)
   if cfg.optimizer == 'muon':
     grads = jax.tree.map(lambda g: orthogonalize(g, cfg.ns_steps), grads)
-  if cfg.optimizer == 'dgd':
-    rate_n = rate_n / (1 + rate_n)
-  rate = rate_n[:, None, None, None]
+  rate = effective(cfg, rate_n)[:, None, None, None]
   return jax.tree.map(lambda g: -rate * g, grads), moment
 
 

@@ -146,7 +146,7 @@ def scorer(model, piece: int = 0):
   Args:
     model: with `apply(variables, state, tokens, reset)`.
     piece: positions of a row whose logits exist at once, see `loss.in_pieces`,
-      of a `LanguageModel` whose levels do not learn; 0 for all.
+      of a `LanguageModel`; 0 for all.
   """
 
   def whole(params, memory, batch):
@@ -163,7 +163,7 @@ def scorer(model, piece: int = 0):
     head = functools.partial(model.apply, weights, method='logits')
     return loss.in_pieces(head, x_BxLxD, batch, piece), memory
 
-  return by_pieces if piece and not model.cfg.stream else whole
+  return by_pieces if piece else whole
 
 
 def _gradients(score, lay, params, memory, batch, parts: int, rows_axes):

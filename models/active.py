@@ -139,14 +139,19 @@ def run_blocks(
   return mixers, x_BxLxD, keys
 
 
-def _by_slot(cfg: ModelConfig, weights):
-  """Weights of each period to weights of each level of a block, `[n, ...]`."""
-  slots = [[] for _ in cfg.schedule.levels]
-  for group, tree in zip(cfg.groups, weights):
-    slots[group.slot].append(tree)
-  return tuple(
-    jax.tree.map(_join, *trees) if trees else None for trees in slots
-  )
+def _of_segment(cfg: ModelConfig, segment, weights):
+  """(period, weights `[n, ...]`) of each level of a segment's blocks.
+
+  `weights` are those of each period; of a level that never commits, 0 and
+  None.
+  """
+  found = [(0, None)] * len(cfg.schedule.levels)
+  for period, group, tree in zip(cfg.stream.periods, cfg.groups, weights):
+    if segment.start in group.blocks:
+      at = group.blocks.index(segment.start)
+      own = layers(tree, at, at + segment.stop - segment.start)
+      found[group.slot] = period, own
+  return tuple(zip(*found))
 
 
 def _theta(params, slot: int, index) -> Theta:
@@ -160,7 +165,8 @@ def net(cfg: ModelConfig, params, head, aligned: bool, owned=None) -> Net:
   Args:
     cfg: the model.
     params: of the whole model.
-    head: `(params, x_BxLxD) -> logits_BxLxV`.
+    head: `(params, x_BxLxD) -> logits_BxLxV`, for the objective: what is read
+      are the `x` of every token, before the head.
     aligned: chunks of the levels start at boundaries of the memories' chunks.
     owned: expert slots of the sequences' own, see `init_owned`; or None.
   """
@@ -181,12 +187,10 @@ def _net(cfg: ModelConfig, params, head, aligned, owned, constant=None) -> Net:
 
   def forward(weights, mixers, piece: Piece, length_B, alive_BxL):
     x_BxLxD, states, keys = piece.x_BxLxD, [], []
-    by_slot = _by_slot(cfg, weights)
     for segment in cfg.segments:
       options = {'length_B': length_B, 'aligned': aligned, 'owned': owned}
       if segment.offset is not None:
-        end = segment.offset + segment.stop - segment.start
-        options['deltas'] = layers(by_slot, segment.offset, end)
+        _, options['deltas'] = _of_segment(cfg, segment, weights)
         options['alive_BxL'] = alive_BxL
       state, x_BxLxD, seen = run_blocks(
         cfg,
@@ -200,26 +204,36 @@ def _net(cfg: ModelConfig, params, head, aligned, owned, constant=None) -> Net:
       states.append(state)
       if segment.offset is not None:
         keys.append(seen)
-    return (
-      jax.tree.map(_join, *states),
-      head(x_BxLxD),
-      jax.tree.map(_join, *keys),
-    )
+    states, keys = (jax.tree.map(_join, *parts) for parts in (states, keys))
+    return states, x_BxLxD, keys
 
-  def loss(weights, logits, keys, piece: Piece, length_B):
+  def whole(writes, piece: Piece):
+    x_BxLxD = piece.x_BxLxD
+    for segment in cfg.segments:
+      options = {'owned': owned}
+      if segment.offset is not None:
+        periods, deltas = _of_segment(cfg, segment, writes)
+        options |= {'periods': periods, 'deltas': deltas}
+      _, x_BxLxD, _ = run_blocks(
+        cfg, params, segment, None, x_BxLxD, piece.reset_BxL, remat=True,
+        **options,
+      )  # fmt: skip
+    return x_BxLxD
+
+  def loss(weights, x_BxLxD, keys, piece: Piece, length_B):
     B, L = piece.tokens_BxL.shape
     scored_BxL = objective.scored(piece.reset_BxL, length_B, B, L)
     count_B = scored_BxL.sum(1).astype(jnp.float32)
     sum_B = jnp.zeros((B,), jnp.float32)
     if cms.objective == 'next_token':
-      sum_B += objective.next_token(logits, piece.tokens_BxL, scored_BxL)
+      sum_B += objective.next_token(head(x_BxLxD), piece.tokens_BxL, scored_BxL)
     for group, delta in zip(cfg.groups, weights):
       if not cms.keeps_inputs:
         break
       sum_B += _local(cfg, params, group, delta, keys, scored_BxL)
     return sum_B, count_B
 
-  return Net(forward, loss, cms.objective == 'next_token', constant)
+  return Net(forward, loss, cms.objective == 'next_token', constant, whole)
 
 
 def _local(cfg: ModelConfig, params, group, delta, keys, scored_BxL):
@@ -261,9 +275,9 @@ def rates(cfg: ModelConfig, params):
 
 
 def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
-  """(logits, levels, surprise) of fresh sequences, see `cms.fresh.run`.
+  """(x, levels, surprise) of fresh sequences, see `cms.fresh.run`.
 
-  `x` is what the first learning block reads.
+  `x` is what the first learning block reads, and what the last block gives.
   """
   B, L = tokens_BxL.shape
   C = cfg.stream.periods[0]
@@ -285,7 +299,7 @@ def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
 
 
 def read_on(cfg: ModelConfig, params, head, state, mixers, piece, owned=None):
-  """(levels' state, mixers, logits) of sequences that go on."""
+  """(levels' state, mixers, x) of sequences that go on."""
   return resume.run(
     cfg.stream,
     net(cfg, params, head, False, owned),

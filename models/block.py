@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.cms import chain, experts
-from nestax.cms.level import Theta
+from nestax.cms.level import Theta, Writes
 from nestax.models import attention, axes, hope, linear_rnn, titans
 from nestax.models.config import ModelConfig
 from nestax.models.layers import RMSNorm
@@ -78,7 +78,8 @@ class Level(nn.Module):
 
   Call: `(x_BxLxD, delta, alive_BxL) -> (y_BxLxD, key_BxLxD)`, without the
   residual. The weights here are the slow `theta_0`; `delta` is what each
-  sequence has written on them, or None for an ordinary MLP. The active expert
+  sequence has written on them, or None for an ordinary MLP. With a `period`
+  `delta` are the `Writes` of all periods that are read. The active expert
   slots add to either: those of the parameters, or `owned`, each sequence's
   own. `key` is the normalised input.
   """
@@ -88,7 +89,12 @@ class Level(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BxLxD, delta: Theta | None = None, alive_BxL=None, owned=None
+    self,
+    x_BxLxD,
+    delta: Theta | Writes | None = None,
+    alive_BxL=None,
+    owned=None,
+    period: int = 0,
   ):
     cfg, F, D = self.cfg, self.F, self.cfg.D
 
@@ -126,6 +132,10 @@ class Level(nn.Module):
         names = wide, wide, back
         theta = Theta(*(axes.gathered(w, *n) for w, n in zip(theta, names)))
       y_BxLxD = chain.read(theta, key_BxLxD, cfg.compute_dtype)
+    elif period:
+      y_BxLxD = chain.read_writes(
+        theta, delta, key_BxLxD, cfg.compute_dtype, period, alive_BxL
+      )
     else:
       y_BxLxD = chain.read_fast(
         theta, delta, key_BxLxD, cfg.compute_dtype, alive_BxL
@@ -145,8 +155,9 @@ class Block(nn.Module):
 
   `state` may be None for fresh sequences. `length_B` and `aligned` are those
   of the mixers; `deltas`, `alive_BxL` and `owned` those of the levels, one
-  delta and the sequences' own slots each, or None. `keys` are the levels'
-  inputs where the config needs them, else ().
+  delta and the sequences' own slots each, or None. With `periods`, one a
+  level, `x` starts fresh sequences and deltas are `Writes`. `keys` are the
+  levels' inputs where the config needs them, else ().
   """
 
   cfg: ModelConfig
@@ -162,6 +173,7 @@ class Block(nn.Module):
     deltas=None,
     alive_BxL=None,
     owned=None,
+    periods=None,
   ):
     cfg = self.cfg
     inner = None if state is None else state.mixer
@@ -177,7 +189,11 @@ class Block(nn.Module):
     else:
       mixer = MIXERS.get(cfg.family, linear_rnn.LinearRNN)(cfg, name='mixer')
       inner, x_BxLxD = self._mixed(mixer, inner, x_BxLxD, options)
-    x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive_BxL, owned)
+    if periods is None:
+      periods, alive = [0] * len(cfg.schedule.levels), lambda period: alive_BxL
+    else:
+      alive = lambda period: _alive(reset_BxL, period)  # noqa: E731
+    x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive, owned, periods)
     x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
     return None if state is None else BlockState(inner), x_BxLxD, keys
 
@@ -194,7 +210,7 @@ class Block(nn.Module):
     x_BxLxD = axes.constrain(x_BxLxD + y_BxLxD, 'batch', 'length', 'activation')
     return state, x_BxLxD
 
-  def _levels(self, x_BxLxD, deltas, alive_BxL, owned):
+  def _levels(self, x_BxLxD, deltas, alive, owned, periods):
     cfg, keys = self.cfg, []
 
     def level(i, F):
@@ -203,7 +219,9 @@ class Block(nn.Module):
       slots = None if owned is None else owned[i]
 
       def run(x_BxLxD):
-        y_BxLxD, key_BxLxD = module(x_BxLxD, delta, alive_BxL, slots)
+        y_BxLxD, key_BxLxD = module(
+          x_BxLxD, delta, alive(periods[i]), slots, periods[i]
+        )
         keys.append(key_BxLxD)
         return y_BxLxD
 
@@ -223,6 +241,12 @@ class Block(nn.Module):
       )
     x_BxLxD = chain.compose(variant, levels, x_BxLxD, mix_P)
     return x_BxLxD, tuple(keys) if cfg.cms.keeps_inputs else ()
+
+
+def _alive(reset_BxL, period: int):
+  if reset_BxL is None or not period:
+    return None
+  return chain.alive(reset_BxL, period)
 
 
 def _kernels_saveable(primitive, *args, **params) -> bool:

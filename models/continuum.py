@@ -173,12 +173,18 @@ class CMSConfig:
     return tuple(Group(0, adapting[a:b]) for a, b in zip(ends, ends[1:]))
 
   def segments(self, adapting: tuple[int, ...], N: int) -> tuple[Segment, ...]:
-    """Runs of equal blocks from the first that learns to the last of N."""
+    """Runs of equal blocks from the first that learns to the last of N.
+
+    Those are equal whose levels have the same periods, or none.
+    """
+    which = dict.fromkeys(adapting, 0)
+    if self.assign == 'groups':
+      groups = enumerate(self.groups(adapting))
+      which = {i: k for k, group in groups for i in group.blocks}
     runs, offset = [], 0
     start = adapting[0] if adapting else N
-    for learns, run in itertools.groupby(
-      range(start, N), lambda i: i in adapting
-    ):
+    for kind, run in itertools.groupby(range(start, N), which.get):
+      learns = kind is not None
       run = list(run)
       runs.append(Segment(run[0], run[-1] + 1, offset if learns else None))
       offset += len(run) if learns else 0

@@ -84,15 +84,15 @@ class LanguageModel(nn.Module):
       )
 
   def __call__(self, state, tokens_BxL, reset_BxL=None):
-    if self.cfg.stream and not self.is_initializing():
-      return self._learn(state, self.embed(tokens_BxL), tokens_BxL, reset_BxL)
     state, x_BxLxD = self.trunk(state, tokens_BxL, reset_BxL)
     return state, self.logits(x_BxLxD)
 
   def trunk(self, state, tokens_BxL, reset_BxL=None):
-    """All but the head, no level learning: `(state, x_BxLxD)`."""
+    """All but the head: `(state, x_BxLxD)`."""
     cfg = self.cfg
     x_BxLxD = self.embed(tokens_BxL)
+    if cfg.stream and not self.is_initializing():
+      return self._learn(state, x_BxLxD, tokens_BxL, reset_BxL)
 
     def body(block, x_BxLxD, layer):
       state, owned = layer
@@ -128,13 +128,13 @@ class LanguageModel(nn.Module):
         owned=None if state is None else state.owned,
       )
     if state is None:
-      logits, *end = active.read_fresh(
+      x_BxLxD, *end = active.read_fresh(
         cfg, params, _head(cfg), x_BxLxD, tokens_BxL, reset_BxL
       )
       # for who asks with mutable=['telemetry'], see `telemetry.sown`
       self.sow('telemetry', 'levels', telemetry.of_levels(*end))
-      return None, axes.constrain(logits, 'batch', 'length', 'vocab')
-    levels, mixers, logits = active.read_on(
+      return None, axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
+    levels, mixers, x_BxLxD = active.read_on(
       cfg,
       params,
       _head(cfg),
@@ -145,7 +145,7 @@ class LanguageModel(nn.Module):
     )
     if first:
       mixers = jax.tree.map(lambda *x: jnp.concatenate(x, 0), trunk, mixers)
-    return ModelState(mixers, levels, state.owned), logits
+    return ModelState(mixers, levels, state.owned), x_BxLxD
 
   def logits(self, x_BxLxD):
     """The head: norm, then logits `[B, L, V]`, float32."""

@@ -60,8 +60,11 @@ def inputs(seed=0):
 # products of matrices, so that the gradients can be written down.
 
 
-def toy(slow, through=True):
-  """The network that `Plain` transcribes, for `cms.fresh` and `cms.resume`."""
+def toy(slow, through=True, periods=None):
+  """The network that `Plain` transcribes, for `cms.fresh` and `cms.resume`.
+
+  With `periods` fresh sequences can be read at once.
+  """
 
   def forward(weights, mixers, piece, length_B, alive_BxL):
     rows, width = piece.tokens_BxL.shape
@@ -79,6 +82,30 @@ def toy(slow, through=True):
     last_BxD, m_LxBxD = jax.lax.scan(token, mixers[0], steps)
     z_BxLxD = piece.x_BxLxD + jnp.moveaxis(m_LxBxD, 0, 1)
     return last_BxD[None], read(weights, z_BxLxD, alive_BxL), z_BxLxD
+
+  def whole(writes, piece):
+    """Every token with the matrices that it is read with, gathered for it."""
+    rows, length = piece.tokens_BxL.shape
+    reset_BxL = piece.reset_BxL
+    if reset_BxL is None:
+      reset_BxL = jnp.zeros((rows, length), bool)
+    index_1xL = jnp.arange(length)[None]
+    begun_BxL = jax.lax.cummax(jnp.where(reset_BxL, index_1xL, -1), axis=1)
+    _, _, z_BxLxD = forward((), toy_mixers(rows), piece, None, None)
+    y_BxLxD = z_BxLxD
+    for theta, (scale_n, delta), period in zip(slow, writes, periods):
+      alive_BxL = begun_BxL < index_1xL // period * period
+      for i in range(n):
+        own = [
+          jnp.moveaxis(d[i][jnp.arange(length) // period], 0, 1)
+          * alive_BxL[..., None, None]
+          * scale_n[i]
+          for d in delta
+        ]
+        gate, up, down = (t[i][None, None] + d for t, d in zip(theta, own))
+        h = jnp.einsum('bld,bldf->blf', z_BxLxD, gate + up)
+        y_BxLxD += jnp.einsum('blf,blfd->bld', h, down)
+    return y_BxLxD
 
   def read(weights, z_BxLxD, alive_BxL):
     y_BxLxD = z_BxLxD
@@ -108,7 +135,7 @@ def toy(slow, through=True):
     count_B = scored_BxL.sum(1).astype(jnp.float32)
     return jnp.where(scored_BxL, half_BxL, 0.0).sum(1), count_B
 
-  return Net(forward, loss, through)
+  return Net(forward, loss, through, whole=whole if periods else None)
 
 
 def toy_levels(cfg, rows=B):

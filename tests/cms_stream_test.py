@@ -32,7 +32,7 @@ def fresh_whole(name, differentiate='full'):
   cfg, K = cases.stream_config(name, differentiate), levels_of(name)
 
   def run(slow, rates, x_BxLxD, reset_BxL):
-    net = cases.toy(slow, through(name))
+    net = cases.toy(slow, through(name), cfg.periods)
     piece = cases.piece(x_BxLxD, reset_BxL)
     levels = cases.toy_levels(cfg, len(x_BxLxD))
     mixers = cases.toy_mixers(len(x_BxLxD))

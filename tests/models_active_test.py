@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cms_cases import MODELS
 
+from nestax.cms import fresh
 from nestax.cms import level as levels_
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
@@ -233,11 +234,11 @@ WHOLE = 24  # tokens of whole periods: half the program to differentiate
 
 
 @functools.cache
-def gradient(name, **changes):
+def gradient(name, length=WHOLE, **changes):
   model = language_model.LanguageModel(config(name, **changes))
 
   def score(params, weight_L, reset_BxL):
-    tokens = distinct()[:, :WHOLE]
+    tokens = distinct()[:, :length]
     _, logits = model.apply({'params': params}, None, tokens, reset_BxL)
     per_token = jnp.square(jnp.sin(logits)).mean(-1)
     return jnp.sum(per_token * weight_L[None])
@@ -287,6 +288,24 @@ def test_a_rate_of_zero_is_a_frozen_model(name):
   run = jax.jit(model.apply)
   _, want = run({'params': params}, None, distinct(), resets())
   close(read_fresh(name, params=params), want)
+
+
+@pytest.mark.parametrize('name', ['local', 'groups', slow('attention')])
+def test_levels_of_first_order_are_read_at_once_as_by_chunks(name, monkeypatch):
+  values, given = read_fresh(name), (jnp.ones(L), resets())
+  grads = gradient(name, length=L)(*given)
+  monkeypatch.setattr(fresh, '_at_once', lambda cfg, net: False)
+  model = language_model.LanguageModel(build(name)[0])
+  want = jax.jit(model.apply)(
+    {'params': build(name)[1]}, None, distinct(), given[1]
+  )
+  close(values, want[1])
+  want = gradient.__wrapped__(name, length=L)(*given)
+  for path, leaf in jax.tree.leaves_with_path(want):
+    got = functools.reduce(lambda tree, key: tree[key.key], path, grads)
+    close(got, leaf, 1e-6 + 1e-4 * np.abs(leaf).max())
+  rates = want['log_rate'][:, 0]
+  assert np.abs(rates).min() > 1e-6, rates
 
 
 # of first order: in full, chunks are recomputed whatever the config says
