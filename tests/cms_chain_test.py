@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nestax.cms import chain
-from nestax.cms.level import Theta
+from nestax.cms.level import Theta, Writes
 
 B, L, D, F = 3, 5, 4, 6
 
@@ -111,3 +111,32 @@ def test_dtypes_are_those_asked_for():
   fast = chain.read_fast(theta(), delta, x, jnp.bfloat16)
   assert fast.dtype == jnp.bfloat16
   assert chain.decay(theta(), delta, x, jnp.bfloat16).dtype == jnp.float32
+
+
+@pytest.mark.parametrize('period, L', [(4, 11), (3, 9), (16, 5)], ids=str)
+def test_periods_are_read_at_once_as_one_by_one(period, L):
+  m, x = -(-L // period), normal(9, B, L, D)
+  reset = np.zeros((B, L), bool)
+  reset[0, [0, L - 1]] = reset[1, [2, 4]] = True
+  start = jnp.float32(1.0), theta(), theta(3, m, B), x
+
+  def at_once(scale, slow, delta, x):
+    alive = chain.alive(jnp.asarray(reset), period)
+    writes = Writes(scale, delta)
+    return chain.read_writes(slow, writes, x, jnp.float32, period, alive)
+
+  def one_by_one(scale, slow, delta, x):
+    out = []
+    for i in range(m):
+      own = jax.tree.map(lambda d, i=i: scale * d[i], delta)
+      cut = slice(i * period, (i + 1) * period)
+      alive = np.cumsum(reset[:, cut], axis=1) == 0
+      alive = jnp.asarray(alive)
+      out.append(chain.read_fast(slow, own, x[:, cut], jnp.float32, alive))
+    return jnp.concatenate(out, axis=1)
+
+  def both(read, *given):
+    score = lambda *given: jnp.sin(read(*given)).sum()  # noqa: E731
+    return read(*given), jax.grad(score, (0, 1, 2, 3))(*given)
+
+  jax.tree.map(close, both(at_once, *start), both(one_by_one, *start))
