@@ -107,12 +107,7 @@ def night(
   teacher = Side(params, context)
   texts_key, key = jax.random.split(jax.random.fold_in(key, number))
   with clock('texts'):
-    speak = functools.partial(tools.speak, *teacher)
-    made = texts.make(how.texts, tools.words.bos, speak, day, texts_key)
-    alone = functools.partial(tools.speak, params, None)
-    kept_key = jax.random.fold_in(texts_key, 1)
-    kept_texts = texts.kept(how.texts, tools.words.bos, alone, kept_key, past)
-    jax.block_until_ready((made, kept_texts))
+    made, kept_texts = _texts(tools, teacher, day, texts_key, past)
   metrics = _losses(tools, 'before', params, day, core)
   metrics['day_dusk'] = _dusk_loss(tools, teacher, day)
   grown, kept, index = params, context, {}
@@ -146,6 +141,21 @@ def night(
   if not decision.accepted:
     return Night(params, state, decision, (), metrics, clock.seconds)
   return Night(grown, awake, decision, day.names, metrics, clock.seconds)
+
+
+def _texts(tools: Tools, teacher: Side, day: Day, key, past: Said | None):
+  """What a night is learned from, and what it is to leave as it is."""
+  speak = functools.partial(tools.speak, *teacher)
+  made = texts.make(tools.how.texts, tools.words.bos, speak, day, key)
+  alone = functools.partial(tools.speak, teacher.params, None)
+  kept = texts.kept(
+    tools.how.texts,
+    tools.words.bos,
+    alone,
+    jax.random.fold_in(key, 1),
+    past,
+  )
+  return jax.block_until_ready((made, kept))
 
 
 def _losses(tools: Tools, when: str, params, day: Day, core: Said):

@@ -163,6 +163,22 @@ def programs(
     dreams = jax.vmap(one)(jax.random.split(key, cfg.dreams))
     return jax.tree.map(lambda x: x[:, 0], dreams)
 
+  @jax.jit
+  def examine(params, context, trained, questions: Said, count):
+    def one(own):
+      scores_Q = score(reader, put(params, own), context, questions)
+      asked_Q = jnp.arange(scores_Q.shape[0]) < count
+      return jnp.where(asked_Q, scores_Q, 0.0).sum() / count
+
+    return jax.vmap(one)(trained)
+
+  weigh, adapt = _lessons(cfg, reader, put, bos)
+  return Programs(dream, weigh, adapt, examine, _study(cfg, reader, put))
+
+
+def _lessons(cfg: DreamConfig, reader: Reader, put: Callable, bos: int):
+  """Makes `weigh` and `adapt`: each dream a text that is learned alone."""
+
   def lesson(trained, params, context, text: Said):
     texts = jax.tree.map(lambda x: x[None], text)
     return -row_scores(reader, put(params, trained), context, texts)[0]
@@ -192,15 +208,11 @@ def programs(
 
     return jax.vmap(one)(alone(dreams, bos))
 
-  @jax.jit
-  def examine(params, context, trained, questions: Said, count):
-    def one(own):
-      scores_Q = score(reader, put(params, own), context, questions)
-      asked_Q = jnp.arange(scores_Q.shape[0]) < count
-      return jnp.where(asked_Q, scores_Q, 0.0).sum() / count
+  return weigh, adapt
 
-    return jax.vmap(one)(trained)
 
+def _study(cfg: DreamConfig, reader: Reader, put: Callable):
+  """Makes `study`: one update on what was paid, after its context."""
   outer = optimizer(cfg)
 
   @jax.jit
@@ -214,7 +226,7 @@ def programs(
     updates, opt_state = outer.update(grads, opt_state, trained)
     return optax.apply_updates(trained, updates), opt_state
 
-  return Programs(dream, weigh, adapt, examine, study)
+  return study
 
 
 def optimizer(cfg: DreamConfig) -> optax.GradientTransformation:
