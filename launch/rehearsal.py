@@ -45,14 +45,19 @@ def load(
       raise ValueError(f'--rehearse={path} is a folder: give files')
     ids = _encoded(tokenizer, path)
     each.append(_cut(ids, path, length, 0))
-    if _within(ids, core) or _within(core, ids):
+    if not (text := _text(tokenizer, ids)):
+      raise ValueError(f'--rehearse={path}: nothing to read in it')
+    if _share(text, _text(tokenizer, core)):
       raise ValueError(
         f'--rehearse={path} has the text of --core, which is to tell whether '
         'nights cost anything: give other texts of the kind'
       )
     for name in days.owners(read):
       parts = [day.tokens[name] for day in read if name in day.tokens]
-      if _within(ids, np.concatenate(parts)):
+      # a day shorter than a row may stand anywhere
+      long = [_text(tokenizer, x) for x in parts if len(x) >= length]
+      whole = _text(tokenizer, np.concatenate(parts))
+      if text in whole or any(day in text for day in long):
         raise ValueError(
           f'--rehearse={path} is what {name} reads, which nights are to learn: '
           'give texts that are known already'
@@ -60,9 +65,13 @@ def load(
   return said(np.concatenate(each))
 
 
-def _within(ids, other) -> bool:
-  a, b = (np.asarray(x, np.int32).tobytes() for x in (ids, other))
-  return a in b
+def _text(tokenizer: Tokenizer, ids) -> bytes:
+  """What ids say; those of a part of a text may be other ones than there."""
+  return b''.join([tokenizer.pieces[i] for i in ids]).strip()
+
+
+def _share(a: bytes, b: bytes) -> bool:
+  return a in b or b in a
 
 
 def cut(tokenizer: Tokenizer, path: str, length: int, count: int = 0):
@@ -82,7 +91,8 @@ def _cut(ids, path: str, length: int, count: int):
   rows = ids[: len(ids) // length * length].reshape(-1, length)
   least = max(count, 1)
   if len(rows) < least:
-    raise ValueError(f'{path}: shorter than {least} times {length} tokens')
+    needed = f'{least} times {length}' if least > 1 else f'a row of {length}'
+    raise ValueError(f'{path}: {len(ids)} tokens, shorter than {needed} tokens')
   # a book begins and ends with other things
   first = (len(rows) - count) // 2 if count else 0
   return rows[first : first + (count or len(rows))]

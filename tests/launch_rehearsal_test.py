@@ -209,16 +209,66 @@ def test_what_is_held_of_earlier_days_is_bounded_and_of_all_days_alike():
   assert Replay.of_rows(held.rows()).rows() == held.rows()
 
 
+def test_what_is_drawn_is_of_the_seed_and_the_night():
+  lots = [(0, 1), (0, 1), (1, 1), (0, 2)]
+  first, again, seed, night = (
+    rehearsal.drawn(said(0, 500), 9, *lot).tokens_BxL.tolist() for lot in lots
+  )
+  assert first == again and first != seed and first != night
+  held = Replay(400)
+  day = Day((0, 1), ('ann', 'bob'), (said(0, 40),) * 2)
+  rehearsal.remember(held, day, ['ann', 'bob'], 0, 1)
+
+  def earlier(*lot):
+    rows = rehearsal.earlier(held, ['ann', 'bob'], 9, 4, 0, *lot)
+    return [rows[name].tokens_BxL[:, 0].tolist() for name in ('ann', 'bob')]
+
+  first, again, seed, night = (earlier(*lot) for lot in lots)
+  assert first == again and first != seed and first != night
+  assert first[0] != first[1]
+
+
+def test_rows_beyond_what_is_held_go_at_random():
+  day = Day((0, 1), ('ann', 'bob'), (said(0, 40),) * 2)
+
+  def left(*lot):
+    held = Replay(80)  # of 160 tokens an owner
+    rehearsal.remember(held, day, ['ann', 'bob'], *lot)
+    return [[p.tokens[0] for p in held.pieces([x])] for x in ('ann', 'bob')]
+
+  def bounded(*lot):
+    held = Replay(160)
+    rehearsal.remember(held, day, ['ann', 'bob'], 0, 1)
+    rehearsal.bound(held, 80, *lot)
+    return [[p.tokens[0] for p in held.pieces([x])] for x in ('ann', 'bob')]
+
+  for thinned in (left, bounded):
+    (ann, bob), again = thinned(0, 1), thinned(0, 1)
+    assert len(ann) == len(bob) == 20 and [ann, bob] == again
+    assert ann == sorted(ann) and min(ann) < 10 and max(ann) > 29
+    apart = [ann, bob, thinned(1, 1)[0], thinned(0, 2)[0]]
+    assert len({*map(tuple, apart)}) == 4
+
+
 def test_texts_that_cannot_be_rehearsed_are_refused(texts, tmp_path):
   (tmp_path / 'short').write_text('xyzxyzxyz')
   core = (texts / 'core.txt').read_text()
   (tmp_path / 'longer').write_text(f'zzz{core}zzz')
+  (tmp_path / 'part').write_text(core[20:40])
+  bob = (texts / 'bob.txt').read_text()
+  (tmp_path / 'diary').write_text(f'zzz{bob}zzz')
+  (tmp_path / 'page').write_text(bob[5:25])
+  (tmp_path / 'blank').write_text('\n' * 20)
   one = str(texts / 'one.novel')
   for path, words in (
     (texts / 'core.txt', 'core.txt has the text of --core'),
     (tmp_path / 'longer', 'longer has the text of --core'),
+    (tmp_path / 'part', 'part has the text of --core'),
     (texts / 'bob.txt', 'bob.txt is what bob reads'),
-    (tmp_path / 'short', 'short: shorter than 1 times 10 tokens'),
+    (tmp_path / 'diary', 'diary is what bob reads'),
+    (tmp_path / 'page', 'page is what bob reads'),
+    (tmp_path / 'short', 'short: 9 tokens, shorter than a row of 10 tokens'),
+    (tmp_path / 'blank', 'blank: nothing to read in it'),
     (tmp_path / 'none*', 'none.: there is no such file'),
     (tmp_path, 'is a folder: give files'),
   ):
@@ -231,5 +281,8 @@ def test_texts_that_cannot_be_rehearsed_are_refused(texts, tmp_path):
   ):
     with pytest.raises(ValueError, match=words):
       cases.plan(texts, **options)
+  # a few letters that are a short day may stand in it
+  (tmp_path / 'letters').write_text(f'xyzxyz{bob[:5]}xyzxyz')
+  cases.plan(texts, count=9, rehearse=[str(tmp_path / 'letters')])
   both = cases.plan(texts, rehearse=[one, one])
   assert len(both.rehearsed.length_B) == 15  # a file named twice is read once
