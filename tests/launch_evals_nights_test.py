@@ -1,5 +1,6 @@
 """Days and nights end to end; the slow one asks whether sleep works."""
 
+import dataclasses
 import json
 import types
 
@@ -8,7 +9,10 @@ import pytest
 
 from nestax.launch import lock, rehearsal
 from nestax.launch.evals import cells, lives, nights, retention, sleepers
+from nestax.sleep.dream import DreamConfig
 from nestax.sleep.reader import Said
+from nestax.sleep.seed import SeedConfig
+from nestax.sleep.tools import CycleConfig
 
 BRIEF = (
   'people=3 passes=2 past=4 core=4 seed.steps=2 seed.rows=2 seed.every=2 '
@@ -39,6 +43,49 @@ def test_names_of_methods_are_read_with_their_commas():
   assert nights.methods(['all']) == list(sleepers.NAMES)
   with pytest.raises(ValueError, match="'nap': one of sleep"):
     nights.methods(['nap'])
+
+
+def flat(config):
+  values = {}
+  for name, value in dataclasses.asdict(config).items():
+    if isinstance(value, dict):
+      values |= {f'{name}.{key}': x for key, x in value.items()}
+    else:
+      values[name] = value
+  return values
+
+
+def test_a_variant_is_the_night_without_one_part(monkeypatch):
+  lived = []
+  monkeypatch.setattr(sleepers.tools_, 'of_model', lambda cfg, how, words: how)
+  monkeypatch.setattr(
+    sleepers.cycle,
+    'night',
+    lambda how, *args, tasks, past: (
+      lived.append((flat(how), tasks))
+      or types.SimpleNamespace(params=None, metrics={}, seconds={})
+    ),
+  )
+  night = CycleConfig(SeedConfig(alpha=0.5), dream=DreamConfig(top=5, random=2))
+  evening = sleepers.Evening(*[None] * 5, ('task',), 1, None)
+  for name in sleepers.variants(night):
+    sleepers.make(name, None, night, None, 0.1).night(evening)
+  (whole, _), *_ = lived
+  parts = {
+    name: ({k: x for k, x in how.items() if x != whole[k]}, bool(tasks))
+    for name, (how, tasks) in zip(sleepers.variants(night), lived)
+  }
+  assert parts == {
+    'sleep': ({}, False),
+    'sleep and dreams': ({}, True),
+    'dreams, no selection': ({'dream.top': 0, 'dream.random': 7}, True),
+    'no imitation': ({'seed.alpha': 1.0}, False),
+    'imitation alone': ({'seed.alpha': 0.0}, False),
+    'no own texts': ({'seed.alpha': 1.0, 'seed.on_policy': 0.0}, False),
+    'reward ten times': ({'seed.alpha': 0.5 / 5.5}, False),
+    'nothing kept': ({'seed.keep': 0.0}, False),
+  }
+  assert whole['gate.core'] > 1e6  # what is compared is never rolled back
 
 
 def said(first, rows):

@@ -56,6 +56,14 @@ def test_the_top_and_some_others_are_kept():
   assert seen == set(range(6))
 
 
+def test_without_selection_all_are_kept_alike_whatever_they_weigh():
+  omega = jnp.array([0.1, 5.0, 0.2, 4.0, 0.3, 3.0])
+  keys = jax.random.split(jax.random.key(0), 300)
+  chosen = jax.vmap(lambda key: rounds.select(key, omega, 0, 2))(keys)
+  count = np.bincount(np.asarray(chosen).ravel(), minlength=6)
+  assert count.sum() == 600 and count.min() > 70 and count.max() < 130
+
+
 def test_what_weighs_most_is_what_is_learned():
   cfg = dataclasses.replace(cases.CFG, top=2, random=0)
   tokens = jnp.full((12, 8), 1).at[:, 2].set(jnp.arange(12) % 4)
