@@ -55,7 +55,9 @@ def everything(cfg, initial, state, inputs, dtype, implementation, **options):
         end, out = api.run(
           *here, dtype=dtype, implementation=implementation, **options
         )
-      ends = () if end is None else (end.boundary.stack, end.running.stack)
+      ends = ()
+      if end is not None:
+        ends = end.boundary.stack, end.running.stack, end.momentum
       if 'length_B' in options:
         # past a row's length outputs mean nothing
         counts = jnp.arange(out.shape[1])[None] < options['length_B'][:, None]
@@ -68,7 +70,9 @@ def everything(cfg, initial, state, inputs, dtype, implementation, **options):
   fast = None
   if state is not None:
     fast = {'boundary': state.boundary, 'running': state.running}
-  names = ('query', 'key', 'value')
+    if cfg.momentum:
+      fast['momentum'] = state.momentum
+  names = ('query', 'key', 'value', 'log_beta')[: 3 + cfg.momentum]
   return run(initial, fast, {name: getattr(inputs, name) for name in names})
 
 
@@ -99,6 +103,24 @@ def test_kernels_in_bfloat16_equal_the_token_rule():
   args = cfg, initial, None, inputs, 'bfloat16'
   got = everything(*args, 'gpu')
   cases.assert_close(got, everything(*args, 'token'), 6e-2)
+
+
+def test_kernels_with_momentum_alone_equal_the_token_rule():
+  cfg = rule(momentum=True, **RULES['titans'])
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, LENGTH)
+  args = cfg, initial, None, inputs, 'float32'
+  got = everything(*args, 'gpu')
+  cases.assert_close(got, everything(*args, 'token'), 3e-5)
+
+
+def test_a_stream_with_momentum_from_inside_a_chunk_equals_the_token_rule():
+  cfg = rule(momentum=True)
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, LENGTH)
+  args = cfg, initial, apart(cfg, initial), inputs, 'float32'
+  got = everything(*args, 'gpu')
+  cases.assert_close(got, everything(*args, 'token'), 3e-5)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +184,8 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets):
   'options,words',
   [
     ({'depth_mem': 2}, 'two-layer.*mem'),
-    ({'momentum': True}, 'momentum=True'),
+    ({'momentum': True, 'identity': ('k',)}, "momentum=True, identity=.'k'"),
+    ({'momentum': True, 'objective': 'dot'}, "momentum=True.*only 'l2'"),
     ({'anchor': 'zero'}, "anchor='zero'"),
     ({'chunk_mem': 32}, '16 and 32 tokens.*equal'),
     ({'chunk_mem': 48, 'chunk_rest': 48}, '48 tokens.*one of'),
@@ -185,18 +208,19 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
   monkeypatch.setattr(
-    pallas_gpu, 'run', lambda cfg, *args: calls.append(cfg.momentum)
+    pallas_gpu, 'run', lambda cfg, *args: calls.append(cfg.depth_mem)
   )
   api.say_once.cache_clear()
   with caplog.at_level(logging.WARNING):
-    for momentum in (False, True, True):
-      cfg = rule(momentum=momentum)
+    for deep in (False, True, True):
+      cfg = rule(depth_mem=1 + deep)
       inputs = cases.inputs(cfg, jnp.float32)
       initial = cases.initial_values(cfg, jnp.float32)
       api.run(cfg, initial, None, inputs)
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.6')
+    initial = cases.initial_values(rule(), jnp.float32)
     api.run(rule(), initial, None, inputs)
-  assert calls == [False]
+  assert calls == [1]
   assert caplog.text.count('lax.scan') == 2
-  assert 'momentum=True' in caplog.text
+  assert 'two-layer' in caplog.text
   assert "capability '8.6'" in caplog.text

@@ -53,19 +53,27 @@ def backward(shape: Shape, given, stream, saved, gradients):
   turned, d_fast = gpu_turn.turn(
     shape, slow, stream, saved, parts, d_end._replace(mem=None), d_boundary
   )
-  sums, (d_key, d_value) = gpu_collect.collect(
-    shape, slow, stream, saved, turned
+  walked = saved.walked
+  walked = gpu_collect.Walked(
+    walked.k,
+    walked.v,
+    walked.scalars,
+    Fast(walked.D, walked.D_gates, None),
+    saved.linked.turned_k,
   )
-  d_W = gpu_collect.collect_mem(shape, stream, saved.walked, d_rhs, d_out)
+  sums, (d_key, d_value) = gpu_collect.collect(
+    shape, slow, stream, walked, turned
+  )
+  d_W = gpu_collect.collect_mem(shape, stream, walked, d_rhs, d_out)
   d_fast = together(shape, d_fast._replace(mem=d_first))
   d_biases = jnp.sum(turned.d_logits, axis=(0, 2, 4))
   return (
-    Given(*_slow(shape, sums, d_W), d_biases, d_fast),
+    Given(*of_slow(shape, sums, d_W), d_biases, d_fast),
     Stream(d_query, d_key, d_value, None, None, None),
   )
 
 
-def _slow(shape: Shape, sums, d_W):
+def of_slow(shape: Shape, sums, d_W):
   """Of the slow stack and the gates' rows, from sums by groups of chunks."""
   (maps, gates, rows), mem = jax.tree.map(
     lambda x: jnp.sum(x, axis=(0, 2)), (sums, d_W)

@@ -92,7 +92,7 @@ def decays(gate: Gates, marks: Marks) -> Decays:
   return Decays(eta, g * alive, eta_g * alive, last, alive, kept)
 
 
-def _inside(rows, columns, marks: Marks, strict: bool):
+def inside(rows, columns, marks: Marks, strict: bool):
   """`exp(rows[t] - columns[i])` for i up to t, of the same document."""
   C = rows.shape[0]
   row, column = iota((C, C), 0), iota((C, C), 1)
@@ -105,9 +105,9 @@ def _inside(rows, columns, marks: Marks, strict: bool):
 
 def within(gate: Gates, marks: Marks):
   """`G[t, i]`, the decay from token i to the running memory after t."""
-  return _inside(gate.total, gate.total, marks, strict=False)
+  return inside(gate.total, gate.total, marks, strict=False)
 
 
 def coupling(gate: Gates, marks: Marks):
   """`eta_t G_p[t, i]`, by which earlier keys enter the system."""
-  return _inside(gate.log_eta + gate.before, gate.total, marks, strict=True)
+  return inside(gate.log_eta + gate.before, gate.total, marks, strict=True)

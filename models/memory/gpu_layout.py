@@ -49,6 +49,7 @@ class Given(NamedTuple):
   rows: jax.Array  # both gates' as their logits read them, [H, 2, K]
   biases: jax.Array  # [H, 2]
   fast: jax.Array  # the stack of fast parts, [B, H, R, K]
+  momentum: jax.Array | None = None  # the same of momenta
 
 
 class Stream(NamedTuple):
@@ -60,6 +61,8 @@ class Stream(NamedTuple):
   document: jax.Array | None  # [B, n, C], see `gpu_gates.Marks`
   live: jax.Array | None
   filled: jax.Array | None  # [B, 1], chunks that the tokens fill
+  # of the momentum's gate, the log of its product from each chunk's start
+  total_b: jax.Array | None = None  # [B, H, n, C]
 
 
 class Fast(NamedTuple):

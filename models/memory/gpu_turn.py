@@ -136,7 +136,7 @@ def _chunk(shape: Shape, refs, at, E: Fast, folded) -> Fast:
     d_v = gpu_tile.unit_back(d_v, v, v_norm)
   d_v = d_v.astype(shape.dtype)
   put(turned.d_value, at, d_v)
-  return _read_back(shape, stream, decay, at, E, d_k, d_v, d_logits)
+  return read_back(shape, stream, decay, at, E, d_k, d_v, d_logits)
 
 
 def _over(shape: Shape, refs, decay, at, E: Fast, narrow: Fast):
@@ -187,7 +187,7 @@ def _tokens(shape: Shape, refs, decay, at, k, v, d_kept, narrow, folded):
   )
 
 
-def _read_back(shape: Shape, stream, decay, at, E: Fast, d_k, d_v, d_logits):
+def read_back(shape: Shape, stream, decay, at, E: Fast, d_k, d_v, d_logits):
   """Adds what the projections send to the memories they were read from."""
   dots, maps, gates = shape.dots, dict(E.maps), E.gates
   alive = gpu_adjoint.alive_only

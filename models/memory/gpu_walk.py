@@ -98,7 +98,7 @@ def _walk_kernel(shape: Shape, slow, fast, stream, zeros, walked, boundary,
     return
 
   def keep(refs, D):
-    jax.tree.map(lambda ref, x: _write(ref, (b, h), x), refs, D)
+    jax.tree.map(lambda ref, x: write(ref, (b, h), x), refs, D)
 
   def after(i, D):
     if boundary is not None:
@@ -114,11 +114,11 @@ def _walk_kernel(shape: Shape, slow, fast, stream, zeros, walked, boundary,
   keep(end, D)
 
 
-def _write(ref, place, x):
+def write(ref, place, x):
   ref[(*place, slice(None), slice(None))] = x
 
 
-def _logits(shape: Shape, slow, D_gates, key, marks, h):
+def read_logits(shape: Shape, slow, D_gates, key, marks, h):
   """Of eta and alpha, `[C]`."""
   dots, rows = shape.dots, slow.rows[h, :, :]
   if D_gates is None:
@@ -131,7 +131,7 @@ def _logits(shape: Shape, slow, D_gates, key, marks, h):
   return [gpu_tile.column(y, j) + slow.biases[h, j] for j in range(2)]
 
 
-def _vector(shape: Shape, box, slow, D: Fast, x, alive, h):
+def read_vector(shape: Shape, box, slow, D: Fast, x, alive, h):
   """Keys or values `[C, K]` in the matmuls' dtype, their reciprocal norms."""
   cfg, y = shape.cfg, x.astype(jnp.float32)
   if box in cfg.boxes:
@@ -156,13 +156,13 @@ def _chunk(shape: Shape, refs, at, D: Fast, zero=0) -> Fast:
   if walked.D_gates is not None:
     put(walked.D_gates, at, D.gates)
   key = tokens_of(shape, stream.key, at)
-  logits = _logits(shape, slow, D.gates, key, marks, h)
+  logits = read_logits(shape, slow, D.gates, key, marks, h)
   gate = gpu_gates.gates(cfg, logits, marks)
   decay = gpu_gates.decays(gate, marks)
-  k, k_norm = _vector(shape, 'k', slow, D, key, decay.alive, h)
+  k, k_norm = read_vector(shape, 'k', slow, D, key, decay.alive, h)
   put(walked.k, at, k)
   value = tokens_of(shape, stream.value, at)
-  v, v_norm = _vector(shape, 'v', slow, D, value, decay.alive, h)
+  v, v_norm = read_vector(shape, 'v', slow, D, value, decay.alive, h)
   put(walked.v, at, v)
   put_rows(walked.scalars, at, (*gate, k_norm, v_norm))
   T = None

@@ -12,7 +12,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import gpu_backward, gpu_forward, scan
+from nestax.models.memory import (
+  gpu_backward,
+  gpu_forward,
+  gpu_momentum_pass,
+  gpu_tile,
+  scan,
+)
 from nestax.models.memory.gpu_layout import Given, Shape, Stream
 from nestax.models.memory.types import GATES, MemoryConfig, Weights, named
 
@@ -29,8 +35,13 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
   small, big = cfg.chunks
   if cfg.deep:
     raise DoesNotFit(f'two-layer memories {cfg.deep}: only depth 1')
-  if cfg.momentum:
-    raise DoesNotFit('momentum=True: only without')
+  carried = [box for box in cfg.boxes if box != 'mem']
+  if cfg.momentum and not all(gpu_tile.at_point(cfg, box) for box in carried):
+    raise DoesNotFit(
+      f'momentum=True, identity={cfg.identity}, objective={cfg.objective!r}, '
+      f"generated={cfg.generated}: only 'l2', generated values and identity "
+      f'in all of {carried}'
+    )
   if cfg.given or not cfg.key_norm:
     raise DoesNotFit(
       f'given={cfg.given}, key_norm={cfg.key_norm}: only gates of their own '
@@ -99,7 +110,7 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   """The walk that `scan._walk` describes, from a boundary on."""
   n, B, H, C, K = xs.query_CxK.shape
   shape = Shape(cfg, jnp.dtype(dtype).name, C, n, K, False)
-  boundary, running, _ = carry
+  boundary, running, momentum = carry
 
   def over_stream(x):
     return jnp.transpose(x, (1, 0, 3, 2, 4)).reshape(B, n * C, H, K)
@@ -107,16 +118,21 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   filled = None
   if boundary is not None:
     filled = jnp.sum(ends_nxB % C == 0, axis=0, dtype=jnp.int32)[:, None]
+  total_b = None
+  if cfg.momentum:
+    total_b = jnp.cumsum(xs.log_beta_C, axis=-1)  # [n, B, H, C]
+    total_b = jnp.transpose(total_b, (1, 2, 0, 3))
   stream = Stream(
-    *map(over_stream, xs[:3]), *_marks(xs.reset_C, xs.live_C), filled
+    *map(over_stream, xs[:3]), *_marks(xs.reset_C, xs.live_C), filled, total_b
   )
   given = Given(
     slow.stack,
     jnp.stack([initial[gate]['kernel'] for gate in GATES], axis=-2),
     jnp.stack([initial[gate]['bias'] for gate in GATES], axis=-1),
     running.stack,
+    momentum.stack if cfg.momentum else None,
   )
-  end, running, out = _kernels(shape, given, stream)
+  end, running, *pushed, out = _kernels(shape, given, stream)
   if boundary is not None:
     # where no chunk is filled, the boundary is the one given
     some = (filled > 0)[:, :, None, None]
@@ -129,7 +145,8 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
       boundary = jnp.where(forgets[:, :, None, None], 0.0, boundary)
     boundary = Weights(boundary, {})
   out = jnp.transpose(out.reshape(B, n, C, H, K), (1, 0, 3, 2, 4))
-  return (boundary, Weights(running, {}), None), out
+  momentum = Weights(*pushed, {}) if cfg.momentum else None
+  return (boundary, Weights(running, {}), momentum), out
 
 
 def _marks(reset_nxBxC, live_nxBxC):
@@ -145,22 +162,23 @@ def _marks(reset_nxBxC, live_nxBxC):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernels(shape: Shape, given: Given, stream: Stream):
-  """(boundary or None, running, output) after the walk."""
-  return _either(shape, gpu_forward.forward, (False,), given, stream)[0]
+  """(boundary or None, running, momentum if any, output) after the walk."""
+  return _either(shape, _forward(shape), (False,), given, stream)[0]
+
+
+def _forward(shape: Shape):
+  return (gpu_momentum_pass if shape.cfg.momentum else gpu_forward).forward
 
 
 def _kernels_fwd(shape, given, stream):
-  ends, saved = named(
-    _either(shape, gpu_forward.forward, (True,), given, stream)
-  )
+  ends, saved = named(_either(shape, _forward(shape), (True,), given, stream))
   return ends, (given, stream, saved)
 
 
 def _kernels_bwd(shape, residuals, gradients):
   given, stream, saved = residuals
-  return _either(
-    shape, gpu_backward.backward, (), given, stream, saved, gradients
-  )
+  module = gpu_momentum_pass if shape.cfg.momentum else gpu_backward
+  return _either(shape, module.backward, (), given, stream, saved, gradients)
 
 
 _kernels.defvjp(_kernels_fwd, _kernels_bwd)

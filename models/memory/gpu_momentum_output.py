@@ -1,0 +1,165 @@
+"""The output with momentum on a GPU, and what it sends back to `mem`.
+
+Every chunk by itself, in the terms of `gpu_momentum`:
+
+  R = D ld^T + S ls^T - U P^T,   Z = R T^T
+  o = q W^T + g q D^T + c q S^T + (A * q k^T) U^T + (G * q k^T) Z^T
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from nestax.models.memory import gpu_gates, gpu_momentum, gpu_tile
+from nestax.models.memory.gpu_layout import (
+  Shape,
+  array,
+  call,
+  groups,
+  over_group,
+  put,
+  put_tokens,
+  tokens_of,
+)
+from nestax.models.memory.gpu_momentum_link import system_P
+
+WARPS = 4
+STAGES = 1
+
+
+class Steps(NamedTuple):
+  """What a chunk writes into `mem`, or gradients, `[B, H, n, C, K]`."""
+
+  U: jax.Array
+  Z: jax.Array | None  # of gradients: of the system's right-hand side
+
+
+def _steps(shape: Shape, B: int, H: int) -> Steps:
+  tile = array(shape, B, H)(shape.C, shape.K)
+  return Steps(tile, tile if shape.cfg.delta else None)
+
+
+def output(shape: Shape, save: bool, slow, stream, walked, both):
+  """(Output, Steps if wanted).
+
+  Args:
+    shape: of the walk.
+    save: whether Steps are wanted.
+    slow: slow values.
+    stream: inputs.
+    walked: of `gpu_momentum_walk`.
+    both: fast part and momentum of `mem` at each chunk's start.
+  """
+  B, _, H, K = stream.query.shape
+  return call(
+    _output_kernel, shape, (groups(shape), H, B),
+    (slow.maps['mem'], slow.folded['mem'], stream,
+     walked._replace(start=None), both),
+    (jax.ShapeDtypeStruct(stream.query.shape, jnp.float32),
+     _steps(shape, B, H) if save else None),
+    'memory_momentum_output', WARPS, STAGES,
+  )  # fmt: skip
+
+
+def _output_kernel(shape: Shape, W, folded, stream, walked, both, out, steps):
+  h = pl.program_id(1)
+  # read once: they stay in shared memory
+  slow = W[h, :, :], folded[h, :, :]
+  refs = stream, walked, both, out, steps
+  over_group(shape, lambda at, _: _output_chunk(shape, slow, refs, at))
+
+
+def _output_chunk(shape: Shape, slow, refs, at):
+  cfg, dots, (W, folded) = shape.cfg, shape.dots, slow
+  stream, walked, both, out, saved = refs
+  b, h, i = at
+  chunk = gpu_momentum.here(shape, stream, walked, at)
+  D, S = (ref[b, h, i] for ref in both)
+  steps = None
+  if saved is not None or cfg.read == 'token':
+    steps = _written(shape, folded, D, S, walked, chunk, at)
+  if saved is not None:
+    jax.tree.map(lambda ref, x: put(ref, at, x), saved, steps)
+  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
+  q, _ = gpu_tile.unit(query)
+  if cfg.read == 'token':
+    y = dots.nt(q, W) + dots.nt(chunk.decay.g[:, None] * q, D)
+    y = y + dots.nt(chunk.push.c[:, None] * q, S)
+    qk = dots.nt(q, chunk.k)
+    A = gpu_momentum.running_A(chunk, walked.A_p[b, h, i])
+    y = y + dots.nn(A * qk, steps.U)
+    if steps.Z is not None:
+      G = gpu_gates.within(chunk.gate, chunk.marks)
+      y = y + dots.nn(G * qk, steps.Z)
+  else:
+    y = gpu_tile.read(dots, q, W, D, chunk.decay.alive)
+  put_tokens(shape, out, at, y + q if 'mem' in cfg.identity else y)
+
+
+def _written(shape: Shape, folded, D, S, walked, chunk, at) -> Steps:
+  """Rows are tokens."""
+  cfg, dots = shape.cfg, shape.dots
+  b, h, i = at
+  k, v = chunk.k.astype(jnp.float32), chunk.v.astype(jnp.float32)
+  side = gpu_momentum.sides(cfg, dots, k, v, chunk.decay, chunk.push)
+  U = dots.nt(side.lw, folded) + dots.nt(side.alive_lw, D)
+  target = gpu_tile.target(cfg, 'mem', k, v, chunk.decay.eta)
+  U = (U if target is None else U + target).astype(shape.dtype)
+  if not cfg.delta:
+    return Steps(U, None)
+  P = system_P(shape, chunk, walked.A_p[b, h, i])
+  R = dots.nt(side.ld, D) + dots.nt(side.ls, S) - dots.nn(P, U)
+  return Steps(U, dots.nn(walked.T[b, h, i], R).astype(shape.dtype))
+
+
+def by_output(shape: Shape, stream, walked, d_out):
+  """Of (fast part and momentum of `mem`, Steps or None if not read so)."""
+  B, H = stream.query.shape[0], stream.query.shape[2]
+  tile = array(shape, B, H)(shape.K, shape.K)
+  steps = _steps(shape, B, H) if shape.cfg.read == 'token' else None
+  return call(
+    _by_output_kernel, shape, (groups(shape), H, B),
+    (stream, walked._replace(start=None), d_out), ((tile, tile), steps),
+    'memory_momentum_by_output', WARPS, STAGES,
+  )  # fmt: skip
+
+
+def _by_output_kernel(shape: Shape, stream, walked, d_out, d_mem, d_steps):
+  refs = stream, walked, d_out, d_mem, d_steps
+  over_group(shape, lambda at, _: _by_output_chunk(shape, refs, at))
+
+
+def _by_output_chunk(shape: Shape, refs, at):
+  cfg, dots = shape.cfg, shape.dots
+  stream, walked, d_out_ref, (d_D, d_S), d_steps = refs
+  b, h, i = at
+  chunk = gpu_momentum.here(shape, stream, walked, at)
+  decay, push = chunk.decay, chunk.push
+  d_out = tokens_of(shape, d_out_ref, at).astype(shape.dtype)
+  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
+  q, _ = gpu_tile.unit(query)
+  if cfg.read != 'token':
+    q = q if decay.alive is None else decay.alive[:, None] * q
+    put(d_D, at, dots.tn(d_out, q))
+    put(d_S, at, jnp.zeros((shape.K, shape.K), jnp.float32))
+    return
+  side = gpu_momentum.sides_of(shape, chunk)
+  qk = dots.nt(q, chunk.k)
+  A_p = walked.A_p[b, h, i]
+  d_U = dots.tn(gpu_momentum.running_A(chunk, A_p) * qk, d_out)
+  of_D = dots.tn(d_out, decay.g[:, None] * q)
+  of_S = dots.tn(d_out, push.c[:, None] * q)
+  if cfg.delta:
+    G = gpu_gates.within(chunk.gate, chunk.marks)
+    d_R = dots.tn(walked.T[b, h, i], dots.tn(G * qk, d_out))
+    d_R = d_R.astype(shape.dtype)
+    put(d_steps.Z, at, d_R)
+    d_U = d_U - dots.tn(system_P(shape, chunk, A_p), d_R)
+    of_D = of_D + dots.tn(d_R, side.ld)
+    of_S = of_S + dots.tn(d_R, side.ls)
+  d_U = d_U.astype(shape.dtype)
+  put(d_steps.U, at, d_U)
+  put(d_D, at, of_D + dots.tn(d_U, side.alive_lw))
+  put(d_S, at, of_S)
