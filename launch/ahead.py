@@ -93,7 +93,11 @@ def devices(topology: str) -> list:
 
 
 def compile_step(
-  config, where: list, serve: bool = False, say=lambda words: None
+  config,
+  where: list,
+  serve: bool = False,
+  say=lambda words: None,
+  effort: float = 0.0,
 ) -> Compiled:
   """Compiles a step of a config.
 
@@ -106,12 +110,13 @@ def compile_step(
     serve: one decoded token of `train.batch` streams that have room for
       `data.length` tokens, in place of a training step.
     say: told what is compiled, before the minutes that it takes.
+    effort: of the compiler, see `options`.
 
   Raises:
-    ValueError: in words, for a config or a mesh that does not fit.
+    ValueError: in words, for a config, a mesh or an effort that does not fit.
     AheadError: for a program that the compiler cannot make.
   """
-  lower = _decode if serve else _train
+  lower, chosen = _decode if serve else _train, options(effort)
   for memory in _implementations(config, where[0].platform, serve):
     trial = config.copy_and_resolve_references()
     trial.model.memory.implementation = memory
@@ -129,9 +134,26 @@ def compile_step(
     name = 'none'
   say(f'{config.name} for {plan.mesh.size} devices, the memory by {name}')
   start = time.perf_counter()
-  program, refused = _compile(lowered)
+  program, refused = _compile(lowered, chosen)
   seconds = time.perf_counter() - start
   return Compiled(plan, state, program, refused, name, seconds)
+
+
+def options(effort: float) -> dict[str, float]:
+  """What the compiler is told of how hard to try.
+
+  Args:
+    effort: -1, soonest done, to 1. At 0 it is told nothing, as in a run. Below,
+      it looks less for a schedule that overlaps and for ways to save memory:
+      FLOPs stay, memory and traffic may turn out higher than a run's.
+
+  Raises:
+    AheadError: for an effort out of these bounds.
+  """
+  if not -1 <= effort <= 1:
+    raise AheadError(f'effort {effort:g}: it has to be -1 to 1, 0 as in a run')
+  names = ('exec_time_optimization_effort', 'memory_fitting_effort')
+  return dict.fromkeys(names, effort) if effort else {}
 
 
 def _implementations(config, platform: str, serve: bool) -> list[str]:
@@ -214,10 +236,10 @@ def _decode(plan: prepare.Plan):
   return Serving(params, None, memory), run.lower(params, memory, tokens_B)
 
 
-def _compile(lowered):
+def _compile(lowered, options):
   """(program, '') or (None, why there is not enough memory)."""
   try:
-    return lowered.compile(), ''
+    return lowered.compile(compiler_options=options or None), ''
   except jax.errors.JaxRuntimeError as error:
     words = str(error)
     found = re.search(r'[Rr]an out of memory[^\n]*?(Used [^\n]*?)\. ', words)

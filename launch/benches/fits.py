@@ -1,12 +1,13 @@
 """Compiles configs for topologies: `nestax-bench fits --json=cells.jsonl`.
 
 A cell is a config at a length on a topology, with a row a chip, parameters
-and optimiser over up to `--fsdp` chips; what does not fit is tried again with
-rows shared by two chips, four and so on (the axis `tensor`). Each is one
-process of nestax-compile, one after the other, minutes each (start it by
-`nice` where others work); its report is
-added to the file, and what the file holds is not compiled again. The table is
-of what fits.
+and optimiser over up to `--fsdp` chips. What does not fit is tried again:
+first recomputing more (`--remat=none,dots,full` in this order, or the config's
+own), then with rows shared by two chips, four and so on (the axis `tensor`).
+Each is one process of nestax-compile, one after the other, minutes each (start
+it by `nice` where others work; `--effort=-1` is about three times sooner done);
+its report is added to the file, and what the file holds is not compiled again.
+The table is of what fits.
 """
 
 import json
@@ -42,6 +43,13 @@ _TENSOR = flags.DEFINE_list(
   'tensor', ['1', '2', '4'], 'Chips that share a row, tried in turn.',
   flag_values=FLAGS,
 )  # fmt: skip
+_REMAT = flags.DEFINE_list(
+  'remat', [], "In turn, as none,dots,full; the config's own if not given.",
+  flag_values=FLAGS,
+)  # fmt: skip
+_EFFORT = flags.DEFINE_float(
+  'effort', 0.0, 'Of the compiler, see nestax-compile.', flag_values=FLAGS
+)
 _JSON = flags.DEFINE_string(
   'json', None, 'File of reports, one a line.', required=True,
   flag_values=FLAGS,
@@ -53,6 +61,13 @@ COLUMNS = (
   'HBM GiB', 'TFLOP', 'useful', 'compute ms', 'HBM ms', 'ICI ms', 'bound',
   'tokens/s', 'MFU',
 )  # fmt: skip
+
+
+class Trial(NamedTuple):
+  """How a cell is laid out: chips that share a row, what is recomputed."""
+
+  tensor: int = 1
+  remat: str = ''  # as `model.remat`; '' for the config's own
 
 
 class Cell(NamedTuple):
@@ -68,13 +83,15 @@ def chips_of(topology: str) -> int:
   return math.prod(map(int, topology.partition(':')[2].split('x')))
 
 
-def words(cell: Cell, tensor: int, fsdp: int) -> list[str]:
+def words(
+  cell: Cell, trial: Trial, fsdp: int, effort: float = 0.0
+) -> list[str]:
   """The command line of nestax-compile, without its file.
 
   Raises:
     ValueError: if the chips cannot be shared out so.
   """
-  chips = chips_of(cell.topology)
+  chips, tensor = chips_of(cell.topology), trial.tensor
   if chips % tensor:
     raise ValueError(f'--tensor={tensor}: {cell.topology} has {chips} chips')
   rows = chips // tensor
@@ -87,32 +104,36 @@ def words(cell: Cell, tensor: int, fsdp: int) -> list[str]:
     f'--config.mesh.data={rows // shared}',
     f'--config.mesh.fsdp={shared}',
     f'--config.mesh.tensor={tensor}',
+    *([f'--config.model.remat={trial.remat}'] if trial.remat else []),
+    *([f'--effort={effort:g}'] if effort else []),
   ]
 
 
 def fill(
   cells: Sequence[Cell],
-  tensors: Sequence[int],
+  trials: Sequence[Trial],
   fsdp: int,
   path: pathlib.Path,
   run: Callable[[list[str], pathlib.Path], None],
+  effort: float = 0.0,
 ) -> list[dict]:
   """Compiles what the file lacks.
 
   Args:
     cells: in the order in which they are compiled.
-    tensors: chips that share a row, tried until it fits.
+    trials: in turn until it fits.
     fsdp: see `words`.
     path: of the reports.
     run: compiles for a command line and adds the report to the file.
+    effort: of the compiler.
 
   Returns:
     The last report of each cell: the one that fits, if one does.
   """
   rows = []
   for cell in cells:
-    for tensor in tensors:
-      asked = words(cell, tensor, fsdp)
+    for trial in trials:
+      asked = words(cell, trial, fsdp, effort)
       row = _known(path, asked)
       if row is None:
         run(asked, path)
@@ -167,8 +188,13 @@ def main() -> None:
     for config in _CONFIG.value
     for topology in _TOPOLOGY.value
   ]
-  tensors = [int(word) for word in _TENSOR.value]
+  trials = [
+    Trial(int(tensor), remat)
+    for tensor in _TENSOR.value
+    for remat in _REMAT.value or ['']
+  ]
   path = pathlib.Path(_JSON.value)
-  rows = table(fill(cells, tensors, _FSDP.value, path, compile_cell))
+  made = fill(cells, trials, _FSDP.value, path, compile_cell, _EFFORT.value)
+  rows = table(made)
   if rows:
     timing.show(rows, 'what fits, of a device; least time of a step')
