@@ -1,7 +1,5 @@
 """Linear maps, norms, convolution and rotary angles that the families share."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -105,19 +103,12 @@ class Embedding(nn.Module):
 
   def __call__(self, tokens_BxL):
     B, L = tokens_BxL.shape
-    take = functools.partial(jnp.take, axis=0)
-    # Left to the partitioner, each device looks its columns up for the tokens
-    # of all devices, and sorts them all to add their gradients up: 1M on 256
-    # chips. Where more is read than the table has rows, every device is given
-    # the table, and reads and adds up its own.
+    # the whole table is sent only where more is read than it has rows
     if B * L >= self.V:
-      take = axes.by_shard(
-        take,
-        {'batch': B, 'length': L},
-        ((None, None), ('batch', 'length')),
-        ('batch', 'length', None),
-      )
-    x_BxLxD = take(self.embedding, tokens_BxL).astype(self.dtype)
+      x_BxLxD = axes.looked_up(self.embedding, tokens_BxL)
+    else:
+      x_BxLxD = jnp.take(self.embedding, tokens_BxL, axis=0)
+    x_BxLxD = x_BxLxD.astype(self.dtype)
     return axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
 
   def attend(self, x_BxLxD):

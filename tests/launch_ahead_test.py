@@ -3,6 +3,7 @@
 For TPUs see `launch_compile_test`.
 """
 
+import collections
 import functools
 import math
 
@@ -10,7 +11,7 @@ import jax
 import pytest
 from launch_cases import make_config
 
-from nestax.launch import ahead, chips, fit, hlo, prepare
+from nestax.launch import ahead, chips, costs, fit, hlo, prepare
 from nestax.launch.mesh import MeshError
 
 PEAKS = chips.Peaks(1e12, 2.0**30, 1e11, 1e10)
@@ -93,6 +94,24 @@ def whole_states(made) -> list[str]:
 
 def test_no_state_of_the_optimiser_is_gathered_whole():
   assert whole_states(trained()) == []
+
+
+def test_gradients_are_scattered_along_fsdp_as_they_are_summed():
+  """Summed in parts along data, and nowhere over all devices at once."""
+  module = hlo.parse(trained().program.as_text())
+  summed = collections.Counter()
+  for body in module.computations.values():
+    for one in body.instructions.values():
+      if one.opcode not in ('all-reduce', 'reduce-scatter'):
+        continue
+      size = costs.group_size(module, one)
+      # what is summed, not the part of it that is kept
+      ways = size if one.opcode == 'reduce-scatter' else 1
+      counts = [math.prod(array.shape) for array in one.arrays]
+      summed[size] += ways * sum(n for n in counts if n > 16)
+  assert summed[8] == 0, summed
+  # a fourth of all weights along data, all of them along fsdp
+  assert summed[4] == 4 * summed[2] > 3 * 16 * 40, summed
 
 
 def test_decoding_keeps_its_state_in_shards():

@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -162,12 +163,34 @@ def test_no_large_parameter_is_whole_on_any_device(family):
       assert part * ways == leaf.size, (name, leaf.shape, sharding.spec)
 
 
-def test_a_product_reads_weights_whole_along_fsdp():
-  w = np.zeros((4, 8), np.float32)
-  for names, want in ((('embed', 'mlp'), (4, 4)), (('mlp', 'embed'), (2, 8))):
-    with jax.set_mesh(mesh()):
-      laid = jax.jit(lambda w, names=names: axes.gathered(w, *names))(w)
-    assert laid.sharding.shard_shape(w.shape) == want
+@pytest.mark.parametrize(
+  'names, whole',
+  [(('embed', 'mlp'), (8, 8)), (('mlp', 'embed'), (4, 16))],
+  ids=['wide', 'back'],
+)
+def test_a_product_reads_weights_whole_along_fsdp(names, whole):
+  """And its gradient is that of one device, and never whole."""
+  rng = np.random.default_rng(0)
+  w, other = rng.normal(size=(2, 8, 16)).astype(np.float32)
+  rows = rng.normal(size=(B, 8)).astype(np.float32)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def run(w, rows, mesh):
+    def total(w):
+      kept = axes.gathered(w, *names) if mesh else w
+      return (jnp.tanh(rows @ kept) ** 2).sum() + (kept * other).sum(), kept
+
+    return jax.grad(total, has_aux=True)(w)
+
+  want, laid = run(w, rows, None), mesh()
+  rows = jax.device_put(rows, axes.batch_sharding(laid))
+  with jax.set_mesh(laid):
+    got = run(w, rows, laid)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), got, want
+  )
+  grad, kept = (x.sharding.shard_shape(w.shape) for x in got)
+  assert kept == whole and grad == (4, 8)
 
 
 @pytest.mark.parametrize('V', [24, 96], ids=['by shard', 'left alone'])
@@ -196,3 +219,7 @@ def test_looked_up_on_a_mesh_as_on_one_device(V):
     lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), got, want
   )
   assert ('manual_computation' in text or 'shard_map' in text) == (V == 24)
+  if V == 24:
+    # the gradient is added up by shard, and only parts of it along data
+    assert got[0].sharding.shard_shape(table.shape) == (V // 2, 8 // 2)
+    assert 'reduce_scatter' in text
