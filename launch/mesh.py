@@ -10,6 +10,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nestax.models import axes
 
+# `mesh.fsdp` = 0 takes as many: at 256, D = 2048 leaves 8 columns a device.
+MOST_FSDP = 16
+
 
 class MeshError(ValueError):
   """The mesh of the config does not fit the devices or the batch."""
@@ -20,7 +23,8 @@ def make(sizes, rows: int, length: int, devices=None) -> Mesh:
 
   Args:
     sizes: `data`, `fsdp`, `tensor`, `sequence` -> devices along that axis;
-      -1, for at most one of them, takes all that are left.
+      -1, for at most one of them, takes all that are left. `fsdp` of 0 takes
+      its own out of `data`'s: their greatest common divisor with MOST_FSDP.
     rows: global rows of a microbatch, split over `data` and `fsdp`.
     length: tokens a row, split over `sequence`.
     devices: all there are, here or elsewhere; this machine's if not given.
@@ -30,8 +34,12 @@ def make(sizes, rows: int, length: int, devices=None) -> Mesh:
   """
   sizes = {name: sizes[name] for name in axes.MESH_AXES}
   devices = jax.devices() if devices is None else list(devices)
+  shared = sizes['fsdp'] == 0
+  sizes['fsdp'] += shared
   if any(n < 1 and n != -1 for n in sizes.values()):
-    raise MeshError(f'mesh sizes are {sizes}: each has to be -1 or at least 1')
+    raise MeshError(
+      f'mesh sizes are {sizes}: each has to be -1 or at least 1; fsdp may be 0'
+    )
   free = [name for name, n in sizes.items() if n == -1]
   if len(free) > 1:
     raise MeshError(f'mesh sizes {" and ".join(free)} are -1: one at most')
@@ -44,6 +52,9 @@ def make(sizes, rows: int, length: int, devices=None) -> Mesh:
       )
     sizes[free[0]] = max(len(devices) // used, 1)
     used *= sizes[free[0]]
+  if shared:
+    sizes['fsdp'] = math.gcd(sizes['data'], MOST_FSDP)
+    sizes['data'] //= sizes['fsdp']
   # One process may leave devices idle (a test, a comparison); many may not.
   if used > len(devices) or (used < len(devices) and jax.process_count() > 1):
     raise MeshError(
@@ -65,13 +76,25 @@ def _check_batch(sizes, rows: int, length: int) -> None:
     raise MeshError(
       f'a microbatch has {rows} rows (train.batch / train.accumulate), which '
       f'{ways} devices along data and fsdp cannot share: use a multiple of '
-      f'{ways}, or set mesh.data lower and another axis higher'
+      f'{ways}, or {_lower(sizes, rows)}'
     )
   if length % sizes['sequence']:
     raise MeshError(
       f'data.length is {length}: mesh.sequence = {sizes["sequence"]} has to '
       'divide it'
     )
+
+
+def _lower(sizes, rows: int) -> str:
+  """What else may be done where so many rows are too few, in words."""
+  data, fsdp = sizes['data'], sizes['fsdp']
+  most = math.gcd(rows, data * fsdp)
+  wide = math.gcd(fsdp, most)
+  ways, tensor = data * fsdp // most, sizes['tensor']
+  return (
+    f'let {ways} devices share a row: mesh.data={most // wide}, '
+    f'mesh.fsdp={wide}, mesh.tensor={tensor * ways}'
+  )
 
 
 def check_params(mesh: Mesh, params_boxed) -> None:

@@ -207,7 +207,9 @@ def test_sums_of_halves_add_up_and_nothing_unscored_counts():
   'sizes, rows, length, words',
   [
     ({'data': 16}, 16, 8, 'there are 8'),
-    ({'data': -1}, 4, 8, '4 rows'),
+    ({'data': -1}, 4, 8, '4 rows.*multiple of 8, or let 2 devices.*tensor=2'),
+    ({'fsdp': 8}, 12, 8, r'mesh.data=1, mesh.fsdp=4, mesh.tensor=2$'),
+    ({'data': 0, 'fsdp': 0}, 4, 8, 'at least 1'),
     ({'data': 0}, 4, 8, 'at least 1'),
     ({'data': -1, 'fsdp': -1}, 8, 8, 'one at most'),
     ({'data': 1, 'sequence': 8}, 4, 12, 'data.length is 12'),
@@ -219,6 +221,24 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, rows, length, words):
   sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1} | sizes
   with pytest.raises(meshes.MeshError, match=words):
     meshes.make(sizes, rows, length)
+
+
+@pytest.mark.parametrize(
+  'sizes, want',
+  [
+    ({'data': -1}, (1, 8, 1)),
+    ({'data': -1, 'tensor': 2}, (1, 4, 2)),
+    ({'data': 6}, (3, 2, 1)),
+    ({'data': 1, 'tensor': 8}, (1, 1, 8)),
+  ],
+)
+def test_the_state_is_shared_out_as_far_as_rows_are(sizes, want, monkeypatch):
+  sizes = {'fsdp': 0, 'tensor': 1, 'sequence': 1} | sizes
+  made = lambda: tuple(meshes.make(sizes, 24, 8).shape.values())  # noqa: E731
+  assert made() == (*want, 1)
+  monkeypatch.setattr(meshes, 'MOST_FSDP', 2)
+  data, fsdp, *_ = made()
+  assert fsdp <= 2 and data * fsdp == want[0] * want[1]
 
 
 def test_a_mesh_axis_that_splits_nothing_is_refused():

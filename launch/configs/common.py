@@ -78,7 +78,8 @@ def defaults() -> ml_collections.ConfigDict:
   }
   config.optimizer = 'm3'  # of matrices; or muon, adamw
   config.opt = optimizer.default_opt()
-  # Devices along each axis; -1 for all that are left.
+  # Devices along each axis; -1 for all that are left; fsdp = 0 for up to 16 of
+  # data's, as the larger configs have it.
   config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}
   config.checkpoint = {
     'every': 200,  # 0: only at the end

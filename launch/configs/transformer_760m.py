@@ -21,6 +21,7 @@ def get_config():
   config.data.workers = 4
   config.train.steps = 57_000
   config.train.batch = 128
+  config.mesh.fsdp = 0  # of a model too large to lie whole on each device
   config.opt.lr = 4e-4
   config.opt.warmup = 2_000
   config.checkpoint.every = 1000
