@@ -265,53 +265,67 @@ def _traffic(module: Module, body: Computation, one: Instruction) -> float:
   operands = [body.instructions[name].arrays for name in one.operands]
   if one.opcode == 'fusion':
     inner = module.computations[one.called('calls')]
-    return _fused(inner, operands, one.arrays)
+    return _fused(module, inner, operands, one.arrays)
   if one.opcode.endswith('-start'):
     return sum(map(_in_memory, operands))
   return sum(map(_in_memory, operands)) + _in_memory(one.arrays)
 
 
-def _fused(inner: Computation, operands, results) -> float:
+def _fused(module: Module, inner: Computation, operands, results) -> float:
   """Reads and writes of a fusion: of what is only sliced, the slices."""
-  users = {}
-  for one in inner.instructions.values():
-    for place, name in enumerate(one.operands):
-      users.setdefault(name, []).append((one, place))
   total = 0.0
   for one in inner.instructions.values():
     if one.opcode == 'parameter':
       given = operands[int(one.inside)]
-      part = _read(users, one.name)
+      part = _read(module, inner, one.name)
       whole = _in_memory(given)
       total += whole if part is None else min(whole, part)
   roots = [inner.instructions[inner.root]]
   if roots[0].opcode == 'tuple':
     roots = [inner.instructions[name] for name in roots[0].operands]
   for root, array in zip(roots, results):
-    while root.opcode == 'bitcast':
-      root = inner.instructions[root.operands[0]]
-    if array.space:
-      continue
-    if root.opcode in ('dynamic-update-slice', 'scatter'):
-      place = 1 if root.opcode == 'dynamic-update-slice' else -1
-      update = inner.instructions[root.operands[place]].arrays[0]
-      total += min(array.bytes, update.bytes)
-    else:
-      total += array.bytes
+    if not array.space:
+      total += min(array.bytes, _written(module, inner, root))
   return total
 
 
-def _read(users, name: str) -> float | None:
+def _written(module: Module, body: Computation, root: Instruction) -> float:
+  """Bytes that a fusion writes of a result: of an update, what is updated."""
+  while root.opcode in ('bitcast', 'fusion'):
+    if root.opcode == 'bitcast':
+      root = body.instructions[root.operands[0]]
+      continue
+    body = module.computations[root.called('calls')]
+    root = body.instructions[body.root]
+  if root.opcode in ('dynamic-update-slice', 'scatter'):
+    place = 1 if root.opcode == 'dynamic-update-slice' else -1
+    return body.instructions[root.operands[place]].arrays[0].bytes
+  return math.inf
+
+
+def _read(module: Module, body: Computation, name: str) -> float | None:
   """Bytes read of a value that is only sliced or updated; None if all."""
   total = 0.0
-  for one, place in users.get(name, ()):
-    if one.opcode == 'bitcast':
-      part = _read(users, one.name)
+  for one in body.instructions.values():
+    for place in (i for i, given in enumerate(one.operands) if given == name):
+      part = _part(module, body, one, place)
       if part is None:
         return None
       total += part
-    elif one.opcode in SLICES and place == 0:
-      total += one.arrays[0].bytes
-    elif one.opcode != 'dynamic-update-slice' or place:
-      return None
   return total
+
+
+def _part(module, body: Computation, one: Instruction, place: int):
+  """What an instruction reads of an operand; None if all of it."""
+  if one.opcode == 'bitcast':
+    return _read(module, body, one.name)
+  if one.opcode == 'fusion':  # one inside another
+    inner = module.computations[one.called('calls')]
+    for given in inner.instructions.values():
+      if given.opcode == 'parameter' and int(given.inside) == place:
+        return _read(module, inner, given.name)
+  if one.opcode in SLICES and place == 0:
+    return one.arrays[0].bytes
+  if one.opcode == 'dynamic-update-slice' and not place:
+    return 0.0
+  return None

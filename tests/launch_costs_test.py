@@ -178,6 +178,43 @@ ENTRY %main (a: f32[8,64], b: f32[8,64], c: f32[64]) -> f32[8,64] {
   assert costs.costs(hlo.parse(text)).traffic == 2 * 64 * 4
 
 
+def test_traffic_is_of_slices_inside_fusions_in_fusions_too():
+  text = """HloModule m
+
+%row_of (q0: f32[64], q1: f32[8,64]) -> f32[64] {
+  %q0 = f32[64]{0} parameter(0)
+  %q1 = f32[8,64]{1,0} parameter(1)
+  %row = f32[1,64]{1,0} dynamic-slice(%q1), dynamic_slice_sizes={1,64}
+  %flat = f32[64]{0} bitcast(%row)
+  ROOT %sum = f32[64]{0} add(%flat, %q0)
+}
+
+%put (r0: f32[8,64], r1: f32[64]) -> f32[8,64] {
+  %r0 = f32[8,64]{1,0} parameter(0)
+  %r1 = f32[64]{0} parameter(1)
+  %new = f32[1,64]{1,0} bitcast(%r1)
+  ROOT %out = f32[8,64]{1,0} dynamic-update-slice(%r0, %new)
+}
+
+%update (p0: f32[8,64], p1: f32[8,64], p2: f32[64]) -> f32[8,64] {
+  %p0 = f32[8,64]{1,0} parameter(0)
+  %p1 = f32[8,64]{1,0} parameter(1)
+  %p2 = f32[64]{0} parameter(2)
+  %added = f32[64]{0} fusion(%p2, %p1), kind=kLoop, calls=%row_of
+  ROOT %all = f32[8,64]{1,0} fusion(%p0, %added), kind=kLoop, calls=%put
+}
+
+ENTRY %main (a: f32[8,64], b: f32[8,64], c: f32[64]) -> f32[8,64] {
+  %a = f32[8,64]{1,0} parameter(0)
+  %b = f32[8,64]{1,0} parameter(1)
+  %c = f32[64]{0} parameter(2)
+  ROOT %y = f32[8,64]{1,0} fusion(%a, %b, %c), kind=kLoop, calls=%update
+}
+"""
+  # a row of %b and %c are read, a row is written
+  assert costs.costs(hlo.parse(text)).traffic == 3 * 64 * 4
+
+
 def test_a_kernel_counts_what_it_says():
   module = entry(
     '%x = f32[64]{0} parameter(0)',
