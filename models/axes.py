@@ -255,13 +255,12 @@ def by_shard(function, sizes, names_in, names_out):
   if mesh is None:
     return function
   split = dict(zip(sizes, partition_spec(tuple(sizes), sizes.values(), mesh)))
-
   # with axes of one device too: else gradients are summed over them, a copy
   alone = tuple(axis for axis, size in mesh.items() if size == 1)
 
   def spec(names):
     first, *rest = map(split.get, names)
-    return PartitionSpec((first or ()) + alone, *rest)
+    return PartitionSpec((*jax.tree.leaves(first), *alone), *rest)
 
   def specs(names):
     return jax.tree.map(spec, names, is_leaf=_is_names)

@@ -65,9 +65,9 @@ def test_as_many_names_as_dimensions_are_wanted():
     spec(('embed',), (4, 4))
 
 
-def mesh():
-  kinds = (AxisType.Auto,) * len(SIZES)
-  return jax.make_mesh(tuple(SIZES.values()), tuple(SIZES), axis_types=kinds)
+def mesh(sizes=SIZES):
+  kinds = (AxisType.Auto,) * len(sizes)
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
 
 
 def test_rows_lie_over_data_and_fsdp_and_lengths_over_sequence():
@@ -223,3 +223,33 @@ def test_looked_up_on_a_mesh_as_on_one_device(V):
     # the gradient is added up by shard, and only parts of it along data
     assert got[0].sharding.shard_shape(table.shape) == (V // 2, 8 // 2)
     assert 'reduce_scatter' in text
+
+
+@pytest.mark.parametrize('sizes', [{'data': 8, 'tensor': 1}, SIZES], ids=str)
+def test_by_shard_sums_gradients_over_devices_that_share_alone(sizes):
+  laid = mesh(sizes)
+  rng = np.random.default_rng(0)
+  x, w = rng.normal(size=(2, 8, 4)).astype(np.float32)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def run(x, w, mesh):
+    def total(x, w):
+      ours = axes.by_shard(
+        lambda x, w: jnp.tanh(x * w.sum(0, keepdims=True)),
+        {'batch': 8, 'heads': 4},
+        (('batch', 'heads'), (None, 'heads')),
+        ('batch', 'heads'),
+      )
+      return ours(x, w).sum()
+
+    return jax.grad(total, (0, 1))(x, w)
+
+  want = run(x, w, None)
+  with jax.set_mesh(laid):
+    got = run(x, w, laid)
+    text = run.lower(x, w, laid).as_text()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), got, want
+  )
+  # of w alone, over data and fsdp
+  assert text.count('all_reduce') == 1
