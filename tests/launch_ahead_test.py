@@ -161,3 +161,21 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_a_plan_without_a_workdir_reads_no_data():
   plan = prepare.compose(config_of(data=2))
   assert plan.workdir is None and plan.mesh.size == 2
+
+
+def test_an_effort_reaches_the_compiler(monkeypatch):
+  asked = []
+
+  class Lowered:
+    def compile(self, compiler_options=None):
+      asked.append(compiler_options)
+
+  monkeypatch.setattr(ahead, '_train', lambda plan: (None, Lowered()))
+  for effort in (0.0, -0.5):
+    ahead.compile_step(config_of(data=2), ahead.devices('cpu:8'), effort=effort)
+  names = ('exec_time_optimization_effort', 'memory_fitting_effort')
+  assert asked == [None, dict.fromkeys(names, -0.5)]
+  # those are names that it knows
+  ahead.jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=asked[1])
+  with pytest.raises(ahead.AheadError, match='effort 2: .* -1 to 1'):
+    ahead.compile_step(config_of(data=2), ahead.devices('cpu:8'), effort=2.0)

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from nestax.launch import command
+from nestax.launch import command, costs, hlo
 from nestax.launch import compile as compile_
 from nestax.launch.benches import tpu
 
@@ -43,8 +43,14 @@ def rows_of(path):
 
 @needs_libtpu
 def test_a_step_compiles_for_sixteen_chips(tmp_path):
-  path = tmp_path / 'rows.jsonl'
-  done = run(*TINY, '--topology=v5e:4x4', f'--json={path}')
+  path, text = tmp_path / 'rows.jsonl', tmp_path / 'step.hlo'
+  done = run(
+    *TINY,
+    '--topology=v5e:4x4',
+    '--effort=-1',
+    f'--json={path}',
+    f'--hlo={text}',
+  )
   assert done.returncode == 0, done.stderr
   (row,) = rows_of(path)
   assert row['fits'] and (row['devices'], row['HBM GiB']) == (16, 16)
@@ -53,6 +59,10 @@ def test_a_step_compiles_for_sixteen_chips(tmp_path):
   # weights are gathered, whole or by a ring, and nothing is counted twice
   assert row['all-gather GB'] + row['collective-permute GB'] > 0
   assert 0.5 < row['useful'] < 1.1
+  # gradients are scattered along fsdp; a fourth of them is summed along data
+  sent = costs.costs(hlo.parse(text.read_text())).sent
+  assert row['reduce-scatter GB'] == sent['reduce-scatter'] / 1e9
+  assert row['reduce-scatter GB'] > row['all-reduce GB'] > 0
   assert row['bound'] in ('compute', 'HBM', 'ICI')
   assert '| total GiB |' in done.stdout and 'It fits' in done.stdout
 
@@ -101,6 +111,7 @@ def main(monkeypatch, *words):
     (['--topology=cpu:4', '--config.train.batch=6'], '6 rows'),
     (['--topology=cpu:4', '--peaks=1,2'], '--peaks=1,2: four numbers'),
     (['--topology=cpu:4', '--config.model.D=16x'], 'model.D=16x'),
+    (['--topology=cpu:4', '--effort=-2'], 'effort -2: it has to be'),
     (['--topology=cpu:4', 'word'], "unexpected argument 'word'"),
   ],
   ids=lambda x: x[-1] if isinstance(x, list) else '',
