@@ -10,7 +10,7 @@ from nestax.models import pretrained, stacking
 from nestax.models.config import ModelConfig
 
 # Of `config.model`, what is the run's to choose; the file says the rest.
-CHOSEN = ('cms', 'dtype', 'remat', 'window')
+CHOSEN = ('cms', 'dtype', 'remat', 'unroll', 'window')
 
 
 def default_pretrained() -> dict[str, Any]:
@@ -27,9 +27,9 @@ def resolve(
   """Reads the pretrained file that a config names, if it names one.
 
   Args:
-    config: of a run; `model.cms`, `dtype`, `remat` and `window` are kept, the
-      rest of `model` is the file's. Where `data.tokenizer` is left at bytes,
-      it becomes the file's own.
+    config: of a run; `model.cms`, `dtype`, `remat`, `unroll` and `window` are
+      kept, the rest of `model` is the file's. Where `data.tokenizer` is left
+      at bytes, it becomes the file's own.
 
   Returns:
     The config with `model` filled in, and the parameters (numpy, nested

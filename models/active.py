@@ -130,11 +130,14 @@ def run_blocks(
     )
     return x_BxLxD, (mixers, keys)
 
-  if remat and cfg.remat != 'none':
-    policy = blocks.POLICIES[cfg.remat]
-    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+  n = segment.stop - segment.start
+  if remat:
+    body = blocks.remat(body, cfg, n)
   x_BxLxD, (mixers, keys) = jax.lax.scan(
-    body, x_BxLxD, (params, mixers, deltas, owned)
+    body,
+    x_BxLxD,
+    (params, mixers, deltas, owned),
+    unroll=min(cfg.unroll, n) if remat else 1,
   )
   return mixers, x_BxLxD, keys
 

@@ -266,8 +266,17 @@ POLICIES = {
 }
 
 
-def remat(block, policy: str):
-  """Wraps the block class so that its backward pass recomputes, or does not."""
-  if policy == 'none':
+def remat(block, cfg: ModelConfig, blocks: int):
+  """Makes `block`'s backward pass recompute as the config says.
+
+  Args:
+    block: class of modules, or a function.
+    cfg: its `remat` and `unroll`.
+    blocks: as many as the loop goes over.
+  """
+  if cfg.remat == 'none':
     return block
-  return nn.remat(block, policy=POLICIES[policy], prevent_cse=False)
+  wrap = nn.remat if isinstance(block, type) else jax.checkpoint
+  # without a loop, the compiler would take both computations for one
+  loops = cfg.unroll < blocks
+  return wrap(block, policy=POLICIES[cfg.remat], prevent_cse=not loops)

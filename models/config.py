@@ -41,6 +41,9 @@ class ModelConfig:
     remat: what the backward pass recomputes per block: 'none', 'kernels'
       (keeps products of weights and what the kernels of memory and attention
       give), 'dots' (keeps products of weights) or 'full'.
+    unroll: blocks that the compiler sees in one round of the loop over them;
+      N leaves no loop, so that what the backward pass needs is not copied
+      into stacks and out again, and takes longer to compile.
     memory: the self-referential memory (family hope); others fix parts of it,
       see `rule`.
     cms: the continuum of levels (families hope, hope_attention); in others
@@ -63,6 +66,7 @@ class ModelConfig:
   tied: bool = True
   dtype: str = 'bfloat16'
   remat: str = 'none'
+  unroll: int = 1
   memory: MemoryConfig = MemoryConfig()
   cms: CMSConfig = CMSConfig()
 
@@ -74,7 +78,7 @@ class ModelConfig:
     ):
       if getattr(self, name) not in known:
         raise ValueError(f'{name}={getattr(self, name)!r}: one of {known}')
-    for name in ('V', 'D', 'N', 'H', 'F', 'taps'):
+    for name in ('V', 'D', 'N', 'H', 'F', 'taps', 'unroll'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)}: at least 1')
     for name in ('K', 'G', 'window', 'persistent'):

@@ -54,7 +54,7 @@ class LanguageModel(nn.Module):
   def setup(self):
     cfg = self.cfg
     self.embed = Embedding(cfg.V, cfg.D, cfg.compute_dtype)
-    self.blocks = blocks.remat(blocks.Block, cfg.remat)(cfg)
+    self.blocks = blocks.remat(blocks.Block, cfg, cfg.N)(cfg)
     # the tied head's rows have unit norm: without this the token just read
     # would start with a logit of sqrt(D)
     initial = cfg.D**-0.5 if cfg.tied else 1.0
@@ -104,6 +104,7 @@ class LanguageModel(nn.Module):
       variable_axes={'params': 0},
       split_rngs={'params': True},
       length=cfg.N,
+      unroll=min(cfg.unroll, cfg.N),
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     layers = (None, None) if state is None else (state.blocks, state.owned)

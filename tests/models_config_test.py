@@ -62,7 +62,7 @@ def test_a_value_of_another_type_is_refused(values, words):
     ({'remat': 'some'}, ["remat='some'", 'none', 'dots', 'full']),
     *(
       ({name: 0}, [f'{name}=0', 'at least 1'])
-      for name in ('V', 'D', 'N', 'H', 'F', 'taps')
+      for name in ('V', 'D', 'N', 'H', 'F', 'taps', 'unroll')
     ),
     *(({name: -1}, [f'{name}=-1', '0 or more']) for name in 'KG'),
     ({'window': -4}, ['window=-4', '0 or more']),

@@ -188,6 +188,28 @@ def test_remat_changes_no_value(policy):
   jax.tree.map(lambda a, b: close(a, b, 1e-4), got, want)
 
 
+@pytest.mark.parametrize(
+  'name,remat', [('transformer', 'dots'), ('hope', 'none')]
+)
+def test_unrolled_blocks_change_no_value(name, remat):
+  def grads(unroll):
+    model, boxed, _ = build(name, remat=remat, unroll=unroll, N=3)
+
+    @jax.jit
+    def grad(params):
+      return jax.grad(
+        lambda p: jnp.sin(model.apply({'params': p}, None, tokens())[1]).sum()
+      )(params)
+
+    text = grad.lower(nn.unbox(boxed)).as_text()
+    return grad(nn.unbox(boxed)), text.count('stablehlo.while')
+
+  (want, loops), (two, _), (all_, none) = map(grads, (1, 2, 9))
+  assert none <= loops - 2, 'forward and back'
+  jax.tree.map(lambda a, b: close(a, b, 1e-4), two, want)
+  jax.tree.map(lambda a, b: close(a, b, 1e-4), all_, want)
+
+
 def test_kernels_results_are_kept_if_asked_for():
   def kernels(remat):
     memory = {

@@ -20,6 +20,7 @@ MAY_CHANGE = (
   'train.accumulate',
   'train.loss_piece',
   'model.remat',
+  'model.unroll',
   'model.memory.implementation',
   'model.memory.remat',
   'data.workers',
@@ -39,6 +40,7 @@ SINCE = {
   'model.memory.given': [],
   'model.memory.key_norm': True,
   'model.persistent': 0,
+  'model.unroll': 1,
 }
 
 

@@ -16,7 +16,7 @@ def get_config():
   config.model.N = 14
   config.model.H = 12
   config.model.F = 2368
-  config.model.remat = 'dots'
+  config.model.remat = 'kernels'
   config.data.length = 4096
   config.data.workers = 4
   config.train.steps = 10_000

@@ -16,7 +16,7 @@ def get_config():
   config.model.N = 24
   config.model.H = 16
   config.model.F = 2752
-  config.model.remat = 'dots'
+  config.model.remat = 'kernels'
   config.data.length = 4096
   config.data.workers = 4
   config.train.steps = 28_000
