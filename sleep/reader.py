@@ -142,12 +142,12 @@ def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL, length_B):
     return trunk, head(params, x_BxLxD)
   piece = Piece(x_BxLxD, tokens_BxL, None)
   forward = active.net(cfg, params, head, aligned=False).forward
-  mixers, logits_BxLxV, _ = forward(
+  mixers, x_BxLxD, _ = forward(
     state.written, cut(first, cfg.N), piece, length_B, None
   )
   if first:
     mixers = jax.tree.map(lambda *x: jnp.concatenate(x), trunk, mixers)
-  return mixers, logits_BxLxV
+  return mixers, head(params, x_BxLxD)
 
 
 class Said(NamedTuple):
