@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from nestax.cms.level import Theta, Writes
+from nestax.cms.level import Own, Theta, Writes
 
 VARIANTS = ('sequential', 'nested', 'independent')
 
@@ -30,18 +30,28 @@ def read(theta: Theta, x_BxLxD, dtype):
   return jnp.einsum('blf,fd->bld', h_BxLxF, down)
 
 
-def read_fast(theta: Theta, delta: Theta, x_BxLxD, dtype, alive_BxL=None):
+def own(theta: Theta, delta: Theta, dtype) -> Own:
+  """What sequences read with, `theta + delta`, summed in float32.
+
+  `theta` has one axis less than `delta`, that of sequences before the matrix.
+  """
+  added = [t[..., None, :, :] + d for t, d in zip(theta, delta)]
+  return Own(Theta(*(w.astype(dtype) for w in added)))
+
+
+def read_fast(theta: Theta, delta, x_BxLxD, dtype, alive_BxL=None):
   """One level with each sequence's own weights, `theta + delta`.
 
   Args:
     theta: slow weights.
-    delta: the same with a leading `[B]`.
+    delta: the same with a leading `[B]`; or `Own` weights.
     x_BxLxD: normalised input.
     dtype: of the matmuls' operands and of the result.
     alive_BxL: False for tokens of a document that started inside this piece,
       for which nothing has been learned yet; None if there is none.
   """
-  gate, up, down = ((t[None] + d).astype(dtype) for t, d in zip(theta, delta))
+  mine = delta if isinstance(delta, Own) else own(theta, delta, dtype)
+  gate, up, down = mine.theta
   x = x_BxLxD.astype(dtype)
   h_BxLxF = jax.nn.silu(jnp.einsum('bld,bdf->blf', x, gate))
   h_BxLxF = h_BxLxF * jnp.einsum('bld,bdf->blf', x, up)
@@ -55,30 +65,37 @@ def read_writes(
   """One level over many of its periods at once, each with its own weights.
 
   Args:
-    theta: slow weights.
-    writes: what the level had written in each period, of one block: `scale`
-      a scalar, `delta` with leading `[m, B]`.
-    x_BxLxD: normalised input from the start of a period on, `m` periods of
-      which the last may be a part.
+    theta: slow weights, with which the first period is read.
+    writes: what the level had written before each of the `m` others, of one
+      block: `scale` a scalar, `delta` with leading `[m, B]`.
+    x_BxLxD: normalised input of fresh sequences; the last period may be a
+      part of one.
     dtype: of the matmuls' operands and of the result.
     period: tokens.
     alive_BxL: see `alive`.
   """
+  x_BxLxD = x_BxLxD.astype(dtype)
+  first_BxPxD = read(theta, x_BxLxD[:, :period], dtype)
+  if x_BxLxD.shape[1] <= period:
+    return first_BxPxD
+  later_BxlxD = _read_later(theta, writes, x_BxLxD[:, period:], period)
+  y_BxLxD = jnp.concatenate([first_BxPxD, later_BxlxD], axis=1)
+  return _where_alive(theta, alive_BxL, y_BxLxD, x_BxLxD)
+
+
+def _read_later(theta: Theta, writes: Writes, x_BxLxD, P: int):
   B, L, D = x_BxLxD.shape
   scale, delta = writes
-  m, P = delta.gate_DxF.shape[0], min(period, L)
-  gate, up, down = (
-    (t[None, None] + scale * d.astype(t.dtype)).astype(dtype)
-    for t, d in zip(theta, delta)
-  )
-  x = x_BxLxD.astype(dtype)
-  cut = jnp.pad(x, ((0, 0), (0, m * P - L), (0, 0))).reshape(B, m, P, D)
-  x_mxBxPxD = jnp.moveaxis(cut, 1, 0)
+  m = delta.gate_DxF.shape[0]
+  delta = jax.tree.map(lambda d: scale * d.astype(jnp.float32), delta)
+  theta = jax.tree.map(lambda t: t[None], theta)
+  gate, up, down = own(theta, delta, x_BxLxD.dtype).theta
+  cut = jnp.pad(x_BxLxD, ((0, 0), (0, m * P - L), (0, 0)))
+  x_mxBxPxD = jnp.moveaxis(cut.reshape(B, m, P, D), 1, 0)
   h_mxBxPxF = jax.nn.silu(jnp.einsum('mbpd,mbdf->mbpf', x_mxBxPxD, gate))
   h_mxBxPxF = h_mxBxPxF * jnp.einsum('mbpd,mbdf->mbpf', x_mxBxPxD, up)
   y_mxBxPxD = jnp.einsum('mbpf,mbfd->mbpd', h_mxBxPxF, down)
-  y_BxLxD = jnp.moveaxis(y_mxBxPxD, 0, 1).reshape(B, m * P, D)[:, :L]
-  return _where_alive(theta, alive_BxL, y_BxLxD, x)
+  return jnp.moveaxis(y_mxBxPxD, 0, 1).reshape(B, m * P, D)[:, :L]
 
 
 def alive(reset_BxL, period: int):

@@ -1,5 +1,6 @@
 """A batch of fresh sequences, in one piece or chunk by chunk (NL Eq. 71)."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 
 from nestax.cms import level as levels_
 from nestax.cms import update
-from nestax.cms.level import Writes
+from nestax.cms.level import Own, Theta, Writes
 from nestax.cms.stream import Net, Piece, StreamConfig, gradients, written
-from nestax.cms.walk import Carry, walk
+from nestax.cms.walk import Carry, Hooks, walk
 
 
 def run(
@@ -42,20 +43,15 @@ def run(
     (`y` of every token, the levels at the end, the mean objective of the last
     chunk that each sequence learned from, `[B]`).
   """
-  surprise_B = jnp.zeros((piece.tokens_BxL.shape[0],), jnp.float32)
-  start = Carry(mixers, tuple(levels), surprise_B)
   if _at_once(cfg, net):
-    still = jax.lax.stop_gradient((rates, start, piece))
-    found = _writes(cfg, net.constant or net, *still)
-    end, writes = jax.lax.stop_gradient(found)
-    scales = [_scale(cfg, rate_n) for rate_n in rates]
-    return net.whole(tuple(map(Writes, scales, writes)), piece), *end[1:]
+    return _twice(cfg, net, rates, levels, mixers, piece)
   full = cfg.differentiate == 'full'
   chunk = functools.partial(_chunk, cfg, net)
   if full or remat:
     chunk = jax.checkpoint(chunk, prevent_cse=False)
-  end, y, _ = walk(cfg, rates, chunk, lambda s: None, start, piece, full)
-  return y, *end[1:]
+  hooks = Hooks(chunk, lambda k, delta: None, lambda delta: None)
+  end, y, _ = walk(cfg, rates, hooks, mixers, levels, piece, full)
+  return y, end.levels, end.surprise_B
 
 
 def _at_once(cfg: StreamConfig, net: Net) -> bool:
@@ -65,18 +61,36 @@ def _at_once(cfg: StreamConfig, net: Net) -> bool:
   return first_order and net.whole is not None and not mixed
 
 
-def _writes(cfg: StreamConfig, net: Net, rates, start: Carry, piece: Piece):
-  """(the end, what each level had written in each period, `[n, m, B, ...]`)."""
-  dtype = piece.x_BxLxD.dtype
+def _twice(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
+  """`run` of what can be read at once."""
+  still = jax.lax.stop_gradient((rates, levels, mixers, piece))
+  found = _write(cfg, net.constant or net, *still)
+  # a network that has no constant form is a constant from here on
+  end, deltas = jax.lax.stop_gradient(found)
+  scales = [_scale(cfg, rate_n) for rate_n in rates]
+  y = net.whole(tuple(map(Writes, scales, deltas)), piece)
+  return y, end.levels, end.surprise_B
 
-  def chunk(carry, piece):
-    return _chunk(cfg, net, carry, piece)[0], ()
 
-  def note(state):
-    return jax.tree.map(lambda x: x.astype(dtype), state.delta)
+def _write(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
+  """(the end, what each level had written after each period but the last)."""
+  L, dtype = piece.tokens_BxL.shape[1], piece.x_BxLxD.dtype
+  cfg = dataclasses.replace(cfg, differentiate='full')  # all is constant
+  # a document's start leaves a sequence without what is added up here
+  own = net.own if piece.reset_BxL is None else None
+  hooks = Hooks(
+    chunk=lambda carry, piece: (_chunk(cfg, net, carry, piece)[0], ()),
+    own=own or (lambda k, delta: None),
+    note=lambda delta: jax.tree.map(lambda d: d.astype(dtype), delta),
+  )
+  end, _, notes = walk(cfg, rates, hooks, mixers, levels, piece)
 
-  end, _, noted = walk(cfg, rates, chunk, note, start, piece)
-  return end, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), noted)
+  def kept(period, note):
+    return jax.tree.map(
+      lambda x: jnp.moveaxis(x[: (L - 1) // period], 0, 1), note
+    )
+
+  return end, tuple(map(kept, cfg.periods, notes))
 
 
 def _scale(cfg: StreamConfig, rate_n):
@@ -89,25 +103,34 @@ def _scale(cfg: StreamConfig, rate_n):
 
 def _chunk(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
   """Reads a chunk, or what is left of one, and adds to all levels' totals."""
-  mixers, levels, surprise_B = carry
-  B, length = piece.tokens_BxL.shape
-  alive_BxL = None
+  levels, length = carry.levels, piece.tokens_BxL.shape[1]
+  alive_BxL = learn_B = None
   if piece.reset_BxL is not None:
     levels = tuple(levels_.forget(s, piece.reset_BxL[:, 0]) for s in levels)
     inside = piece.reset_BxL.at[:, 0].set(False)
     alive_BxL = jnp.cumsum(inside, axis=1) == 0
-  weights, where = written(levels), (None, alive_BxL)
+    learn_B = alive_BxL[:, -1]
+  weights = carry.own if carry.own[0] is not None else written(levels)
+  given = weights, carry.mixers, piece, None, alive_BxL
   if length < cfg.periods[0]:
-    mixers, y, _ = net.forward(weights, mixers, piece, *where)
-    return Carry(mixers, levels, surprise_B), y
-  mixers, y, grads, sum_B, count_B = gradients(
-    net, cfg.differentiate == 'first_order', weights, mixers, piece, *where
-  )
-  learn_B = jnp.ones((B,), bool) if alive_BxL is None else alive_BxL[:, -1]
+    mixers, y, _ = net.forward(*given)
+    return carry._replace(mixers=mixers, levels=levels), y
+  first_order = cfg.differentiate == 'first_order'
+  mixers, y, grads, sum_B, count_B = gradients(net, first_order, *given)
+  grads = [_theta(g) for g in grads]
   levels = tuple(
     levels_.accumulate(s, g, count_B, learn_B) for s, g in zip(levels, grads)
   )
-  if alive_BxL is not None:
+  surprise_B = jax.lax.stop_gradient(sum_B / jnp.maximum(count_B, 1.0))
+  if learn_B is not None:
     levels = tuple(levels_.forget(s, ~learn_B) for s in levels)
-  mean_B = jax.lax.stop_gradient(sum_B / jnp.maximum(count_B, 1.0))
-  return Carry(mixers, levels, jnp.where(learn_B, mean_B, surprise_B)), y
+    surprise_B = jnp.where(learn_B, surprise_B, carry.surprise_B)
+  carry = carry._replace(mixers=mixers, levels=levels, surprise_B=surprise_B)
+  return carry, y
+
+
+def _theta(grads) -> Theta:
+  """The gradient of a level's weights, `[n, ...]`, however they are read."""
+  if isinstance(grads, list):
+    grads = jax.tree.map(lambda *x: jnp.stack(x), *grads)
+  return grads.theta if isinstance(grads, Own) else grads

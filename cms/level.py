@@ -29,8 +29,14 @@ class Theta(NamedTuple):
   down_FxD: jax.Array
 
 
+class Own(NamedTuple):
+  """A level's weights of each sequence, slow ones and writes added up."""
+
+  theta: Theta  # [n, B, ...] in the dtype of the matmuls
+
+
 class Writes(NamedTuple):
-  """What one level has written in each of its `m` periods, constants all.
+  """What one level had written after each of `m` periods, constants all.
 
   `scale_n` is 1; its derivative is that of what was written by the level's
   rate, to which every step is proportional.
@@ -45,7 +51,7 @@ class LevelState(NamedTuple):
 
   delta: Theta  # [n, B, ...] written so far
   kept_B: jax.Array  # 1, or 0 if a document has started since the last commit
-  total: Theta  # [n, B, ...] gradients summed since the last commit
+  total: Theta | None  # gradients summed since the last commit; None: 0
   count_B: jax.Array  # scored tokens in `total`
   moment: Theta | None  # momentum of the inner optimiser
   origin: Theta | None  # nested: the delta that a slower commit goes back to
@@ -113,7 +119,7 @@ def forget(state: LevelState, mask_B) -> LevelState:
   nested = state.origin is not None
   return state._replace(
     kept_B=state.kept_B * alive_B,
-    total=scaled(state.total, alive_B),
+    total=state.total and scaled(state.total, alive_B),
     count_B=state.count_B * alive_B,
     origin=scaled(state.origin, alive_B) if nested else None,
     origin_total=scaled(state.origin_total, alive_B) if nested else None,
@@ -121,14 +127,19 @@ def forget(state: LevelState, mask_B) -> LevelState:
   )
 
 
-def accumulate(state: LevelState, grads: Theta, count_B, mask_B) -> LevelState:
-  """Adds a chunk's gradient, a sum over its scored tokens, to the total."""
-  mask_B = mask_B.astype(jnp.float32)
-  # `where`, not a product: 0 * inf would spoil a sequence that is not asked
-  grads = where_rows(mask_B > 0, grads, jax.tree.map(jnp.zeros_like, grads))
-  count_B = count_B * mask_B
+def accumulate(state: LevelState, grads, count_B, mask_B=None) -> LevelState:
+  """Adds a chunk's gradient, a sum over its scored tokens, to the total.
+
+  `mask_B` are the sequences that are asked; None for all.
+  """
+  grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+  if mask_B is not None:
+    # `where`, not a product: 0 * inf would spoil a sequence that is not asked
+    grads = where_rows(mask_B, grads, jax.tree.map(jnp.zeros_like, grads))
+    count_B = count_B * mask_B.astype(jnp.float32)
+  total = state.total
   state = state._replace(
-    total=jax.tree.map(jnp.add, state.total, grads),
+    total=jax.tree.map(jnp.add, total, grads) if total else grads,
     count_B=state.count_B + count_B,
   )
   if state.origin is None:
@@ -139,7 +150,9 @@ def accumulate(state: LevelState, grads: Theta, count_B, mask_B) -> LevelState:
   )
 
 
-def commit(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
+def commit(
+  cfg: UpdateConfig, state: LevelState, rate_n, due_B=None
+) -> LevelState:
   """Writes what was gathered where it is due (NL Eq. 71).
 
   The total is divided by its scored tokens. A sequence that has gathered
@@ -149,36 +162,37 @@ def commit(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
     cfg: the inner optimiser.
     state: the level.
     rate_n: inner learning rate of each block.
-    due_B: which sequences commit.
+    due_B: which sequences commit; None for all, whose total is then None.
   """
   grads = scaled(state.total, 1.0 / jnp.maximum(state.count_B, 1.0))
   finite_B = jnp.isfinite(norm(grads))
-  writes_B = due_B & (state.count_B > 0) & finite_B
-  grads = where_rows(writes_B, grads, jax.tree.map(jnp.zeros_like, grads))
+  writes_B = (state.count_B > 0) & finite_B
+  if due_B is not None:
+    writes_B = due_B & writes_B
+  none = jax.tree.map(jnp.zeros_like, grads)
+  grads = where_rows(writes_B, grads, none)
   moment = state.moment and scaled(state.moment, state.kept_B)
   step, new = update.step(cfg, moment, grads, rate_n)
-  step = where_rows(writes_B, step, jax.tree.map(jnp.zeros_like, step))
-  written = jax.tree.map(jnp.add, weights(state), step)
-  zero_B = jnp.zeros_like(state.count_B)
-  left_B = 1.0 - due_B.astype(jnp.float32)
-  return state._replace(
-    delta=where_rows(due_B, written, state.delta),
-    kept_B=jnp.where(due_B, 1.0, state.kept_B),
-    total=where_rows(
-      due_B, jax.tree.map(jnp.zeros_like, state.total), state.total
-    ),
-    count_B=state.count_B * left_B,
-    # not `state.moment`, which a document's start may have emptied
-    moment=moment
-    and where_rows(due_B, where_rows(writes_B, new, moment), state.moment),
+  step = where_rows(writes_B, step, none)
+  # not `state.moment`, which a document's start may have emptied
+  moment = moment and where_rows(writes_B, new, moment)
+  done = state._replace(
+    delta=jax.tree.map(jnp.add, weights(state), step),
+    kept_B=jnp.ones_like(state.kept_B),
+    total=None,
+    count_B=jnp.zeros_like(state.count_B),
+    moment=moment,
     commits_B=state.commits_B + writes_B.astype(jnp.int32),
-    moved_B=jnp.where(
-      due_B, jnp.where(writes_B, norm(step), zero_B), state.moved_B
-    ),
+    moved_B=jnp.where(writes_B, norm(step), 0.0),
   )
+  if due_B is None:
+    return done
+  return where_rows(due_B, done._replace(total=none), state)
 
 
-def restart(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
+def restart(
+  cfg: UpdateConfig, state: LevelState, rate_n, due_B=None
+) -> LevelState:
   """Nested: moves the level's origin, and the level back to it (NL Eq. 72).
 
   Called where the next slower level commits. The origin descends the mean of
@@ -190,23 +204,24 @@ def restart(cfg: UpdateConfig, state: LevelState, rate_n, due_B) -> LevelState:
   grads = scaled(
     state.origin_total, 1.0 / jnp.maximum(state.origin_count_B, 1.0)
   )
-  writes_B = due_B & jnp.isfinite(norm(grads))
+  writes_B = jnp.isfinite(norm(grads))
+  if due_B is not None:
+    writes_B = due_B & writes_B
   grads = where_rows(writes_B, grads, jax.tree.map(jnp.zeros_like, grads))
   plain = UpdateConfig('sgd', clip=cfg.clip)
   step, _ = update.step(plain, None, grads, rate_n)
   step = where_rows(writes_B, step, jax.tree.map(jnp.zeros_like, step))
   origin = jax.tree.map(jnp.add, state.origin, step)
-  left_B = 1.0 - due_B.astype(jnp.float32)
-  return state._replace(
-    delta=where_rows(due_B, origin, state.delta),
-    kept_B=jnp.where(due_B, 1.0, state.kept_B),
-    moment=state.moment and scaled(state.moment, left_B),
+  zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)  # noqa: E731
+  done = state._replace(
+    delta=origin,
+    kept_B=jnp.ones_like(state.kept_B),
+    moment=state.moment and zeros(state.moment),
     origin=origin,
-    origin_total=where_rows(
-      due_B, jax.tree.map(jnp.zeros_like, origin), state.origin_total
-    ),
-    origin_count_B=state.origin_count_B * left_B,
+    origin_total=zeros(origin),
+    origin_count_B=zeros(state.origin_count_B),
   )
+  return done if due_B is None else where_rows(due_B, done, state)
 
 
 def norm(tree):

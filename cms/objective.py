@@ -39,9 +39,12 @@ def next_token(logits_BxLxV, tokens_BxL, scored_BxL):
   """Cross-entropy in nats, summed over each sequence's scored tokens, `[B]`."""
   target_BxL = jnp.roll(tokens_BxL, -1, axis=1)
   logits_BxLxV = logits_BxLxV.astype(jnp.float32)
-  picked_BxL = jnp.take_along_axis(
-    logits_BxLxV, target_BxL[..., None], axis=-1
-  )[..., 0]
+  # by a mask: the gradient of an index would be scattered
+  ids_1x1xV = jnp.arange(logits_BxLxV.shape[-1], dtype=target_BxL.dtype)[
+    None, None
+  ]
+  hit_BxLxV = ids_1x1xV == target_BxL[..., None]
+  picked_BxL = jnp.where(hit_BxLxV, logits_BxLxV, 0.0).sum(-1)
   nats_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1) - picked_BxL
   return jnp.where(scored_BxL, nats_BxL, 0.0).sum(1)
 

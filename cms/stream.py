@@ -91,6 +91,9 @@ class Net(NamedTuple):
       derivative; None for a network that has none.
     whole: `(writes, piece) -> y`: reads fresh sequences at once, given the
       `level.Writes` of each level; None for a network that cannot.
+    own: `(k, delta) -> ` the `Own` of level k, or a list of each block's, that
+      `forward` may be given in place of what the level has written; None where
+      that is needed by itself.
   """
 
   forward: Callable
@@ -98,6 +101,7 @@ class Net(NamedTuple):
   through: bool
   constant: 'Net | None' = None
   whole: Callable | None = None
+  own: Callable | None = None
 
 
 class StreamState(NamedTuple):
@@ -180,8 +184,11 @@ def written(levels):
   return tuple(levels_.weights(level) for level in levels)
 
 
-def commit(cfg: StreamConfig, levels, rates, k: int, due_B):
-  """Level k commits where it is due; the next faster one starts again."""
+def commit(cfg: StreamConfig, levels, rates, k: int, due_B=None):
+  """Level k commits where it is due; the next faster one starts again.
+
+  `due_B` None is everywhere, see `level.commit`.
+  """
   levels = list(levels)
   levels[k] = levels_.commit(cfg.update, levels[k], rates[k], due_B)
   if k and cfg.nested:

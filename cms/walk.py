@@ -16,15 +16,31 @@ class Carry(NamedTuple):
 
   mixers: Any
   levels: tuple[LevelState, ...]
+  own: tuple[Any, ...]  # made of each level's writes when it has committed
   surprise_B: jax.Array  # mean objective of the last chunk learned from
+
+
+class Hooks(NamedTuple):
+  """What is done on a walk.
+
+  Attributes:
+    chunk: `(carry, piece) -> (carry, y)`, reads at most a smallest period;
+      leaves of `y` are `[B, length, ...]`.
+    own: `(k, delta) -> ` level k's part of `Carry.own`.
+    note: `delta -> ` what to remember of every commit.
+  """
+
+  chunk: Callable
+  own: Callable
+  note: Callable
 
 
 def walk(
   cfg: StreamConfig,
   rates,
-  chunk: Callable,
-  note: Callable,
-  start: Carry,
+  hooks: Hooks,
+  mixers,
+  levels,
   piece: Piece,
   remat: bool = False,
 ):
@@ -33,27 +49,24 @@ def walk(
   Args:
     cfg: how the levels learn.
     rates: inner learning rates of each level, `[n]` arrays.
-    chunk: `(carry, piece) -> (carry, y)`, reads at most a smallest period;
-      leaves of `y` are `[B, length, ...]`.
-    note: `LevelState -> ` what to remember of a level at the start of each of
-      its periods.
-    start: the first carry.
+    hooks: what is done on the way.
+    mixers: fresh state of the mixers.
+    levels: fresh LevelStates.
     piece: the whole stream, the grid of all periods starting with it.
     remat: the backward pass recomputes the scans by groups.
 
   Returns:
     (the last carry, `y` of every token, the notes of each level stacked by
-    its periods).
+    its commits; None of a level that never did).
   """
-  K = len(cfg.periods)
-  every_B = jnp.ones((piece.tokens_BxL.shape[0],), bool)
-  L = piece.tokens_BxL.shape[1]
+  B, L = piece.tokens_BxL.shape
+  K, nested = len(cfg.periods), cfg.nested
   group = _remat_level(cfg.periods, L) if remat else None
 
   def part(k, carry, piece):
     """Reads a piece in which levels up to k commit."""
     if k < 0:
-      carry, y = chunk(carry, piece)
+      carry, y = hooks.chunk(carry, piece)
       return carry, (y, (None,) * K)
     P, length = cfg.periods[k], piece.tokens_BxL.shape[1]
     n = length // P
@@ -64,53 +77,92 @@ def walk(
       found.append(one)
     if length > n * P:
       rest = jax.tree.map(lambda x: x[:, n * P :], piece)
-      noted = jax.tree.map(lambda x: x[None], note(carry.levels[k]))
-      carry, (y, notes) = part(k - 1, carry, rest)
-      found.append((y, _with(notes, k, noted)))
+      carry, one = part(k - 1, _gathering(carry, k), rest)
+      found.append(one)
     ys, notes = zip(*found)
-    join = lambda axis: lambda *x: jnp.concatenate(x, axis)  # noqa: E731
-    return carry, (jax.tree.map(join(1), *ys), jax.tree.map(join(0), *notes))
+    y = jax.tree.map(lambda *y: jnp.concatenate(y, 1), *ys)
+    return carry, (y, tuple(map(_stacked, *notes)))
 
   def loop(k, n, carry, piece):
     # what the slower levels have written is a constant of this scan
-    fixed = [(s.delta, s.moment) for s in carry.levels[k + 1 :]]
+    fixed = _slower(carry, k)
 
     def body(carry, piece):
-      carry = carry._replace(levels=_whole(carry.levels, k, fixed))
-      noted = note(carry.levels[k])
+      carry = _whole(carry, k, fixed)
+      if k:  # the total of the fastest is one chunk's gradient
+        carry = _gathering(carry, k)
       carry, (y, notes) = part(k - 1, carry, piece)
-      levels = commit(cfg, carry.levels, rates, k, every_B)
-      carry = carry._replace(levels=_moving(levels, k))
-      return carry, (y, _with(notes, k, noted))
+      levels, own = commit(cfg, carry.levels, rates, k), list(carry.own)
+      notes = list(notes)
+      notes[k] = hooks.note(levels[k].delta)
+      own[k] = hooks.own(k, levels[k].delta)
+      if k and nested:
+        # its last commit was followed by a restart
+        old, new = notes[k - 1], hooks.note(levels[k - 1].delta)
+        notes[k - 1] = jax.tree.map(lambda a, b: a.at[-1].set(b), old, new)
+        own[k - 1] = hooks.own(k - 1, levels[k - 1].delta)
+      carry = carry._replace(levels=levels, own=tuple(own))
+      return _moving(carry, k), (y, tuple(notes))
 
     if k == group:
       body = jax.checkpoint(body, prevent_cse=False)
     xs = jax.tree.map(lambda x: _cut(x, n), piece)
-    carry = carry._replace(levels=_moving(carry.levels, k))
+    carry = _moving(carry, k)
     carry, (ys, notes) = _scan(body, carry, xs, n, remat and group is None)
     faster = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), notes[:k])
     found = jax.tree.map(_join, ys), (*faster, *notes[k:])
-    return carry._replace(levels=_whole(carry.levels, k, fixed)), found
+    return _whole(carry, k, fixed), found
 
-  end, (y, notes) = part(K - 1, start, piece)
-  return end, y, notes
+  carry = Carry(
+    mixers,
+    tuple(s._replace(total=None) for s in levels),
+    tuple(hooks.own(k, s.delta) for k, s in enumerate(levels)),
+    jnp.zeros((B,), jnp.float32),
+  )
+  carry, (y, notes) = part(K - 1, carry, piece)
+  for k in range(K):
+    carry = _gathering(carry, k)
+  return carry, y, notes
 
 
-def _with(notes, k: int, noted):
-  return (*notes[:k], noted, *notes[k + 1 :])
+def _stacked(*notes):
+  notes = [note for note in notes if note is not None]
+  if not notes:
+    return None
+  return jax.tree.map(lambda *x: jnp.concatenate(x, 0), *notes)
 
 
-def _moving(levels, k: int):
+def _gathering(carry: Carry, k: int) -> Carry:
+  """Level k with a total that can be added to in a scan."""
+  levels = list(carry.levels)
+  if levels[k].total is None:
+    zeros = jax.tree.map(jnp.zeros_like, levels[k].delta)
+    levels[k] = levels[k]._replace(total=zeros)
+  return carry._replace(levels=tuple(levels))
+
+
+def _slower(carry: Carry, k: int):
+  slow = zip(carry.levels[k + 1 :], carry.own[k + 1 :])
+  return [(s.delta, s.moment, own) for s, own in slow]
+
+
+def _moving(carry: Carry, k: int) -> Carry:
   """What a scan of level k's periods carries: all but slower levels' writes."""
-  slow = [s._replace(delta=None, moment=None) for s in levels[k + 1 :]]
-  return (*levels[: k + 1], *slow)
+  slow = [s._replace(delta=None, moment=None) for s in carry.levels[k + 1 :]]
+  return carry._replace(
+    levels=(*carry.levels[: k + 1], *slow),
+    own=(*carry.own[: k + 1], *[None] * len(slow)),
+  )
 
 
-def _whole(moving, k: int, fixed):
-  """Undoes `_moving`: `fixed` are the slower levels' deltas and momenta."""
-  slow = zip(moving[k + 1 :], fixed)
-  slow = [s._replace(delta=d, moment=m) for s, (d, m) in slow]
-  return (*moving[: k + 1], *slow)
+def _whole(moving: Carry, k: int, fixed) -> Carry:
+  """Undoes `_moving`; `fixed` is what `_slower` gave."""
+  slow = zip(moving.levels[k + 1 :], fixed)
+  slow = [s._replace(delta=d, moment=m) for s, (d, m, _) in slow]
+  return moving._replace(
+    levels=(*moving.levels[: k + 1], *slow),
+    own=(*moving.own[: k + 1], *(own for *_, own in fixed)),
+  )
 
 
 def _remat_level(periods, L: int):

@@ -98,8 +98,26 @@ def layers(tree, start: int, stop: int):
   return jax.tree.map(lambda x: x[start:stop], tree)
 
 
+def layer(tree, index: int):
+  """One block of a tree whose leaves are stacked by block."""
+  return jax.tree.map(lambda x: x[index], tree)
+
+
 def _join(*parts):
   return jnp.concatenate(parts, 0) if len(parts) > 1 else parts[0]
+
+
+FEW = 4  # blocks of a segment up to which its chunks are read without a loop
+
+
+def one_by_one(params, segment):
+  """The parameters of each of a segment's blocks, where they are few.
+
+  To pick a block by an index costs more than to read a chunk with it.
+  """
+  if segment.stop - segment.start > FEW:
+    return params
+  return [layer(params, i) for i in range(segment.start, segment.stop)]
 
 
 def run_blocks(
@@ -107,12 +125,12 @@ def run_blocks(
 ):
   """Runs a segment's blocks; returns (mixers or None, x, keys).
 
+  `params` are those of all blocks, or as `one_by_one` gives them.
   With `remat` the backward pass recomputes as the config says; the active
   phase recomputes whole chunks instead.
   `deltas`, if among the options, have a leading axis of the segment's blocks;
   `owned` has one of all blocks.
   """
-  params = layers(params['blocks'], segment.start, segment.stop)
   deltas = options.pop('deltas', None)
   owned = layers(options.pop('owned', None), segment.start, segment.stop)
   block = blocks.Block(cfg, parent=None)
@@ -133,6 +151,18 @@ def run_blocks(
   n = segment.stop - segment.start
   if remat:
     body = blocks.remat(body, cfg, n)
+  if isinstance(params, list):
+    found = []
+    for i, own in enumerate(params):
+      mine = [
+        d[i] if isinstance(d, list) else layer(d, i) for d in deltas or ()
+      ]
+      given = layer(mixers, i), mine or None, layer(owned, i)
+      x_BxLxD, one = body(x_BxLxD, (own, *given))
+      found.append(one)
+    mixers, keys = jax.tree.map(lambda *x: jnp.stack(x), *found)
+    return mixers, x_BxLxD, keys
+  params = layers(params, segment.start, segment.stop)
   x_BxLxD, (mixers, keys) = jax.lax.scan(
     body,
     x_BxLxD,
@@ -152,7 +182,9 @@ def _of_segment(cfg: ModelConfig, segment, weights):
   for period, group, tree in zip(cfg.stream.periods, cfg.groups, weights):
     if segment.start in group.blocks:
       at = group.blocks.index(segment.start)
-      own = layers(tree, at, at + segment.stop - segment.start)
+      end = at + segment.stop - segment.start
+      listed = isinstance(tree, list)
+      own = tree[at:end] if listed else layers(tree, at, end)
       found[group.slot] = period, own
   return tuple(zip(*found))
 
@@ -176,6 +208,10 @@ def net(cfg: ModelConfig, params, head, aligned: bool, owned=None) -> Net:
   constant = None
   if cfg.cms.differentiate == 'first_order':
     still = jax.lax.stop_gradient(params)
+    for name in ('embed', 'head'):  # once, not at every chunk
+      if name in still:
+        cast = lambda x: x.astype(cfg.compute_dtype)  # noqa: E731
+        still = still | {name: jax.tree.map(cast, still[name])}
     constant = _net(cfg, still, functools.partial(head, still), aligned, owned)
   head = functools.partial(head, params)
   return _net(cfg, params, head, aligned, owned, constant)
@@ -188,16 +224,18 @@ def _net(cfg: ModelConfig, params, head, aligned, owned, constant=None) -> Net:
     memory = dataclasses.replace(cfg.memory, implementation='scan')
     cfg = dataclasses.replace(cfg, memory=memory)
 
+  by_segment = [one_by_one(params['blocks'], s) for s in cfg.segments]
+
   def forward(weights, mixers, piece: Piece, length_B, alive_BxL):
     x_BxLxD, states, keys = piece.x_BxLxD, [], []
-    for segment in cfg.segments:
+    for segment, own_params in zip(cfg.segments, by_segment):
       options = {'length_B': length_B, 'aligned': aligned, 'owned': owned}
       if segment.offset is not None:
         _, options['deltas'] = _of_segment(cfg, segment, weights)
         options['alive_BxL'] = alive_BxL
       state, x_BxLxD, seen = run_blocks(
         cfg,
-        params,
+        own_params,
         segment,
         layers(mixers, segment.start - first, segment.stop - first),
         x_BxLxD,
@@ -210,6 +248,16 @@ def _net(cfg: ModelConfig, params, head, aligned, owned, constant=None) -> Net:
     states, keys = (jax.tree.map(_join, *parts) for parts in (states, keys))
     return states, x_BxLxD, keys
 
+  def own(k, delta):
+    slot, numbers = cfg.groups[k].slot, cfg.groups[k].blocks
+    if len(numbers) > FEW:
+      theta = _theta(params, slot, jnp.array(numbers))
+      return chain.own(theta, delta, cfg.compute_dtype)
+    return [
+      chain.own(_theta(params, slot, at), layer(delta, i), cfg.compute_dtype)
+      for i, at in enumerate(numbers)
+    ]
+
   def whole(writes, piece: Piece):
     x_BxLxD = piece.x_BxLxD
     for segment in cfg.segments:
@@ -218,8 +266,8 @@ def _net(cfg: ModelConfig, params, head, aligned, owned, constant=None) -> Net:
         periods, deltas = _of_segment(cfg, segment, writes)
         options |= {'periods': periods, 'deltas': deltas}
       _, x_BxLxD, _ = run_blocks(
-        cfg, params, segment, None, x_BxLxD, piece.reset_BxL, remat=True,
-        **options,
+        cfg, params['blocks'], segment, None, x_BxLxD, piece.reset_BxL,
+        remat=True, **options,
       )  # fmt: skip
     return x_BxLxD
 
@@ -236,7 +284,9 @@ def _net(cfg: ModelConfig, params, head, aligned, owned, constant=None) -> Net:
       sum_B += _local(cfg, params, group, delta, keys, scored_BxL)
     return sum_B, count_B
 
-  return Net(forward, loss, cms.objective == 'next_token', constant, whole)
+  own = None if cms.keeps_inputs else own
+  through = cms.objective == 'next_token'
+  return Net(forward, loss, through, constant, whole, own)
 
 
 def _local(cfg: ModelConfig, params, group, delta, keys, scored_BxL):

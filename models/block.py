@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.cms import chain, experts
-from nestax.cms.level import Theta, Writes
+from nestax.cms.level import Own, Theta, Writes
 from nestax.models import attention, axes, hope, linear_rnn, titans
 from nestax.models.config import ModelConfig
 from nestax.models.layers import RMSNorm
@@ -78,10 +78,10 @@ class Level(nn.Module):
 
   Call: `(x_BxLxD, delta, alive_BxL) -> (y_BxLxD, key_BxLxD)`, without the
   residual. The weights here are the slow `theta_0`; `delta` is what each
-  sequence has written on them, or None for an ordinary MLP. With a `period`
-  `delta` are the `Writes` of all periods that are read. The active expert
-  slots add to either: those of the parameters, or `owned`, each sequence's
-  own. `key` is the normalised input.
+  sequence has written on them, its `Own` weights with it, or None for an
+  ordinary MLP. With a `period` it is the `Writes` of all periods that are
+  read. The active expert slots add to either: those of the parameters, or
+  `owned`, each sequence's own. `key` is the normalised input.
   """
 
   cfg: ModelConfig
@@ -91,7 +91,7 @@ class Level(nn.Module):
   def __call__(
     self,
     x_BxLxD,
-    delta: Theta | Writes | None = None,
+    delta: Theta | Own | Writes | None = None,
     alive_BxL=None,
     owned=None,
     period: int = 0,

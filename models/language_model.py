@@ -120,7 +120,7 @@ class LanguageModel(nn.Module):
     if first:
       trunk, x_BxLxD, _ = active.run_blocks(
         cfg,
-        params,
+        params['blocks'],
         Segment(0, first, None),
         trunk,
         x_BxLxD,

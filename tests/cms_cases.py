@@ -95,12 +95,16 @@ def toy(slow, through=True, periods=None):
     y_BxLxD = z_BxLxD
     for theta, (scale_n, delta), period in zip(slow, writes, periods):
       alive_BxL = begun_BxL < index_1xL // period * period
+      delta = delta or [jnp.zeros((n, 0, rows, *t.shape[1:])) for t in theta]
+      zero = lambda d: jnp.zeros((1, rows, *d.shape[-2:]))  # noqa: E731
       for i in range(n):
         own = [
-          jnp.moveaxis(d[i][jnp.arange(length) // period], 0, 1)
-          * alive_BxL[..., None, None]
-          * scale_n[i]
+          jnp.concatenate([zero(d), d[i]])[jnp.arange(length) // period]
           for d in delta
+        ]
+        own = [
+          jnp.moveaxis(d, 0, 1) * alive_BxL[..., None, None] * scale_n[i]
+          for d in own
         ]
         gate, up, down = (t[i][None, None] + d for t, d in zip(theta, own))
         h = jnp.einsum('bld,bldf->blf', z_BxLxD, gate + up)
