@@ -31,7 +31,7 @@ class Linked(NamedTuple):
   A_SD: jax.Array | None
   kept: tuple  # g, c and b at the chunk's end, [] float32
   # for the walk back over the other memories: what their gradients meet on
-  # the way to the keys of the chunk's end, `T ld - T P lw`, T ls, `T P lw`
+  # the way to the keys of the chunk's end: T times ld, ls, and `P lw`
   X: tuple | None  # [C, K]
 
 
@@ -80,13 +80,13 @@ def _link_kernel(shape: Shape, W, stream, walked, linked, adds):
   if linked.X is not None:
     T = walked.T[b, h, i]
     P = system_P(shape, chunk, walked.A_p[b, h, i])
-    P_lw = dots.nn(P, side.lw)
-    alive_P_lw = P_lw
+    ld = side.ld
     if chunk.decay.alive is not None:
-      alive_P_lw = dots.nn(P, side.alive_lw)
-    put(linked.X[0], at, dots.nn(T, side.ld.astype(jnp.float32) - alive_P_lw))
+      # gradients by way of U are not summed with the others, see the turn
+      ld = ld.astype(jnp.float32) - dots.nn(P, side.alive_lw)
+    put(linked.X[0], at, dots.nn(T, ld))
     put(linked.X[1], at, dots.nn(T, side.ls))
-    put(linked.X[2], at, dots.nn(T, P_lw))
+    put(linked.X[2], at, dots.nn(T, dots.nn(P, side.lw)))
 
 
 def system_P(shape: Shape, chunk, A_p):

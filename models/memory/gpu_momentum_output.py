@@ -1,4 +1,4 @@
-"""The output with momentum on a GPU, and what it sends back to `mem`.
+"""The output with momentum on a GPU.
 
 Every chunk by itself, in the terms of `gpu_momentum`:
 
@@ -36,7 +36,7 @@ class Steps(NamedTuple):
   Z: jax.Array | None  # of gradients: of the system's right-hand side
 
 
-def _steps(shape: Shape, B: int, H: int) -> Steps:
+def steps_of(shape: Shape, B: int, H: int) -> Steps:
   tile = array(shape, B, H)(shape.C, shape.K)
   return Steps(tile, tile if shape.cfg.delta else None)
 
@@ -58,7 +58,7 @@ def output(shape: Shape, save: bool, slow, stream, walked, both):
     (slow.maps['mem'], slow.folded['mem'], stream,
      walked._replace(start=None), both),
     (jax.ShapeDtypeStruct(stream.query.shape, jnp.float32),
-     _steps(shape, B, H) if save else None),
+     steps_of(shape, B, H) if save else None),
     'memory_momentum_output', WARPS, STAGES,
   )  # fmt: skip
 
@@ -112,54 +112,3 @@ def _written(shape: Shape, folded, D, S, walked, chunk, at) -> Steps:
   P = system_P(shape, chunk, walked.A_p[b, h, i])
   R = dots.nt(side.ld, D) + dots.nt(side.ls, S) - dots.nn(P, U)
   return Steps(U, dots.nn(walked.T[b, h, i], R).astype(shape.dtype))
-
-
-def by_output(shape: Shape, stream, walked, d_out):
-  """Of (fast part and momentum of `mem`, Steps or None if not read so)."""
-  B, H = stream.query.shape[0], stream.query.shape[2]
-  tile = array(shape, B, H)(shape.K, shape.K)
-  steps = _steps(shape, B, H) if shape.cfg.read == 'token' else None
-  return call(
-    _by_output_kernel, shape, (groups(shape), H, B),
-    (stream, walked._replace(start=None), d_out), ((tile, tile), steps),
-    'memory_momentum_by_output', WARPS, STAGES,
-  )  # fmt: skip
-
-
-def _by_output_kernel(shape: Shape, stream, walked, d_out, d_mem, d_steps):
-  refs = stream, walked, d_out, d_mem, d_steps
-  over_group(shape, lambda at, _: _by_output_chunk(shape, refs, at))
-
-
-def _by_output_chunk(shape: Shape, refs, at):
-  cfg, dots = shape.cfg, shape.dots
-  stream, walked, d_out_ref, (d_D, d_S), d_steps = refs
-  b, h, i = at
-  chunk = gpu_momentum.here(shape, stream, walked, at)
-  decay, push = chunk.decay, chunk.push
-  d_out = tokens_of(shape, d_out_ref, at).astype(shape.dtype)
-  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
-  q, _ = gpu_tile.unit(query)
-  if cfg.read != 'token':
-    q = q if decay.alive is None else decay.alive[:, None] * q
-    put(d_D, at, dots.tn(d_out, q))
-    put(d_S, at, jnp.zeros((shape.K, shape.K), jnp.float32))
-    return
-  side = gpu_momentum.sides_of(shape, chunk)
-  qk = dots.nt(q, chunk.k)
-  A_p = walked.A_p[b, h, i]
-  d_U = dots.tn(gpu_momentum.running_A(chunk, A_p) * qk, d_out)
-  of_D = dots.tn(d_out, decay.g[:, None] * q)
-  of_S = dots.tn(d_out, push.c[:, None] * q)
-  if cfg.delta:
-    G = gpu_gates.within(chunk.gate, chunk.marks)
-    d_R = dots.tn(walked.T[b, h, i], dots.tn(G * qk, d_out))
-    d_R = d_R.astype(shape.dtype)
-    put(d_steps.Z, at, d_R)
-    d_U = d_U - dots.tn(system_P(shape, chunk, A_p), d_R)
-    of_D = of_D + dots.tn(d_R, side.ld)
-    of_S = of_S + dots.tn(d_R, side.ls)
-  d_U = d_U.astype(shape.dtype)
-  put(d_steps.U, at, d_U)
-  put(d_D, at, of_D + dots.tn(d_U, side.alive_lw))
-  put(d_S, at, of_S)

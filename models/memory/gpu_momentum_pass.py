@@ -10,6 +10,7 @@ from nestax.models.memory import (
   gpu_momentum_link,
   gpu_momentum_output,
   gpu_momentum_parts,
+  gpu_momentum_read,
   gpu_momentum_turn,
   gpu_momentum_walk,
 )
@@ -80,14 +81,16 @@ def backward(shape: Shape, given, stream, saved, gradients):
     d_boundary = apart(shape, d_boundary)
     change, d_boundary = d_boundary.mem, d_boundary._replace(mem=None)
   walked = saved.walked
-  adds, d_steps = gpu_momentum_output.by_output(shape, stream, walked, d_out)
-  d_both, _, d_mem = gpu_momentum_link.carry(
-    shape, True, saved.linked, adds, d_mem, stream.filled, change
+  of_mem = walked, saved.both, saved.steps
+  read, d_query = gpu_momentum_read.read_back(
+    shape, slow, stream, of_mem, d_out
   )
-  parts, d_query, d_U = gpu_momentum_parts.parts(
-    shape, slow, stream, (walked, saved.both, saved.steps), d_steps, d_both,
-    d_out,
-  )  # fmt: skip
+  d_both, _, d_mem = gpu_momentum_link.carry(
+    shape, True, saved.linked, read.mem, d_mem, stream.filled, change
+  )
+  parts, d_U = gpu_momentum_parts.parts(
+    shape, slow, stream, of_mem, read, d_both
+  )
   turned, d_rest = gpu_momentum_turn.turn(
     shape, slow, stream, walked, saved.linked, parts, d_rest, d_boundary
   )

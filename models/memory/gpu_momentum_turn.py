@@ -3,10 +3,7 @@
 One program is one head of one sequence; it carries the gradients E and F of
 the fast parts and momenta that `gpu_momentum_walk` carries. Those enter a
 chunk by the same matrices for all memories, so the tokens see them only in
-sums over the memories, `[K, K]`:
-
-  N = sum D^T E,  N_W = sum W^T E,  N_S = sum S^T E,  Q = sum D^T F,
-  Q_W = sum W^T F
+sums over the memories, `[K, K]`, such as `N = sum D^T E`.
 """
 
 from typing import NamedTuple
@@ -34,7 +31,6 @@ from nestax.models.memory.gpu_layout import (
   put_rows,
   scalars_of,
 )
-from nestax.models.memory.gpu_momentum_adjoint import Reached
 from nestax.models.memory.gpu_momentum_walk import Both
 from nestax.models.memory.gpu_tile import COLUMNS
 
@@ -179,36 +175,27 @@ def _over(shape: Shape, refs, chunk, at, d: Both, narrow: Both) -> Both:
   return Both(Fast(maps, gates, None), Fast(momenta, gates_S, None))
 
 
-class Sums(NamedTuple):
-  """Over the memories, `[K, K]`."""
-
-  N: jax.Array
-  N_W: jax.Array
-  N_S: jax.Array
-  Q: jax.Array
-  Q_W: jax.Array
-
-
-def _sums(shape: Shape, refs, at, d: Both, narrow: Both, folded):
-  """(Sums, sum of momenta times their gradients)."""
-  dots, (slow, _, walked, *_) = shape.dots, refs
-  (b, h, i), (D, S) = at, walked.start
-  sums, of_b = Sums(0.0, 0.0, 0.0, 0.0, 0.0), 0.0
+def _pairs(shape: Shape, refs, at, narrow: Both, folded):
+  """Of every memory (D, S, W, E, F) and the product `x^T y` of two of them."""
+  dots, (slow, _, walked, *_), (b, h, i) = shape.dots, refs, at
+  D, S = walked.start
   for box in shape.carried:
-    D_box, S_box = D.maps[box][b, h, i], S.maps[box][b, h, i]
-    E, F = narrow.D.maps[box], narrow.S.maps[box]
-    pairs = (
-      (D_box, E), (folded[box], E), (S_box, E), (D_box, F), (folded[box], F)
-    )  # fmt: skip
-    sums = Sums(*(x + dots.tn(*pair) for x, pair in zip(sums, pairs)))
-    of_b = of_b + jnp.sum(d.S.maps[box] * S_box.astype(jnp.float32))
+    values = (x.maps[box][b, h, i] for x in (D, S))
+    gradients = (x.maps[box] for x in narrow)
+    yield (*values, folded[box], *gradients), dots.tn
   if narrow.D.gates is not None:
-    D_g, S_g, W = D.gates[b, h, i], S.gates[b, h, i], slow.gates[h, :, :]
-    E, F = narrow.D.gates, narrow.S.gates
-    pairs = (D_g, E), (W, E), (S_g, E), (D_g, F), (W, F)
-    sums = Sums(*(x + dots.nt(*pair) for x, pair in zip(sums, pairs)))
-    of_b = of_b + jnp.sum(d.S.gates * S_g.astype(jnp.float32))
-  return sums, of_b
+    values = D.gates[b, h, i], S.gates[b, h, i], slow.gates[h, :, :]
+    # a memory a column
+    yield (*values, narrow.D.gates, narrow.S.gates), dots.nt
+
+
+def _over_memories(pairs, *which):
+  """Sum over memories of products, such as 'D^T E' for `(0, 3)`."""
+  total = 0.0
+  for values, product in pairs:
+    for x, y in which:
+      total = total + product(values[x], values[y])
+  return total
 
 
 def _trace(x):
@@ -221,35 +208,59 @@ def _trace(x):
 def _tokens(shape: Shape, refs, chunk, at, d, narrow, folded):
   """(Tokens, gradient of total_b) by the memories carried here."""
   cfg, dots, (_, _, walked, linked, *_) = shape.cfg, shape.dots, refs
-  (b, h, i), decay = at, chunk.decay
-  sums, of_b = _sums(shape, refs, at, d, narrow, folded)
-  ends = _trace(sums.N), _trace(sums.N_S), of_b
-  E_sum, F_sum = sums.N + sums.N_W, sums.Q + sums.Q_W
-  sums, E_sum, F_sum = jax.tree.map(
-    lambda x: x.astype(shape.dtype), (sums, E_sum, F_sum)
-  )
+  (b, h, i), decay, dtype = at, chunk.decay, shape.dtype
+  pairs = list(_pairs(shape, refs, at, narrow, folded))
+  D, S, W, E, F = range(5)
   side, ku = gpu_momentum.sides_of(shape, chunk), walked.ku[b, h, i]
+  N = _over_memories(pairs, (D, E))
+  kept, N = _trace(N), N.astype(dtype)
+  N_S = _over_memories(pairs, (S, E))
+  c, N_S = _trace(N_S), N_S.astype(dtype)
+  of_b = sum(
+    jnp.sum(values[S].astype(jnp.float32) * x)
+    for (values, _), x in zip(pairs, jax.tree.leaves(d.S))
+  )
   if decay.alive is None:
-    last_Ak, kb = dots.nn(side.lw, E_sum), dots.nn(side.lw, F_sum)
+    E_sum = _over_memories(pairs, (D, E), (W, E)).astype(dtype)
+    F_sum = _over_memories(pairs, (D, F), (W, F)).astype(dtype)
     d_lw = dots.nt(ku, E_sum) + dots.nt(side.kb, F_sum)
+
+    def along_lw(N, N_W):
+      return dots.nn(side.lw, N_W)
   else:
-    last_Ak = dots.nn(side.lw, sums.N_W) + dots.nn(side.alive_lw, sums.N)
-    kb = dots.nn(side.lw, sums.Q_W) + dots.nn(side.alive_lw, sums.Q)
-    d_lw = dots.nt(ku, sums.N) + dots.nt(side.kb, sums.Q)
+    E_sum, F_sum = (_over_memories(pairs, (W, x)).astype(dtype) for x in (E, F))
+    Q = _over_memories(pairs, (D, F)).astype(dtype)
+    d_lw = dots.nt(ku, N) + dots.nt(side.kb, Q)
     d_lw = gpu_adjoint.alive_only(decay, d_lw)
-    d_lw = d_lw + dots.nt(ku, sums.N_W) + dots.nt(side.kb, sums.Q_W)
-  ld = ls = last_k = d_L = d_P = None
+    d_lw = d_lw + dots.nt(ku, E_sum) + dots.nt(side.kb, F_sum)
+
+    def along_lw(N, N_W):
+      return dots.nn(side.lw, N_W) + dots.nn(side.alive_lw, N)
+
+  k, v = chunk.k.astype(jnp.float32), chunk.v.astype(jnp.float32)
+  errors = gpu_adjoint.through_errors(shape, decay, k, v, d_lw, [])
+  system = (None,) * 4
   if cfg.delta:
     turned_k = walked.turned_k[b, h, i]
-    ld, ls = dots.nt(turned_k, sums.N), dots.nt(turned_k, sums.N_S)
     X_D, X_S, X_W = (x[b, h, i] for x in linked.X)
-    last_k = dots.nn(X_D, sums.N) + dots.nn(X_S, sums.N_S)
-    last_k = last_k - dots.nn(X_W, sums.N_W)
-    d_L, d_P = dots.nt(turned_k, last_k), -dots.nt(turned_k, last_Ak)
-  reached = Reached(ld, ls, last_k, last_Ak, kb, d_L, d_P, *ends)
+
+    def of_last_k():
+      return dots.nn(X_D, N) + dots.nn(X_S, N_S) - dots.nn(X_W, E_sum)
+
+    system = (
+      lambda: dots.nt(turned_k, N),
+      lambda: dots.nt(turned_k, N_S),
+      of_last_k,
+      lambda last_k, last_Ak: (
+        dots.nt(turned_k, last_k), -dots.nt(turned_k, last_Ak)
+      ),
+    )  # fmt: skip
+  Q = None if decay.alive is None else Q
+  reached = gpu_momentum_adjoint.Reached(
+    lambda: along_lw(N, E_sum), lambda: along_lw(Q, F_sum), *system,
+    kept, c, of_b,
+  )  # fmt: skip
   tokens, total_b = gpu_momentum_adjoint.through_chunk(
     shape, chunk, walked.A_p[b, h, i], reached
   )
-  k, v = chunk.k.astype(jnp.float32), chunk.v.astype(jnp.float32)
-  errors = gpu_adjoint.through_errors(shape, decay, k, v, d_lw, [])
   return tokens + errors, total_b

@@ -1,0 +1,154 @@
+"""The way back through the output with momentum on a GPU: chunk by chunk.
+
+Finds the gradients of queries, what reaches the fast part and momentum of
+`mem` at the chunk's start, and what the output sends to tokens and to what
+they write; the rest comes by `mem` after the chunk (`gpu_momentum_parts`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from nestax.models.memory import (
+  gpu_adjoint,
+  gpu_gates,
+  gpu_momentum,
+  gpu_tile,
+)
+from nestax.models.memory.gpu_layout import (
+  Shape,
+  array,
+  call,
+  put,
+  put_rows,
+  put_tokens,
+  tokens_of,
+)
+from nestax.models.memory.gpu_momentum_adjoint import first, first_column
+from nestax.models.memory.gpu_momentum_link import system_P
+from nestax.models.memory.gpu_momentum_output import Steps, steps_of
+
+WARPS = 4
+
+
+class Read(NamedTuple):
+  """Gradients, `[B, H, n, ...]`; None where only the boundary is read."""
+
+  mem: tuple  # of the fast part and momentum, [K, K]
+  steps: Steps | None
+  k: jax.Array | None  # [C, K]
+  scalars: jax.Array | None  # of total and total_b, [2, C] float32
+
+
+def read_back(shape: Shape, slow, stream, saved, d_out):
+  """(Read, gradient of the query).
+
+  Args:
+    shape: of the walk.
+    slow: slow values.
+    stream: inputs.
+    saved: (Walked, fast part and momentum of `mem`, its Steps).
+    d_out: of the output.
+  """
+  B, _, H, K = stream.query.shape
+  make, C = array(shape, B, H), shape.C
+  outs = Read((make(K, K), make(K, K)), None, None, None)
+  if shape.cfg.read == 'token':
+    rows = make(2, C, dtype='float32')
+    outs = Read(outs.mem, steps_of(shape, B, H), make(C, K), rows)
+  walked, both, steps = saved
+  return call(
+    _read_kernel, shape, (shape.n, H, B),
+    (slow.maps['mem'], stream, (walked._replace(start=None), both, steps),
+     d_out),
+    (outs, jax.ShapeDtypeStruct(stream.query.shape, stream.query.dtype)),
+    'memory_momentum_read', WARPS, 1,
+  )  # fmt: skip
+
+
+def _read_kernel(shape: Shape, W, stream, saved, d_out_ref, read, d_query):
+  i, h, b = (pl.program_id(axis) for axis in range(3))
+  at = b, h, i
+  cfg, dots, (walked, both, _) = shape.cfg, shape.dots, saved
+  chunk = gpu_momentum.here(shape, stream, walked, at)
+  decay, push = chunk.decay, chunk.push
+  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
+  q, q_norm = gpu_tile.unit(query)
+  wide = tokens_of(shape, d_out_ref, at)
+  d_out = wide.astype(shape.dtype)
+  d_q = dots.nn(d_out, W[h, :, :])
+  if 'mem' in cfg.identity:
+    d_q = d_q + wide
+  d_read = dots.nn(d_out, both[0][b, h, i])
+  if cfg.read != 'token':
+    d_q = d_q + gpu_adjoint.alive_only(decay, d_read)
+    put_tokens(shape, d_query, at, gpu_tile.unit_back(d_q, q, q_norm))
+    q = gpu_adjoint.alive_only(decay, q)
+    put(read.mem[0], at, dots.tn(d_out, q))
+    put(read.mem[1], at, jnp.zeros((shape.K, shape.K), jnp.float32))
+    return
+  d_read = decay.g[:, None] * d_read
+  total = jnp.sum(d_read * q, axis=1)
+  d_push = dots.nn(d_out, both[1][b, h, i])
+  d_c = jnp.sum(d_push * q, axis=1)
+  d_q = d_q + d_read + push.c[:, None] * d_push
+  refs = saved, read
+  more, d_q = _inside(shape, refs, chunk, q, d_out, d_c, d_q, at)
+  put_rows(read.scalars, at, (total + push.c * d_c + more[0], more[1]))
+  put_tokens(shape, d_query, at, gpu_tile.unit_back(d_q, q, q_norm))
+  _of_mem(shape, refs, chunk, q, d_out, at)
+
+
+def _inside(shape: Shape, refs, chunk, q, d_out, d_c, d_q, at):
+  """((of total, of total_b), d_q) by what was read of the chunk itself."""
+  dots, push, (b, h, i) = shape.dots, chunk.push, at
+  (walked, _, steps), read = refs
+  A = gpu_momentum.running_A(chunk, walked.A_p[b, h, i])
+  d_A = dots.nt(d_out, steps.U[b, h, i])
+  of_A = (A * d_A).astype(shape.dtype)
+  columns = dots.tn(of_A, q)
+  k = chunk.k.astype(jnp.float32)
+  rows, total_b = dots.nn(of_A, chunk.k), -jnp.sum(columns * k, axis=1)
+  total = jnp.zeros_like(total_b)
+  if shape.cfg.delta:
+    G = gpu_gates.within(chunk.gate, chunk.marks)
+    of_G = G * dots.nt(d_out, steps.Z[b, h, i])
+    of_G = of_G.astype(shape.dtype)
+    more = dots.tn(of_G, q)
+    total, columns = -jnp.sum(more * k, axis=1), columns + more
+    rows = rows + dots.nn(of_G, chunk.k)
+  put(read.k, at, columns)
+  total = total + jnp.sum(rows * q, axis=1)
+  # of A itself, in which c is the first column times the first gate
+  d_A = dots.nt(q, chunk.k) * d_A + first_column(first(push.b) * d_c)
+  G_p = gpu_momentum.before(chunk.gate, chunk.marks)
+  between = dots.tn(G_p, push.alpha[:, None] * d_A)
+  between = between + (d_A if push.live is None else push.live[:, None] * d_A)
+  B = gpu_momentum.pushes(chunk.total_b, chunk.marks)
+  between = jnp.sum(between * B, axis=1)
+  return (total - between, total_b + between), d_q + rows
+
+
+def _of_mem(shape: Shape, refs, chunk, q, d_out, at):
+  """Writes what reaches `mem` at the chunk's start, and the steps."""
+  cfg, dots, (b, h, i) = shape.cfg, shape.dots, at
+  (walked, *_), read = refs
+  side = gpu_momentum.sides_of(shape, chunk)
+  qk, A_p = dots.nt(q, chunk.k), walked.A_p[b, h, i]
+  d_U = dots.tn(gpu_momentum.running_A(chunk, A_p) * qk, d_out)
+  of_D = dots.tn(d_out, chunk.decay.g[:, None] * q)
+  of_S = dots.tn(d_out, chunk.push.c[:, None] * q)
+  if cfg.delta:
+    G = gpu_gates.within(chunk.gate, chunk.marks)
+    d_R = dots.tn(walked.T[b, h, i], dots.tn(G * qk, d_out))
+    d_R = d_R.astype(shape.dtype)
+    put(read.steps.Z, at, d_R)
+    d_U = d_U - dots.tn(system_P(shape, chunk, A_p), d_R)
+    of_D = of_D + dots.tn(d_R, side.ld)
+    of_S = of_S + dots.tn(d_R, side.ls)
+  d_U = d_U.astype(shape.dtype)
+  put(read.steps.U, at, d_U)
+  put(read.mem[0], at, of_D + dots.tn(d_U, side.alive_lw))
+  put(read.mem[1], at, of_S)
