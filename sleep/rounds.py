@@ -124,7 +124,8 @@ def _one_task(cfg, made, model, prompt, questions, count, key):
 
 def _imitate(cfg, made, params, context, trained, texts, paid):
   """Fine-tunes on the paid dreams after their contexts (ReST-EM)."""
-  opt_state = dream.optimizer(cfg).init(trained)
+  # kept, the unused argument says where: `study` is not compiled again for it
+  opt_state = jax.jit(dream.optimizer(cfg).init, keep_unused=True)(trained)
   paid_B = jnp.asarray(paid)
   for _ in range(cfg.steps):
     trained, opt_state = made.study(

@@ -15,11 +15,13 @@ its teacher forgot.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nestax.sleep import imitate
@@ -204,26 +206,30 @@ def loss(
   """
   total, parts = 0.0, {}
   on_policy = 0.0 if said is None else cfg.on_policy
-  if cfg.alpha and on_policy < 1:
-    own = readers.score(reader, *student, texts.tokens_BxL)
-    apart = divergence(cfg.divergence, heard.texts_BxLxV, own)
+  own = _read(
+    reader,
+    student,
+    texts=texts if cfg.alpha and on_policy < 1 else None,
+    kept=kept,
+    said=said,
+  )
+  if 'texts' in own:
+    apart = divergence(cfg.divergence, heard.texts_BxLxV, own['texts'])
     parts['divergence'] = _mean(apart, texts.said_BxL[:, 1:])
     total += cfg.alpha * (1 - on_policy) * parts['divergence']
-  if kept is not None:
-    own = readers.score(reader, *student, kept.tokens_BxL)
-    apart = divergence(cfg.divergence, heard.kept_BxLxV, own)
+  if 'kept' in own:
+    apart = divergence(cfg.divergence, heard.kept_BxLxV, own['kept'])
     parts['kept'] = _mean(apart, kept.said_BxL[:, 1:])
     total += cfg.keep * parts['kept']
   if said is None:
     return total, parts
-  own = readers.score(reader, *student, said.tokens_BxL)
   mask = said.said_BxL[:, 1:]
   if cfg.alpha and on_policy:
-    apart = divergence(cfg.divergence, heard.said_BxLxV, own)
+    apart = divergence(cfg.divergence, heard.said_BxLxV, own['said'])
     parts['on_policy_divergence'] = _mean(apart, mask)
     total += cfg.alpha * on_policy * parts['on_policy_divergence']
   if cfg.alpha < 1:
-    drawn = own / cfg.temperature  # the chance that it was drawn with
+    drawn = own['said'] / cfg.temperature  # the chance that it was drawn with
     log_B = log_chance(drawn, said.tokens_BxL[:, 1:], mask)
     paid_B = jax.lax.stop_gradient(advantage(heard.reward_B, cfg.group))
     gain = (paid_B * log_B).sum() / jnp.maximum(mask.sum(), 1)
@@ -232,12 +238,69 @@ def loss(
   return total, parts
 
 
+def _read(reader: Reader, side: Side, **texts: Said | None):
+  """Logits of texts by name, those that are None left out, read as one batch.
+
+  One model to compile instead of one for each name. All are of one length and
+  of the same owners, whose rows stay together: in as many blocks as divide
+  every number of rows, and so at least as fine as the owners.
+  """
+  texts = {name: x.tokens_BxL for name, x in texts.items() if x is not None}
+  if len(texts) < 2:
+    return {n: readers.score(reader, *side, x) for n, x in texts.items()}
+  G = math.gcd(*(len(x) for x in texts.values()))
+  blocks = [x.reshape(G, -1, x.shape[1]) for x in texts.values()]
+  tokens_GxRxL = jnp.concatenate(blocks, 1)
+  R, L = tokens_GxRxL.shape[1:]
+  logits = readers.score(reader, *side, tokens_GxRxL.reshape(G * R, L))
+  ends = np.cumsum([x.shape[1] for x in blocks])[:-1]
+  parts = jnp.split(logits.reshape(G, R, *logits.shape[1:]), ends, axis=1)
+  return {
+    name: x.reshape(-1, *logits.shape[1:]) for name, x in zip(texts, parts)
+  }
+
+
+def hearing(
+  cfg: SeedConfig, reader: Reader, semantic: Callable = imitate.agreement
+) -> Callable:
+  """Compiles `hear` for one model, whatever is trained.
+
+  Args:
+    cfg: the objective.
+    reader: of teacher and student.
+    semantic: `(teacher's logits, tokens, mask) -> r_sem`, `[B]`.
+  """
+
+  @jax.jit
+  def hear(
+    teacher: Side, texts: Said, prefixes, said, kept=None, context=None
+  ) -> Heard:
+    reward_B = of_kept = None
+    needed = cfg.alpha and (said is None or cfg.on_policy < 1)
+    of = _read(reader, teacher, texts=texts if needed else None, said=said)
+    if kept is not None:
+      # by the slow weights as they were, and what the student has beside them
+      of_kept = readers.score(reader, teacher.params, context, kept.tokens_BxL)
+    if said is not None:
+      mask = said.said_BxL[:, 1:]
+      sem_B = semantic(of['said'], said.tokens_BxL[:, 1:], mask)
+      mine, own_B = completion(said)
+      wanted, their_B = completion(prefixes)
+      if cfg.say:
+        their_B = jnp.minimum(their_B, cfg.say)
+      same_B = imitate.r_abs(mine, own_B, wanted, their_B, cfg.bound)
+      reward_B = imitate.combine(sem_B, same_B, cfg.gamma)
+    return Heard(of.get('texts'), of.get('said'), reward_B, of_kept)
+
+  return hear
+
+
 def programs(
   cfg: SeedConfig,
   reader: Reader,
   put: Callable[[Any, Any], Any],
   eos: int = -1,
-  semantic: Callable = imitate.agreement,
+  hear: Callable | None = None,
 ) -> Programs:
   """Compiles the three for one model and one kind of slot.
 
@@ -247,7 +310,7 @@ def programs(
     put: `(params, trained) -> params`: where what is trained belongs. All
       else is frozen, and is the teacher's own arrays.
     eos: id that ends a text; -1 if none does.
-    semantic: `(teacher's logits, tokens, mask) -> r_sem`, `[B]`.
+    hear: from `hearing`, for kinds of slots that share it; None for its own.
   """
 
   @jax.jit
@@ -267,28 +330,6 @@ def programs(
     )
     return prefixes, said
 
-  @jax.jit
-  def hear(
-    teacher: Side, texts: Said, prefixes, said, kept=None, context=None
-  ) -> Heard:
-    of_texts = of_said = reward_B = of_kept = None
-    if cfg.alpha and (said is None or cfg.on_policy < 1):
-      of_texts = readers.score(reader, *teacher, texts.tokens_BxL)
-    if kept is not None:
-      # by the slow weights as they were, and what the student has beside them
-      of_kept = readers.score(reader, teacher.params, context, kept.tokens_BxL)
-    if said is not None:
-      of_said = readers.score(reader, *teacher, said.tokens_BxL)
-      mask = said.said_BxL[:, 1:]
-      sem_B = semantic(of_said, said.tokens_BxL[:, 1:], mask)
-      mine, own_B = completion(said)
-      wanted, their_B = completion(prefixes)
-      if cfg.say:
-        their_B = jnp.minimum(their_B, cfg.say)
-      same_B = imitate.r_abs(mine, own_B, wanted, their_B, cfg.bound)
-      reward_B = imitate.combine(sem_B, same_B, cfg.gamma)
-    return Heard(of_texts, of_said, reward_B, of_kept)
-
   tx = optimizer(cfg)
 
   @jax.jit
@@ -302,7 +343,7 @@ def programs(
     parts['gradient'] = optax.global_norm(grads)
     return optax.apply_updates(trained, updates), opt_state, parts
 
-  return Programs(speak, hear, learn)
+  return Programs(speak, hear or hearing(cfg, reader), learn)
 
 
 def run(
@@ -330,12 +371,15 @@ def run(
     tell: given the number of updates made and their numbers, float32 scalars
       on the device.
     keep: `key -> Said`, texts of one update whose distributions are to stay
-      those of the teacher's slow weights; None for none.
+      those of the teacher's slow weights; None for none. Rows are as long as
+      those of `draw`, and as many of each owner.
 
   Returns:
     (trained, newest value of every number).
   """
-  opt_state, numbers = optimizer(cfg).init(trained), {}
+  # kept, the unused argument says where: `learn` is not compiled again for it
+  begin = jax.jit(optimizer(cfg).init, keep_unused=True)
+  opt_state, numbers = begin(trained), {}
   for step in range(cfg.steps):
     texts_key, speak_key = jax.random.split(jax.random.fold_in(key, step))
     texts, prefixes, said, kept = draw(texts_key), None, None, None

@@ -85,6 +85,7 @@ def of_model(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
 
   puts = [functools.partial(put, k) for k in range(len(cfg.groups))]
   disturb = functools.partial(dream.random_expert, cfg)
+  hear = seed.hearing(how.seed, reader)
   return Tools(
     cfg,
     how,
@@ -92,7 +93,9 @@ def of_model(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
     reader,
     jax.jit(functools.partial(language_model.flush, cfg)),
     texts.speaker(how.texts, reader, words),
-    tuple(seed.programs(how.seed, reader, put, words.eos) for put in puts),
+    tuple(
+      seed.programs(how.seed, reader, put, words.eos, hear) for put in puts
+    ),
     tuple(
       dream.programs(how.dream, reader, put, disturb, words.bos, words.eos)
       for put in puts

@@ -192,6 +192,38 @@ def test_a_student_that_forgets_a_level_learns_it_back():
   assert (trained != params['blocks']['level_1']['down']).any()
 
 
+def test_texts_that_are_read_together_are_those_read_one_by_one():
+  def fresh(context, rows, length):
+    return jnp.repeat(context, rows // len(context), axis=0)
+
+  def read(params, state, tokens_BxL, length_B=None):
+    return state, params[tokens_BxL] + state[:, None]
+
+  reader, context = readers.Reader(fresh, read), jnp.arange(12.0).reshape(3, W)
+  texts = {
+    name: readers.Said(cases.tokens(B, 8, seed=B) % W, None, None)
+    for name, B in (('texts', 6), ('kept', 9), ('said', 24))
+  }
+  got = seed._read(reader, Side(table(0), context), none=None, **texts)
+  assert list(got) == list(texts)
+  for name, rows in texts.items():
+    want = readers.score(reader, table(0), context, rows.tokens_BxL)
+    np.testing.assert_array_equal(got[name], want)
+
+
+def test_an_update_is_compiled_once_wherever_the_model_was_put():
+  cfg = dataclasses.replace(QUICK, steps=3, rows=4)
+  made = seed.programs(cfg, cases.table_reader(), add)
+  texts = readers.Said(cases.tokens(4, 8) % W, jnp.ones(4, int), jnp.full(4, 8))
+  put = lambda x: jax.device_put(x, jax.devices()[0])  # noqa: E731
+  teacher, student = (Side(put(table(i)), None) for i in (0, 1))
+  trained = put(jnp.zeros((W, W)))
+  key = jax.random.key(0)
+  seed.run(cfg, made, teacher, student, trained, lambda key: texts, key)
+  for program in made:
+    assert program._cache_size() == 1
+
+
 @pytest.mark.parametrize(
   'values, words',
   [
