@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from nestax.cms.level import Own, Theta, Writes
 
+SAVED = 'level_products'  # what a policy of recomputation may keep
 VARIANTS = ('sequential', 'nested', 'independent')
 
 
@@ -92,9 +94,9 @@ def _read_later(theta: Theta, writes: Writes, x_BxLxD, P: int):
   gate, up, down = own(theta, delta, x_BxLxD.dtype).theta
   cut = jnp.pad(x_BxLxD, ((0, 0), (0, m * P - L), (0, 0)))
   x_mxBxPxD = jnp.moveaxis(cut.reshape(B, m, P, D), 1, 0)
-  h_mxBxPxF = jax.nn.silu(jnp.einsum('mbpd,mbdf->mbpf', x_mxBxPxD, gate))
-  h_mxBxPxF = h_mxBxPxF * jnp.einsum('mbpd,mbdf->mbpf', x_mxBxPxD, up)
-  y_mxBxPxD = jnp.einsum('mbpf,mbfd->mbpd', h_mxBxPxF, down)
+  times = lambda x, w: checkpoint_name(x @ w, SAVED)  # noqa: E731
+  h_mxBxPxF = jax.nn.silu(times(x_mxBxPxD, gate)) * times(x_mxBxPxD, up)
+  y_mxBxPxD = times(h_mxBxPxF, down)
   return jnp.moveaxis(y_mxBxPxD, 0, 1).reshape(B, m * P, D)[:, :L]
 
 

@@ -107,6 +107,8 @@ def _join(*parts):
   return jnp.concatenate(parts, 0) if len(parts) > 1 else parts[0]
 
 
+# parameters that are read in the dtype of the matmuls only
+MULTIPLIED = ('embedding', 'head', 'kernel')
 FEW = 4  # blocks of a segment up to which its chunks are read without a loop
 
 
@@ -207,21 +209,25 @@ def net(cfg: ModelConfig, params, head, aligned: bool, owned=None) -> Net:
   """
   constant = None
   if cfg.cms.differentiate == 'first_order':
-    still = jax.lax.stop_gradient(params)
-    for name in ('embed', 'head'):  # once, not at every chunk
-      if name in still:
-        cast = lambda x: x.astype(cfg.compute_dtype)  # noqa: E731
-        still = still | {name: jax.tree.map(cast, still[name])}
+    still = jax.lax.stop_gradient(
+      jax.tree_util.tree_map_with_path(
+        functools.partial(_cast, cfg.compute_dtype), params
+      )
+    )
     constant = _net(cfg, still, functools.partial(head, still), aligned, owned)
   head = functools.partial(head, params)
   return _net(cfg, params, head, aligned, owned, constant)
 
 
+def _cast(dtype, path, x):
+  """A parameter as it is multiplied: cast once, not at every chunk."""
+  return x.astype(dtype) if path[-1].key in MULTIPLIED else x
+
+
 def _net(cfg: ModelConfig, params, head, aligned, owned, constant=None) -> Net:
   first, cms = cfg.adapting[0], cfg.cms
   if cms.differentiate == 'full':
-    # kernels have no second derivative
-    memory = dataclasses.replace(cfg.memory, implementation='scan')
+    memory = dataclasses.replace(cfg.memory, twice=True)
     cfg = dataclasses.replace(cfg, memory=memory)
 
   by_segment = [one_by_one(params['blocks'], s) for s in cfg.segments]

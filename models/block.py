@@ -256,7 +256,11 @@ def _kernels_saveable(primitive, *args, **params) -> bool:
 
 
 _named = jax.checkpoint_policies.save_only_these_names(SAVED)
-_dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+# levels that are read at once have other weights in every period: a batch
+_dots = jax.checkpoint_policies.save_from_both_policies(
+  jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  jax.checkpoint_policies.save_only_these_names(chain.SAVED),
+)
 POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
   'dots': _dots,

@@ -108,12 +108,6 @@ class ModelConfig:
         f'cms.rank={self.cms.rank} of an expert slot: at most the width '
         f'D={self.D}'
       )
-    twice = self.adapting and self.cms.differentiate == 'full'
-    if twice and self.memory.implementation == 'pallas':
-      raise ValueError(
-        "memory.implementation='pallas' and cms.differentiate='full': kernels "
-        "have no second derivative; leave it at '' or take 'first_order'"
-      )
     _ = self.schedule, self.groups
 
   @property

@@ -352,12 +352,13 @@ def test_flush_writes_what_is_pending_and_moves_no_clock(name):
     assert list(new.commits_B - old.commits_B)[3] == 1
 
 
-def test_levels_learn_in_first_order_through_kernels():
+@pytest.mark.parametrize('differentiate', ['first_order', 'full'])
+def test_levels_learn_through_kernels(differentiate):
   tokens = jax.random.randint(jax.random.key(2), (1, 16), 0, V)
 
   def grads(implementation):
     memory = {'chunk_mem': 8, 'chunk_rest': 8, 'implementation': implementation}
-    cms = {'periods': (8,), 'differentiate': 'first_order'}
+    cms = {'periods': (8,), 'differentiate': differentiate}
     cms |= {'variant': 'sequential', 'optimizer': 'sgd'}
     cfg = config('hope', N=1, H=1, cms=cms, memory=memory)
     model = language_model.LanguageModel(cfg)
@@ -372,11 +373,3 @@ def test_levels_learn_in_first_order_through_kernels():
     return jax.jit(jax.grad(loss))(params)
 
   jax.tree.map(close, grads('pallas'), grads('scan'))
-
-
-def test_kernels_are_refused_where_they_would_be_differentiated_twice():
-  cms, memory = {'differentiate': 'full'}, {'implementation': 'pallas'}
-  with pytest.raises(ValueError, match='no second derivative'):
-    config('hope', cms=cms, memory=memory)
-  cfg = config('hope', cms=cms)
-  assert cfg.memory.implementation == ''

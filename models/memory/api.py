@@ -6,7 +6,7 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import pallas_gpu, pallas_tpu, scan, token
+from nestax.models.memory import pallas_gpu, pallas_tpu, scan, token, twice
 from nestax.models.memory.types import (
   IMPLEMENTATIONS,
   Inputs,
@@ -123,6 +123,8 @@ def run(
     return scan.run(cfg, initial, state, inputs, dtype, length_B, aligned)
   if implementation == 'pallas':
     run_kernels = _kernels().run
+    if cfg.twice:
+      run_kernels = functools.partial(twice.run, run_kernels)
     return run_kernels(cfg, initial, state, inputs, dtype, length_B, aligned)
   raise ValueError(
     f'implementation={implementation!r}: one of {IMPLEMENTATIONS} or None'

@@ -63,6 +63,7 @@ class MemoryConfig:
     remat: recompute a chunk's inner values in the backward pass.
     implementation: one of IMPLEMENTATIONS; '' picks by length, shape and
       machine, see `api.run`.
+    twice: kernels are differentiated twice, see `memory.twice`.
   """
 
   chunk_mem: int = 64
@@ -87,6 +88,7 @@ class MemoryConfig:
   bounded: bool = True
   remat: bool = True
   implementation: str = ''
+  twice: bool = False
 
   def __post_init__(self):
     small, big = sorted((self.chunk_mem, self.chunk_rest))

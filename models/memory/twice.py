@@ -1,0 +1,89 @@
+"""Kernels where they are differentiated twice, the second time by the scan.
+
+Levels that are differentiated in full need the derivative of a gradient.
+Kernels give a value and its gradient; the derivative of that gradient is the
+one of `scan.run`'s, the definition that the kernels are held to.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nestax.models.memory import scan
+from nestax.models.memory.types import Inputs, MemoryConfig, MemoryState
+
+
+def run(
+  kernels: Callable,
+  cfg: MemoryConfig,
+  initial,
+  state: MemoryState | None,
+  inputs: Inputs,
+  dtype,
+  length_B=None,
+  aligned: bool = False,
+):
+  """`kernels`, which `scan.run` describes, with a second derivative."""
+  leaves, tree = jax.tree.flatten((initial, state, inputs, length_B))
+  moves = [jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
+
+  def by(how):
+    def read(floats, others):
+      floats, others = iter(floats), iter(others)
+      parts = [next(floats if move else others) for move in moves]
+      *args, length_B = jax.tree.unflatten(tree, parts)
+      state, out = how(cfg, *args, dtype, length_B, aligned)
+      return state and state[:3], out
+
+    return read
+
+  floats = [x for x, move in zip(leaves, moves) if move]
+  others = [x for x, move in zip(leaves, moves) if not move]
+  end, out = twice(by(kernels), by(scan.run))(floats, others)
+  if state is None:
+    return None, out
+  count = inputs.query.shape[1] if length_B is None else length_B
+  position_B = (state.position_B + count) % cfg.chunks[1]
+  return MemoryState(*end, position_B), out
+
+
+def twice(fast: Callable, slow: Callable) -> Callable:
+  """`fast`, whose gradient is differentiated as `slow`'s.
+
+  Args:
+    fast: `(floats, others) -> floats`, differentiable by `floats` once.
+    slow: the same function, differentiable twice.
+  """
+
+  def pull(function, floats, others, d_out):
+    _, back = jax.vjp(lambda floats: function(floats, others), floats)
+    return back(d_out)[0]
+
+  @jax.custom_vjp
+  def gradient(floats, others, d_out):
+    return pull(fast, floats, others, d_out)
+
+  def keep(floats, others, d_out):
+    return gradient(floats, others, d_out), (floats, others, d_out)
+
+  def second(kept, d_gradient):
+    floats, others, d_out = kept
+    _, back = jax.vjp(
+      lambda floats, d_out: pull(slow, floats, others, d_out), floats, d_out
+    )
+    d_floats, dd_out = back(d_gradient)
+    return d_floats, None, dd_out
+
+  gradient.defvjp(keep, second)
+
+  @jax.custom_vjp
+  def value(floats, others):
+    return fast(floats, others)
+
+  # by `value` again, which an outer derivative meets
+  value.defvjp(
+    lambda floats, others: (value(floats, others), (floats, others)),
+    lambda kept, d_out: (gradient(*kept, d_out), None),
+  )
+  return value
