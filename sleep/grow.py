@@ -240,6 +240,6 @@ def inputs(cfg: ModelConfig, params, tokens_BxL):
     {'params': params}, tokens_BxL, method=lambda m, t: m.embed(t)
   )
   _, _, keys = active.run_blocks(
-    asking, params, Segment(0, cfg.N, None), None, x_BxLxD, None
+    asking, params['blocks'], Segment(0, cfg.N, None), None, x_BxLxD, None
   )
   return keys

@@ -131,7 +131,7 @@ def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL, length_B):
   if first:
     trunk, x_BxLxD, _ = active.run_blocks(
       cfg,
-      params,
+      params['blocks'],
       Segment(0, first, None),
       trunk,
       x_BxLxD,
