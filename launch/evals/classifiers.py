@@ -163,7 +163,7 @@ def features(cfg: ModelConfig, params, tokens_BxL, length_B):
   variables = {'params': params}
   x_BxLxD = model.apply(variables, tokens_BxL, method=lambda m, t: m.embed(t))
   _, x_BxLxD, _ = active.run_blocks(
-    cfg, params, Segment(0, cfg.N, None), None, x_BxLxD, None
+    cfg, params['blocks'], Segment(0, cfg.N, None), None, x_BxLxD, None
   )
   x_BxLxD = model.apply(variables, x_BxLxD, method=lambda m, x: m.final_norm(x))
   here_BxL = jnp.arange(tokens_BxL.shape[1])[None] < length_B[:, None]
