@@ -21,8 +21,8 @@ from nestax.launch.damage import OtherConfigError as OtherConfigError
 from nestax.launch.data import shards
 
 
-def check_writable(workdir: str | os.PathLike) -> None:
-  """Makes the folder, and a file in it for a moment.
+def check_writable(workdir: str | os.PathLike, flag: str = 'workdir') -> None:
+  """Makes the folder, and a file in it for a moment; `flag` names it.
 
   Raises:
     PermissionError: naming the folder and the reason.
@@ -36,8 +36,8 @@ def check_writable(workdir: str | os.PathLike) -> None:
     probe.unlink()
   except OSError as error:
     raise PermissionError(
-      f'cannot write in the workdir {workdir}: {error.strerror}; give another '
-      'one with --workdir'
+      f'cannot write in the {flag} {workdir}: {error.strerror}; give another '
+      f'one with --{flag}'
     ) from error
 
 

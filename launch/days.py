@@ -45,6 +45,8 @@ def load(
     FileNotFoundError: if a pattern matches nothing.
     ValueError: in words, for what cannot be days.
   """
+  if count < 0:
+    raise ValueError(f'--days={count}: 0 for a file a day, or more')
   paths = [path for pattern in patterns for path in match('text', pattern)]
   if not paths:
     raise ValueError('no text to read: give --text=FILES')
@@ -89,9 +91,10 @@ def match(flag: str, pattern: str) -> list[str]:
 
 def _files(folder: str) -> list[str]:
   found = [p for p in pathlib.Path(folder).iterdir() if p.is_file()]
+  found = [str(p) for p in found if not p.name.startswith('.')]
   if not found:
     raise ValueError(f'{folder}: a day without a file to read')
-  return [str(p) for p in found if not p.name.startswith('.')]
+  return found
 
 
 def _named(paths: Sequence[str]) -> dict[str, str]:

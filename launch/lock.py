@@ -15,12 +15,13 @@ class InUse(OSError):
 
 
 @contextlib.contextmanager
-def held(workdir, take: bool = True) -> Iterator[None]:
+def held(workdir, take: bool = True, flag: str = 'workdir') -> Iterator[None]:
   """Holds `workdir/.lock`; the system lets go of it however the process ends.
 
   Args:
     workdir: of the run; it is there.
     take: False on all processes of a run but the first, which take nothing.
+    flag: that names it.
 
   Raises:
     InUse: naming the workdir.
@@ -31,8 +32,8 @@ def held(workdir, take: bool = True) -> Iterator[None]:
   with free(pathlib.Path(workdir) / '.lock') as mine:
     if not mine:
       raise InUse(
-        f'another run is going on in the workdir {workdir}: wait for its end, '
-        'or give another one with --workdir'
+        f'another run is going on in the {flag} {workdir}: wait for its end, '
+        f'or give another one with --{flag}'
       )
     yield
 

@@ -46,8 +46,9 @@ def live(plan: Plan, out, forget: str = '') -> list[dict]:
     ValueError: if the texts are not those of the life in `out`, or a night
       finds no room (`SlotsError`).
   """
-  checkpoint.check_writable(out)
-  with lock.held(out), Signals() as signals, report.Show() as show:
+  checkpoint.check_writable(out, 'out')
+  held = lock.held(out, flag='out')
+  with held, Signals() as signals, report.Show() as show:
     life_ = Life(plan, out, show, signals)
     try:
       if forget:
@@ -72,7 +73,8 @@ class Life:
     self.plan, self.out = plan, pathlib.Path(out)
     self.show, self.signals = show, signals
     rows = metrics.read(self.out / 'night.jsonl')
-    names = rows[0]['owners'] if rows else list(days.owners(plan.days))
+    whole = rows and rows[0]['night'] == 0  # whose line names all owners
+    names = rows[0]['owners'] if whole else list(days.owners(plan.days))
     options = plan.options
     self.past = Past(names, replay.Replay(options.capacity))
     self.store = life.Store(self.out, plan.made, options, show.say)

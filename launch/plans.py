@@ -12,6 +12,7 @@ from nestax.launch import days, overrides, rehearsal, sampling
 from nestax.launch.evals import novel
 from nestax.launch.trained import Trained
 from nestax.models import language_model
+from nestax.models.continuum import SCOPES
 from nestax.sleep import grow, owners, replay, tasks
 from nestax.sleep import tools as tools_
 from nestax.sleep.reader import Said
@@ -126,8 +127,15 @@ def of_flags(values: Mapping) -> Plan:
     values['rate'],
   )
   made = novel.load(values['workdir'], model, stack)
+  if values['scope'] not in SCOPES:
+    raise ValueError(f'--scope={values["scope"]}: one of {", ".join(SCOPES)}')
   if values['slots']:
     made = equipped(made, values['slots'], options, values['scope'])
+  elif values['scope'] == 'owner' != made.model.cfg.cms.scope:
+    raise ValueError(
+      '--scope=owner is for slots that --slots=N gives; those of this model '
+      'are shared'
+    )
   elif not made.model.cfg.cms.slots:
     raise ValueError(
       'the levels of this model have no slots to grow into; give them some, '
@@ -204,6 +212,15 @@ def prepare(
       'night.seed.keep=0: what is rehearsed would weigh nothing; give a weight '
       'above 0, or neither --rehearse nor earlier'
     )
+  if options.earlier and options.held < length:
+    raise ValueError(
+      f'held={options.held} tokens of earlier days are less than one row of '
+      f'night.texts.length={length}: nothing could be rehearsed'
+    )
+  _check_ids(made, core, core_ids)
+  for day in read:
+    for name, ids in day.tokens.items():
+      _check_ids(made, f'day {day.name} of {name}', ids)
   rehearsed = None
   if rehearse:
     rehearsed = rehearsal.load(rehearse, core_ids, read, made.tokenizer, length)
@@ -217,6 +234,15 @@ def prepare(
     tuple(tasks),
     rehearsed,
   )
+
+
+def _check_ids(made: Trained, what: str, ids) -> None:
+  most = max(ids, default=0)
+  if most >= made.model.cfg.V:
+    raise ValueError(
+      f'{what}: token {most} is none of the {made.model.cfg.V} of the model, '
+      'whose tokenizer this cannot be'
+    )
 
 
 def words_of(made: Trained) -> Words:

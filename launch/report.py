@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
 
 from rich import console, table
@@ -12,8 +13,14 @@ from rich import progress as bars
 from nestax.launch import plots
 
 
+EVERY = 20.0  # seconds between lines where there is no terminal
+
+
 class Show:
-  """A bar at a time on stderr; what is said scrolls by on stdout."""
+  """A bar at a time on stderr; what is said scrolls by on stdout.
+
+  Where stderr is no terminal, a line when something begins and now and then.
+  """
 
   def __init__(self):
     columns = (
@@ -21,6 +28,7 @@ class Show:
       bars.TextColumn('{task.fields[words]}'),
     )
     stderr = console.Console(stderr=True)
+    self._lines, self._said = not stderr.is_terminal, 0.0
     self._bars = bars.Progress(*columns, console=stderr, transient=True)
     self._task, self._name = None, ''
 
@@ -33,11 +41,21 @@ class Show:
 
   def update(self, name: str, done: int, total: int, words: str = '') -> None:
     """Moves the bar of that name, which takes the place of another."""
+    if self._lines:
+      self._line(name, done, total, words)
+      return
     if name != self._name:
       if self._task is not None:
         self._bars.remove_task(self._task)
       self._task, self._name = self._bars.add_task(name, words=''), name
     self._bars.update(self._task, completed=done, total=total, words=words)
+
+  def _line(self, name: str, done: int, total: int, words: str) -> None:
+    now = time.monotonic()
+    if name == self._name and now - self._said < EVERY:
+      return
+    self._name, self._said = name, now
+    to_stderr(f'{name}: {done}/{total}' + (f', {words}' if words else ''))
 
   def say(self, line: str) -> None:
     print(line, flush=True)

@@ -92,12 +92,16 @@ def night(
       weights say there is kept, along with what they say by themselves.
 
   Raises:
-    SlotsError: if a receiver has no free slot and cannot be merged.
+    SlotsError: if a receiver has no free slot, before anything is done, or
+      cannot be merged.
     TaskError: if a task does not fit, before anything is done.
   """
   cfg, how, clock = tools.cfg, tools.how, _Clock()
+  due = how.due(number, len(cfg.groups))
   if tasks:
     rounds.prepare(how.dream, tasks)
+  if how.full == 'error':
+    grow.check_room(cfg, params, due)
   with clock('compute'):
     awake = jax.block_until_ready(tools.compute(params, state))
   rows = np.array(day.rows)
@@ -112,7 +116,7 @@ def night(
   metrics['day_dusk'] = _dusk_loss(tools, teacher, day)
   grown, kept, index = params, context, {}
   chosen_B = jnp.zeros((_batch(state),), bool).at[rows].set(True)
-  for k in how.due(number, len(cfg.groups)):
+  for k in due:
     metrics[f'written_{k}'] = float(norm(context[k]).mean())
     kept = consolidate.reset(kept, k)
     with clock(f'consolidate {k}'):
@@ -130,11 +134,7 @@ def night(
     metrics |= said
   with clock('gate'):
     metrics |= _losses(tools, 'after', grown, day, core)
-    decision = gate.decide(
-      how.gate,
-      {name: metrics[f'{name}_before'] for name in ('core', 'day')},
-      {name: metrics[f'{name}_after'] for name in ('core', 'day')},
-    )
+    decision = _decide(how.gate, metrics)
   metrics |= {
     f'slots_{k}': grow.used(cfg, grown, k) for k in range(len(cfg.groups))
   }
@@ -165,6 +165,14 @@ def _losses(tools: Tools, when: str, params, day: Day, core: Said):
   )
   day_loss = gate.loss(tools.reader, params, None, *_all(day))
   return {f'core_{when}': core_loss, f'day_{when}': day_loss}
+
+
+def _decide(how: gate.GateConfig, metrics) -> gate.Decision:
+  before, after = (
+    {name: metrics[f'{name}_{when}'] for name in ('core', 'day')}
+    for when in ('before', 'after')
+  )
+  return gate.decide(how, before, after)
 
 
 def _all(day: Day):

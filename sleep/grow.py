@@ -125,6 +125,29 @@ def grow(cfg: ModelConfig, params, k: int):
   return replace(cfg, params, k, experts.activate(own, index)), index
 
 
+def check_room(cfg: ModelConfig, params, senders) -> None:
+  """Raises a SlotsError if a night's receivers have too few free slots.
+
+  Args:
+    cfg: the model.
+    params: its parameters.
+    senders: of the night, in their order; those that give to others are freed.
+  """
+  S = cfg.cms.slots
+  room = [S - used(cfg, params, k) for k in range(len(cfg.groups))]
+  for k in senders:
+    to = receiver(cfg, k)
+    if not room[to]:
+      raise SlotsError(
+        f'levels of period {period(cfg, to)}: all {S} expert slots of the '
+        'level are used up, or will be in this night: merge them into the '
+        "level (full='merge'), or give the model more (cms.slots)"
+      )
+    room[to] -= 1
+    if to != k:
+      room[k] = S
+
+
 def used(cfg: ModelConfig, params, k: int) -> int:
   """How many slots of the levels of period k are active."""
   active_nxS = np.asarray(slots(cfg, params, k).active_S)

@@ -84,6 +84,7 @@ def test_what_cannot_be_days_is_refused(tmp_path):
   with pytest.raises(ValueError, match="'ann' is the name of two"):
     days.load([pattern, str(tmp_path / 'more/*')], 1, BYTES)
   (tmp_path / 'bare').mkdir()
+  (tmp_path / 'bare' / '.hidden').write_text('no owner')
   with pytest.raises(ValueError, match='a day without a file'):
     days.load([str(tmp_path / 'bare')], 0, BYTES)
   empty = write(tmp_path / 'empty', ann=' \n')

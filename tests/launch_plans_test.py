@@ -71,3 +71,17 @@ def test_a_model_that_cannot_sleep_is_refused(tmp_path):
 def test_impossible_options_are_refused(values):
   with pytest.raises(ValueError, match=f'{next(iter(values))}='):
     dataclasses.replace(cases.OPTIONS, **values)
+
+
+def test_ids_that_the_model_does_not_know_are_refused(tmp_path):
+  folder, made = cases.write_texts(tmp_path), cases.made()
+  core = str(folder / 'core.txt')
+  read = days.load([str(folder / 'ann.txt')], 1, made.tokenizer)
+  other = [read[0]._replace(tokens={'ann': np.array([5, 272])})]
+  with pytest.raises(ValueError, match='day 1 of ann: token 272 is none of'):
+    plans.prepare(made, other, core, cases.OPTIONS)
+  foreign = dataclasses.replace(made.tokenizer, encode=lambda text: [1, 300])
+  with pytest.raises(
+    ValueError, match='core.txt: token 300 is none of the 272'
+  ):
+    plans.prepare(made._replace(tokenizer=foreign), read, core, cases.OPTIONS)

@@ -95,3 +95,21 @@ def test_the_files_are_written_anew(tmp_path):
   assert sorted(p.name for p in tmp_path.iterdir()) == [
     'levels.png', 'night.jsonl', 'retention.png'
   ]  # fmt: skip
+
+
+def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(
+  capsys, monkeypatch
+):
+  now = iter([100.0, 101.0, 102.0, 125.0])
+  monkeypatch.setattr(report.time, 'monotonic', lambda: next(now))
+  with report.Show() as show:
+    show.update('day 1', 0, 40)
+    show.update('day 1', 8, 40, '2.5 nats')  # too soon
+    show.update('night 1', 1, 9)
+    show.update('night 1', 8, 9, 'kept 0.1')
+    show.say('done')
+  said = capsys.readouterr()
+  assert said.err.splitlines() == [
+    'day 1: 0/40', 'night 1: 1/9', 'night 1: 8/9, kept 0.1'
+  ]  # fmt: skip
+  assert said.out == 'done\n'

@@ -104,6 +104,11 @@ def run(folder, *words):
     (['--core=nowhere.txt'], 'nowhere.txt'),
     (['--rehearse=nowhere*'], '--rehearse=nowhere*: there is no such file'),
     (['--slots=4'], 'has 8 expert slots a level already'),
+    (['--scope=owner'], '--scope=owner is for slots that --slots=N gives'),
+    (['--scope=mine'], '--scope=mine: one of shared, owner'),
+    (['--days=-1'], '--days=-1: 0 for a file a day, or more'),
+    ([f'--set={cases.SET},earlier=4,held=9'], 'held=9 tokens of earlier days'),
+    (['--rehearse=/dev/null'], '/dev/null: 0 tokens, shorter than a row of'),
     (['--owners=cid'], "no owner 'cid' reads; there are reader"),
     (['--set=arc=nowhere*.json'], 'arc=nowhere*.json: there is no such file'),
     (['--model=also.gguf'], 'one of them'),
@@ -116,3 +121,10 @@ def test_what_cannot_be_is_refused_in_words(folder, words, said, capsys):
   error = capsys.readouterr().err
   assert error.startswith('nestax-sleep: ') and said in error
   assert not (folder / 'never').exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_its_flag(folder, capsys):
+  out = folder / 'core.txt' / 'life'
+  assert run(folder, f'--out={out}') == 2
+  words = f'cannot write in the out {out}: Not a directory; give another one'
+  assert f'{words} with --out' in capsys.readouterr().err

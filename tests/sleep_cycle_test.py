@@ -166,8 +166,14 @@ def test_a_night_that_is_cut_short_leaves_the_model():
 
 def test_full_levels_end_the_night_in_words():
   _, slept = one_night()
+  told = []
   with pytest.raises(SlotsError, match='period 8: all 2 expert slots'):
-    sleep(params=slept.params, number=2)
+    sleep(params=slept.params, number=2, tell=lambda *x: told.append(x))
+  # one slot is not enough for what both levels give: seen before any work
+  one, _ = grow.grow(model()[0], model()[1], 1)
+  with pytest.raises(SlotsError, match='period 8: all 2 expert slots'):
+    sleep(params=one, tell=lambda *x: told.append(x))
+  assert not told
 
 
 def test_garbage_stays_in_the_fast_levels():
