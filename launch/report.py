@@ -33,11 +33,13 @@ class Show:
     self._task, self._name = None, ''
 
   def __enter__(self) -> 'Show':
-    self._bars.start()
+    if not self._lines:
+      self._bars.start()
     return self
 
   def __exit__(self, *error) -> None:
-    self._bars.stop()
+    if not self._lines:
+      self._bars.stop()
 
   def update(self, name: str, done: int, total: int, words: str = '') -> None:
     """Moves the bar of that name, which takes the place of another."""
