@@ -12,7 +12,6 @@ from rich import progress as bars
 
 from nestax.launch import plots
 
-
 EVERY = 20.0  # seconds between lines where there is no terminal
 
 
