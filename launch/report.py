@@ -124,6 +124,19 @@ def show_night(row: dict, periods: Sequence[int], out=None) -> None:
     soft_wrap=True,
     highlight=False,
   )
+  drift = [
+    f'{_number(m[f"kept_{k}"])} (every {period})'
+    for k, period in enumerate(periods)
+    if f'kept_{k}' in m
+  ]
+  if drift:
+    rows = m.get('rehearsed', 0)
+    shown.print(
+      f'to stay as it was: its own texts and {rows:.0f} rehearsed rows, '
+      f'divergence {", ".join(drift)}',
+      soft_wrap=True,
+      highlight=False,
+    )
   if 'dream_paid' in m:
     shown.print(
       f'dreams: {m["dream_paid"]:.0%} helped; score {m["dream_before"]:.3f} -> '
@@ -132,6 +145,7 @@ def show_night(row: dict, periods: Sequence[int], out=None) -> None:
       highlight=False,
     )
   spent = ', '.join(f'{k} {v:.1f} s' for k, v in row['seconds'].items())
+  spent += f'; {sum(row["seconds"].values()):.1f} s in all'
   shown.print(f'{row["reason"]}\n{spent}', soft_wrap=True, highlight=False)
 
 

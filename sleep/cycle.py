@@ -114,6 +114,7 @@ def night(
     made, kept_texts = _texts(tools, teacher, day, texts_key, past)
   metrics = _losses(tools, 'before', params, day, core)
   metrics['day_dusk'] = _dusk_loss(tools, teacher, day)
+  metrics['rehearsed'] = 0 if past is None else len(past.length_B)
   grown, kept, index = params, context, {}
   chosen_B = jnp.zeros((_batch(state),), bool).at[rows].set(True)
   for k in due:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from nestax.sleep import tools as tools_
 from nestax.sleep.dream import DreamConfig
 from nestax.sleep.gate import GateConfig
 from nestax.sleep.reader import Said
-from nestax.sleep.seed import SeedConfig
+from nestax.sleep.seed import SeedConfig, Side
 from nestax.sleep.task import TaskError
 from nestax.sleep.texts import TextsConfig, Words
 from nestax.sleep.tools import CycleConfig
@@ -100,6 +101,17 @@ def test_only_slots_change_and_only_owners_are_emptied():
     for old, new in zip(before.delta, after.delta):
       assert not new[:, :2].any()
       np.testing.assert_array_equal(new[:, 2], old[:, 2])
+
+
+def test_what_a_night_rehearses_is_kept():
+  rows = Said(np.full((3, 10), 5), np.ones(3, int), np.full(3, 10))
+  tools = types.SimpleNamespace(
+    how=HOW, words=WORDS, speak=lambda params, context, prompts, key: prompts
+  )
+  given = gathered(), jax.random.key(0), rows
+  _, kept = cycle._texts(tools, Side(None, None), *given)
+  assert len(kept.length_B) == HOW.texts.kept + 3
+  assert (kept.tokens_BxL[-3:] == 5).all()
 
 
 class After:
