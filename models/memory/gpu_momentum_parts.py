@@ -25,7 +25,7 @@ from nestax.models.memory.gpu_layout import (
 )
 from nestax.models.memory.gpu_momentum_adjoint import Reached
 
-WARPS = 4
+WARPS = 8
 
 
 class Parts(NamedTuple):

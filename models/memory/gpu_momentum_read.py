@@ -30,7 +30,7 @@ from nestax.models.memory.gpu_momentum_adjoint import first, first_column
 from nestax.models.memory.gpu_momentum_link import system_P
 from nestax.models.memory.gpu_momentum_output import Steps, steps_of
 
-WARPS = 4
+WARPS = 8
 
 
 class Read(NamedTuple):

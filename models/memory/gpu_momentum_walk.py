@@ -1,7 +1,8 @@
 """The walk forward with momentum on a GPU: `gpu_walk` and `gpu_momentum`.
 
-One program is one head of one sequence; it carries the fast parts and momenta
-of the maps that keys and values are read from, and of the gates.
+A kernel takes the fast parts and momenta of the maps that keys and values are
+read from, and of the gates, over one chunk, in two
+kernels, see `gpu_steps`.
 """
 
 from typing import NamedTuple
@@ -10,13 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from nestax.models.memory import gpu_gates, gpu_momentum, gpu_tile, gpu_walk
+from nestax.models.memory import (
+  gpu_gates,
+  gpu_momentum,
+  gpu_steps,
+  gpu_tile,
+  gpu_walk,
+)
 from nestax.models.memory.gpu_layout import (
   SCALARS,
   Fast,
   Shape,
-  anchored,
-  anchors,
   array,
   call,
   marks_of,
@@ -27,7 +32,7 @@ from nestax.models.memory.gpu_layout import (
 from nestax.models.memory.gpu_tile import COLUMNS
 
 WARPS = 4
-STAGES = 2
+WRITERS = 8
 
 
 class Both(NamedTuple):
@@ -85,52 +90,55 @@ def walk(shape: Shape, save: bool, slow, both: Both, stream):
     where it is none.
   """
   B, H = stream.query.shape[0], stream.query.shape[2]
-  like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), both
-  )
-  boundary = None if stream.filled is None else like.D
-  return call(
-    _walk_kernel, shape, (B, H, shape.n if shape.free else 1),
-    (slow, both, stream, anchors(shape)),
-    (_shapes(shape, B, H, save), boundary, like),
-    'memory_momentum_walk', WARPS, STAGES,
-  )  # fmt: skip
-
-
-def _walk_kernel(shape: Shape, slow, both, stream, zeros, walked, boundary,
-                 end):  # fmt: skip
-  b, h = pl.program_id(0), pl.program_id(1)
-  refs = slow, stream, walked
+  shapes = _shapes(shape, B, H, save)
+  boundary = None
+  if stream.filled is not None:
+    boundary = jax.tree.map(jnp.zeros_like, both.D)
   if shape.free:
-    nothing = Both(*[Fast({}, None, None)] * 2)
-    _chunk(shape, refs, (b, h, pl.program_id(2)), nothing)
-    return
+    (walked,) = call(
+      _free_kernel, shape, (B, H, shape.n), (slow, stream), (shapes,),
+      'memory_momentum_walk', WARPS, 1,
+    )  # fmt: skip
+    return walked, boundary, both
 
-  def keep(refs, tree):
-    jax.tree.map(lambda ref, x: gpu_walk.write(ref, (b, h), x), refs, tree)
+  def kept(chunks, state):
+    """Where so many chunks fill the tokens this is the boundary."""
+    both, boundary = state
+    if boundary is None:
+      return state
+    due = (stream.filled == chunks)[:, :, None, None]
+    keep = lambda old, x: jnp.where(due, x, old)  # noqa: E731
+    return both, jax.tree.map(keep, boundary, both.D)
 
-  def after(i, both):
-    if boundary is not None:
-      pl.when(i == stream.filled[b, 0])(lambda: keep(boundary, both.D))
-
-  def chunk(i, both):
-    after(i, both)
-    return _chunk(shape, refs, anchored(zeros, b, h, i), both, zeros[i])
-
-  start = jax.tree.map(lambda ref: ref[b, h, :, :], both)
-  both = jax.lax.fori_loop(0, shape.n, chunk, start)
-  after(shape.n, both)
-  keep(end, both)
+  kernels = (
+    gpu_steps.Kernel(_read_kernel, 'memory_momentum_walk', WARPS),
+    gpu_steps.Kernel(_write_kernel, 'memory_momentum_write', WRITERS),
+  )
+  walked, state = gpu_steps.walk(
+    kernels, shape, (B, H), (slow, stream), (both, boundary), shapes, kept
+  )
+  both, boundary = kept(shape.n, state)
+  return walked, boundary, both
 
 
-def _chunk(shape: Shape, refs, at, both: Both, zero=0) -> Both:
-  """Reads chunk `at`; fast parts and momenta after it."""
+def _free_kernel(shape: Shape, slow, stream, walked):
+  at = tuple(pl.program_id(axis) for axis in range(3))
+  _read(shape, (slow, stream, walked), at, Fast({}, None, None))
+
+
+def _read_kernel(shape: Shape, step, slow, stream, start, walked, _):
+  b, h, i = pl.program_id(0), pl.program_id(1), step[0]
+  both = jax.tree.map(lambda ref: ref[b, h, :, :], start[0])
+  if walked.start is not None:
+    jax.tree.map(lambda ref, x: put(ref, (b, h, i), x), walked.start, both)
+  _read(shape, (slow, stream, walked), (b, h, i), both.D)
+
+
+def _read(shape: Shape, refs, at, D: Fast):
+  """What chunk `at` writes with: keys, values, gates, the system, turned."""
   cfg, dots = shape.cfg, shape.dots
   slow, stream, walked = refs
   b, h, i = at
-  D = both.D
-  if walked.start is not None:
-    jax.tree.map(lambda ref, x: put(ref, at, x), walked.start, both)
   marks = marks_of(stream, at)
   key = tokens_of(shape, stream.key, at)
   logits = gpu_walk.read_logits(shape, slow, D.gates, key, marks, h)
@@ -145,46 +153,50 @@ def _chunk(shape: Shape, refs, at, both: Both, zero=0) -> Both:
   G_p, A_p, c_p, last_A = gpu_momentum.built(dots, gate, decay, total_b, marks)
   put(walked.A_p, at, A_p)
   put_rows(walked.scalars, at, (*gate, k_norm, v_norm, c_p, last_A))
-  push = gpu_momentum.push(gate, decay, total_b, c_p, last_A, marks)
-  wide_k, wide_v = k.astype(jnp.float32), v.astype(jnp.float32)
-  side = gpu_momentum.sides(cfg, dots, wide_k, wide_v, decay, push)
-  A_D = A_S = None
-  ku = side.last_Ak
+  wide_k = k.astype(jnp.float32)
+  ku = last_A[:, None] * wide_k
   if cfg.delta:
     kk = decay.eta[:, None] * dots.nt(k, k)
-    T = gpu_tile.inverse(dots, G_p * kk, zero).astype(dots.dtype)
+    T = gpu_tile.inverse(dots, G_p * kk, 0).astype(dots.dtype)
     put(walked.T, at, T)
-    turned_k = dots.tn(T, side.last_k).astype(dots.dtype)
+    turned_k = dots.tn(T, decay.last[:, None] * wide_k).astype(dots.dtype)
     put(walked.turned_k, at, turned_k)
-    ku = push.last_A[:, None] * wide_k - dots.tn(A_p * kk, turned_k)
-    ku = ku.astype(dots.dtype)
-    if not shape.free:
-      A_D = dots.tn(side.ld, turned_k).astype(dots.dtype)
-      A_S = dots.tn(side.ls, turned_k).astype(dots.dtype)
+    ku = ku - dots.tn(A_p * kk, turned_k)
   put(walked.ku, at, ku)
-  return _written(shape, slow, both, (decay, push, side, ku, A_D, A_S), h)
 
 
-def _written(shape: Shape, slow, both: Both, chunk, h) -> Both:
+def _write_kernel(shape: Shape, step, slow, stream, start, walked, end):
   """Fast parts and momenta after a chunk."""
-  decay, push, side, ku, A_D, A_S = chunk
-  dots = shape.dots
-  maps, momenta, gates, gates_S = {}, {}, None, None
+  b, h, i = at = pl.program_id(0), pl.program_id(1), step[0]
+  dots, both = shape.dots, start[0]
+  chunk = gpu_momentum.here(shape, stream, walked, at)
+  decay, push = chunk.decay, chunk.push
+  side, ku = gpu_momentum.sides_of(shape, chunk), walked.ku[b, h, i]
+  A_D = A_S = None
+  if shape.cfg.delta:
+    turned_k = walked.turned_k[b, h, i]
+    A_D = dots.tn(side.ld, turned_k).astype(dots.dtype)
+    A_S = dots.tn(side.ls, turned_k).astype(dots.dtype)
+
+  def write(D_ref, S_ref, ends, W, map_, turn):
+    D, S = D_ref[b, h, :, :], S_ref[b, h, :, :]
+    U = map_(W, side.lw) + map_(D, side.alive_lw)
+    U = U.astype(dots.dtype)
+    new = decay.kept * D + push.c_end * S + turn(U, ku)
+    if A_D is not None:
+      new = new + turn(D, A_D) + turn(S, A_S)
+    gpu_walk.write(ends[0], (b, h), new)
+    gpu_walk.write(ends[1], (b, h), push.b_end * S + turn(U, side.kb))
+
   if both.D.gates is not None:
-    D, S = both.D.gates, both.S.gates
-    U = dots.nn(side.lw, slow.gates[h, :, :]) + dots.nn(side.alive_lw, D)
-    U = U.astype(dots.dtype)
-    gates = decay.kept * D + push.c_end * S + dots.tn(ku, U)
-    if A_D is not None:
-      gates = gates + dots.tn(A_D, D) + dots.tn(A_S, S)
-    gates_S = push.b_end * S + dots.tn(side.kb, U)
+    # a memory a column
+    write(
+      both.D.gates, both.S.gates, [x.gates for x in end[0]],
+      slow.gates[h, :, :], lambda x, side: dots.nn(side, x),
+      lambda x, side: dots.tn(side, x),
+    )  # fmt: skip
   for box in shape.carried:
-    D, S = both.D.maps[box], both.S.maps[box]
-    U = dots.nt(slow.folded[box][h, :, :], side.lw) + dots.nt(D, side.alive_lw)
-    U = U.astype(dots.dtype)
-    new = decay.kept * D + push.c_end * S + dots.nn(U, ku)
-    if A_D is not None:
-      new = new + dots.nn(D, A_D) + dots.nn(S, A_S)
-    maps[box] = new
-    momenta[box] = push.b_end * S + dots.nn(U, side.kb)
-  return Both(Fast(maps, gates, None), Fast(momenta, gates_S, None))
+    write(
+      both.D.maps[box], both.S.maps[box], [x.maps[box] for x in end[0]],
+      slow.folded[box][h, :, :], dots.nt, dots.nn,
+    )  # fmt: skip
