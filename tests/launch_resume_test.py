@@ -98,3 +98,38 @@ def test_a_terminated_run_says_where_it_saved(command, whole, tmp_path):
   step = metrics.read(tmp_path / 'metrics.jsonl')[-1]['step']
   assert f'SIGTERM: saved checkpoint {step} in {tmp_path}' in last
   assert (tmp_path / 'checkpoints' / str(step)).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name, least', [('quickstart', 6e6), ('hope_30m', 3e8)]
+)
+def test_a_state_of_its_size_is_saved_within_30_seconds(name, least, tmp_path):
+  """From SIGTERM in the midst of steps to the end of the process."""
+  words = ['--config.train.batch=1', '--config.data.length=128',
+           '--config.eval.every=0', '--config.log.every=1']  # fmt: skip
+  with (tmp_path / 'out').open('w') as out:
+    process = subprocess.Popen(
+      [
+        *(sys.executable, '-m', 'nestax.launch.train'),
+        *(f'--config={name}', f'--workdir={tmp_path / "run"}', *words),
+      ],
+      env=os.environ | cases.QUICK,
+      stdout=out,
+      stderr=subprocess.STDOUT,
+    )
+    while count(tmp_path / 'run' / 'metrics.jsonl') < 3:
+      assert process.poll() is None, (tmp_path / 'out').read_text()
+      time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    code = process.wait(timeout=300)
+    seconds = time.monotonic() - began
+  said = (tmp_path / 'out').read_text()
+  assert code == 128 + signal.SIGTERM, said
+  assert 'SIGTERM: saved checkpoint' in said.splitlines()[-1]
+  (saved,) = (tmp_path / 'run' / 'checkpoints').iterdir()
+  files = [path for path in saved.rglob('*') if path.is_file()]
+  size = sum(path.stat().st_size for path in files)
+  print(f'{name}: {size / 1e6:.0f} MB on disk in {seconds:.1f} s')
+  assert size > least and seconds < 30
