@@ -17,7 +17,7 @@ def get_config():
   config.model.H = 12
   config.model.F = 3840
   config.model.cms.multiple = 64
-  config.model.remat = 'full'
+  config.model.remat = 'dots'
   config.data.length = 4096
   config.data.workers = 4
   config.train.steps = 57_000

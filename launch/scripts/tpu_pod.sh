@@ -4,9 +4,13 @@
 # script's own settings goes to nestax-train:
 #
 #   PROJECT=mine ZONE=us-west4-a SHARE=10.0.0.2:/runs SOURCE=/mnt/runs/nestax.whl \
-#     launch/scripts/tpu_pod.sh --config=hope_340m \
+#     launch/scripts/tpu_pod.sh --config=hope_1_3b \
 #     --config.data.source=jsonl --config.data.path='/mnt/runs/text/*.jsonl'
 #
+# hope_1_3b has 256 rows a batch, one for each chip of TYPE; 1,024 chips take
+# --config.train.batch=1024. hope_340m and hope_760m have 128: two chips share a
+# row by --config.mesh.tensor=2, or TYPE=v5litepod-128 HOSTS=32 is enough.
+# nestax-compile says beforehand what fits.
 # The same command again goes on with the run: slice and checkpoints are found.
 # The slice costs money until it is deleted:
 #   gcloud compute tpus queued-resources delete "$NAME" --force --quiet \

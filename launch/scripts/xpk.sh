@@ -2,9 +2,10 @@
 # Trains on a TPU slice of a GKE cluster, through XPK (pip install xpk):
 #
 #   CLUSTER=mine PROJECT=mine ZONE=us-west4-a IMAGE=gcr.io/mine/nestax \
-#     launch/scripts/xpk.sh --config=hope_340m \
+#     launch/scripts/xpk.sh --config=hope_1_3b \
 #     --config.data.source=jsonl --config.data.path='/mnt/runs/text/*.jsonl'
 #
+# hope_1_3b has a row for each of 256 chips; for others see tpu_pod.sh.
 # The cluster once, with a Filestore share for checkpoints and metrics:
 #   xpk cluster create --cluster="$CLUSTER" --tpu-type="$TYPE" --num-slices=1 \
 #     --project="$PROJECT" --zone="$ZONE" --enable-gcpfilestore-csi-driver
