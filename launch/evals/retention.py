@@ -20,6 +20,7 @@ HEAD = (
   'core loss, at the end',
   'rise',
   'rise, other text',
+  'dreams that helped',
   's a night',
 )
 WORDS = (
@@ -69,8 +70,8 @@ def numbers(rows: list[dict]) -> dict[str, float]:
 
   `before`, `after`: means over nights, of the day's own facts. `first`,
   `last`: of day 1's after its night and at the end. `rise`: of the core loss,
-  relative. `seconds`: a night, its reading left out, without the first, which
-  compiles.
+  relative. `helped`: share of the dreams that were kept which were paid.
+  `seconds`: a night, its reading left out, without the first, which compiles.
   """
   nights = rows[1:]
   before = [row.get('before', np.nan) for row in nights]
@@ -90,8 +91,13 @@ def numbers(rows: list[dict]) -> dict[str, float]:
     'core last': nights[-1]['core'],
     'rise': nights[-1]['core'] / rows[0]['core'] - 1,
     'other': nights[-1].get('other', np.nan) / rows[0].get('other', 1.0) - 1,
+    'helped': float(np.mean([_helped(row) for row in nights])),
     'seconds': float(np.mean(spent)),
   }
+
+
+def _helped(row: dict) -> float:
+  return row['numbers'].get('dream_paid', np.nan)
 
 
 def _line(name: str, lives: list) -> list[str]:
@@ -118,6 +124,7 @@ def _line(name: str, lives: list) -> list[str]:
     spread('core last'),
     spread('rise', '.2%'),
     spread('other', '.2%'),
+    spread('helped', '.0%'),
     spread('seconds', '.1f'),
   ]
 
