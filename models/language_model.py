@@ -14,7 +14,7 @@ import numpy as np
 from nestax.cms import resume
 from nestax.cms.experts import Slots
 from nestax.cms.stream import Piece, StreamState
-from nestax.models import active, axes, telemetry
+from nestax.models import active, axes, layers, telemetry
 from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
@@ -157,9 +157,7 @@ class LanguageModel(nn.Module):
       head_DxV = self.head.astype(self.cfg.compute_dtype)
       if x_BxLxD.shape[1] > 1:  # as in `layers.Linear`
         head_DxV = axes.gathered(head_DxV, 'embed', 'vocab')
-      logits = jnp.einsum(
-        'bld,dv->blv', x_BxLxD, head_DxV, preferred_element_type=jnp.float32
-      )
+      logits = layers.logits('bld,dv->blv', x_BxLxD, head_DxV)
     return axes.constrain(logits, 'batch', 'length', 'vocab')
 
 

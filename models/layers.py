@@ -1,5 +1,7 @@
 """Linear maps, norms, convolution and rotary angles that the families share."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -85,6 +87,34 @@ class RMSNorm(nn.Module):
     return (y * _along_last(scale, y)).astype(self.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def logits(equation: str, x, table):
+  """`einsum(equation, x, table)` in float32, whose products are in one dtype.
+
+  The gradient of float32 logits is cast to the dtype of `x` and `table` before
+  it is multiplied; else the products of the backward pass, the largest of a
+  model, would be of float32 operands.
+  """
+  return jnp.einsum(equation, x, table, preferred_element_type=jnp.float32)
+
+
+def _logits_fwd(equation, x, table):
+  return logits(equation, x, table), (x, table)
+
+
+def _logits_bwd(equation, given, d_out):
+  x, table = given
+  operands, out = equation.split('->')
+  a, b = operands.split(',')
+  d_out = d_out.astype(table.dtype)
+  d_x = jnp.einsum(f'{out},{b}->{a}', d_out, table)
+  d_table = jnp.einsum(f'{out},{a}->{b}', d_out, x)
+  return d_x.astype(x.dtype), d_table.astype(table.dtype)
+
+
+logits.defvjp(_logits_fwd, _logits_bwd)
+
+
 class Embedding(nn.Module):
   """Token embeddings `[V, D]`, also read as the tied output head."""
 
@@ -115,12 +145,7 @@ class Embedding(nn.Module):
     table_VxD = self.embedding.astype(self.dtype)
     if x_BxLxD.shape[1] > 1:  # as in `Linear`
       table_VxD = axes.gathered(table_VxD, 'vocab', 'embed')
-    return jnp.einsum(
-      'bld,vd->blv',
-      x_BxLxD,
-      table_VxD,
-      preferred_element_type=jnp.float32,
-    )
+    return logits('bld,vd->blv', x_BxLxD, table_VxD)
 
 
 LONG_AGO = -(1 << 30)  # the start of a document that began in an earlier call

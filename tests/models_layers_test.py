@@ -1,5 +1,7 @@
 """Convolution, rotary angles, norms and linear maps against plain loops."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -155,3 +157,29 @@ def test_a_linear_map_starts_with_its_gain_over_the_root_of_its_inputs():
   kernel = nn.unbox(variables)['params']['kernel']
   np.testing.assert_allclose(np.std(kernel), 0.25 / 8, rtol=0.03)
   np.testing.assert_allclose(np.std(y), 0.25, rtol=0.05)
+
+
+@pytest.mark.parametrize('equation', ['bld,vd->blv', 'bld,dv->blv'])
+def test_gradients_of_logits_are_products_in_the_dtype_of_the_table(equation):
+  x, table = normal(1, B, L, K), normal(2, K, K)
+
+  def grads(dtype, logits):
+    def score(x, table):
+      y = logits(equation, x, table)
+      assert y.dtype == jnp.float32
+      return jnp.sin(y).sum()
+
+    return jax.grad(score, (0, 1))(x.astype(dtype), table.astype(dtype))
+
+  plain = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  for dtype, size in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.05)):
+    got, want = grads(dtype, layers.logits), grads(dtype, plain)
+    for a, b in zip(got, want):
+      assert a.dtype == dtype
+      a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+      np.testing.assert_allclose(a, b, rtol=size, atol=size)
+  made = jax.make_jaxpr(lambda: grads(jnp.bfloat16, layers.logits))()
+  products = [e for e in made.eqns if e.primitive.name == 'dot_general']
+  assert len(products) >= 2
+  for product in products:
+    assert {x.aval.dtype.name for x in product.invars} == {'bfloat16'}
