@@ -83,21 +83,29 @@ def _minimax(low, high):
   return np.array(triple), error
 
 
-def check(coefficients: Coefficients) -> None:
-  """Refuses what is not one or more triples of finite numbers.
+def read(coefficients: Coefficients) -> Coefficients:
+  """Makes a tuple of triples of Python's floats, and refuses what is none.
+
+  Elements of arrays are traced under `jit`, and an iterator is at its end when
+  it is read again.
 
   Raises:
-    CoefficientError: with what was given.
+    CoefficientError: with what was given, if that is not one or more triples
+      of finite numbers.
   """
   try:
-    triples = np.array([[float(x) for x in triple] for triple in coefficients])
+    if hasattr(coefficients, '__array__'):
+      coefficients = np.asarray(coefficients)
+    triples = tuple(tuple(float(x) for x in t) for t in coefficients)
   except (TypeError, ValueError):
-    triples = np.zeros(0)
-  if triples.shape[1:] != (3,) or not np.isfinite(triples).all():
+    triples = ()
+  sizes = {len(triple) for triple in triples}
+  if sizes != {3} or not np.isfinite(triples).all():
     raise CoefficientError(
       f'the coefficients are {coefficients!r}: they have to be triples '
       '(a, b, c) of finite numbers, one for each step and at least one'
     )
+  return triples
 
 
 def _checked(steps):

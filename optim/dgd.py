@@ -77,10 +77,11 @@ def dgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
 
   `tx.update(grads, state, params, inputs=...)`: `inputs` is a tree like the
   parameters with `[B, in]` for kernels `[in, out]` of linear layers and None
-  elsewhere; parameters without inputs take a plain gradient step. The inputs
-  tree may hold more than a masked transformation sees. Gradients gathered over
-  several steps do not belong to the last one's inputs: `at_frequency` refuses
-  them, `optax.MultiSteps` would go wrong in silence.
+  elsewhere; parameters without inputs take a plain gradient step, but no
+  inputs at all are refused. The inputs tree may hold more than a masked
+  transformation sees. Gradients gathered over several steps do not belong to
+  the last one's inputs: `at_frequency` refuses them, `optax.MultiSteps` would
+  go wrong in silence.
 
   Args:
     learning_rate: a number, 0 or above, or a schedule; it acts inside the
@@ -101,6 +102,11 @@ def dgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
   def update_fn(updates, state, params=None, *, inputs: Any = None):
     if params is None:
       raise DgdError('delta gradient descent needs the parameters in update')
+    if inputs is None:
+      raise DgdError(
+        'delta gradient descent needs `inputs` in update, what came into each '
+        'layer; an empty dict for plain gradient steps'
+      )
     eta = learning_rate
     if callable(learning_rate):
       eta = learning_rate(state.count)
@@ -123,8 +129,9 @@ def dgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
 
 
 def _check(path, x, kernel):
-  if kernel.ndim != 2 or x.ndim != 2 or x.shape[1] != kernel.shape[0]:
+  fits = kernel.ndim == x.ndim == 2 and x.shape[1] == kernel.shape[0]
+  if not fits or not x.shape[0]:
     raise DgdError(
       f'{path} has the shape {kernel.shape} and inputs {x.shape}: the kernel '
-      'has to be [in, out] and its inputs [B, in]'
+      'has to be [in, out] and its inputs [B, in], B 1 or more'
     )

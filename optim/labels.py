@@ -44,9 +44,9 @@ def label(params: Any, rules: Sequence[Rule]) -> Any:
 
   Raises:
     LabelError: listing the paths that no rule matches and those that two or
-      more rules match, with these rules.
+      more rules match, with these rules; or for an expression that is none.
   """
-  compiled = [(re.compile(pattern), name) for pattern, name in rules]
+  compiled = [(_compiled(pattern, name), name) for pattern, name in rules]
   hits = {
     path: [
       (rule.pattern, name) for rule, name in compiled if rule.fullmatch(path)
@@ -70,6 +70,15 @@ def describe(params: Any, rules: Sequence[Rule]) -> str:
     f'{name}: {arrays[name]} arrays, {numbers[name]:,} numbers'
     for name in sorted(arrays)
   )
+
+
+def _compiled(pattern, name):
+  try:
+    return re.compile(pattern)
+  except re.error as error:
+    raise LabelError(
+      f'the rule {pattern!r} -> {name} is no regular expression: {error}'
+    ) from error
 
 
 def _check(hits: dict[str, list[Rule]]) -> None:

@@ -115,7 +115,8 @@ def scale_by_m3(
 
   Raises:
     M3Error, coefficients.CoefficientError: for arguments out of range; traced
-      numbers are taken as they are.
+      numbers are taken as they are. From `update`, M3Error for the state of
+      another M3.
   """
   rule = _Rule(
     b1,
@@ -123,7 +124,7 @@ def scale_by_m3(
     timescales.read(M3Error, slow, accumulate != 'sum'),
     accumulate,
     nesterov,
-    coefficients,
+    coefficients_lib.read(coefficients),
     dimension_numbers,
     consistent_rms,
     eps,
@@ -236,6 +237,7 @@ def _update(rule: _Rule, updates, state: M3State):
       rule.layout,
     )
 
+  _check_state(rule, state)
   grads = optax.tree.cast(updates, jnp.float32)
   count = optax.safe_increment(state.count)
   fast = moments.gather(grads, state.fast, rule.b1, 1, rule.ema)
@@ -276,10 +278,24 @@ def _to_rms(rule, total):
   )
 
 
+def _check_state(rule: _Rule, state: M3State) -> None:
+  """Refuses a state with more or fewer moments, such as of another config."""
+  kept = len(state.slow), state.second is not None
+  wanted = len(rule.slow), rule.b2 is not None
+  if kept != wanted:
+    words = [
+      f'{count} slow momenta and {"a" if second else "no"} second moment'
+      for count, second in (kept, wanted)
+    ]
+    raise M3Error(f'the state has {words[0]}, but this M3 {words[1]}')
+
+
 def _check(rule: _Rule) -> None:
   arguments.one_of(M3Error, 'accumulate', rule.accumulate, ACCUMULATE)
   if rule.nesterov and not rule.ema:
-    raise M3Error("nesterov looks ahead of a decaying mean: not with 'sum'")
+    raise M3Error(
+      "nesterov looks ahead of a decaying mean: with 'sum' it has to be False"
+    )
   timescales.factor(M3Error, 'b1', rule.b1, rule.ema)
   if rule.b2 is not None:
     timescales.factor(M3Error, 'b2', rule.b2, rule.ema)
@@ -290,4 +306,3 @@ def _check(rule: _Rule) -> None:
   arguments.within(M3Error, 'eps', rule.eps, low_open=True)
   arguments.floating(M3Error, 'dtype', rule.dtype)
   arguments.floating(M3Error, 'slow_dtype', rule.slow_dtype)
-  coefficients_lib.check(rule.coefficients)

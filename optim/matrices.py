@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from nestax.optim import labels
@@ -35,8 +36,8 @@ def resolve(tree: Any, dimension_numbers: DimensionNumbers) -> Any:
   numbers do not.
 
   Raises:
-    MatrixError: for a leaf without numbers, or of a rank below 2, or whose
-      axes are out of range or named twice.
+    MatrixError: for a leaf without numbers, or of a rank below 2, or not of
+      real floats, or whose axes are out of range or named twice.
   """
   if callable(dimension_numbers):
     dimension_numbers = dimension_numbers(tree)
@@ -51,7 +52,12 @@ def resolve(tree: Any, dimension_numbers: DimensionNumbers) -> Any:
     path = labels.path_of(keys)
     numbers = LAST_TWO if table is None else table.get(path)
     if not _is_numbers(numbers):
-      raise MatrixError(f'{path} has no dimension numbers, but {numbers!r}')
+      known = ', '.join(table) or 'none'
+      raise MatrixError(
+        f'{path} has no dimension numbers: it needs MuonDimensionNumbers at '
+        f'its own path; paths of those given: {known}'
+      )
+    _check_dtype(path, leaf.dtype)
     _check(path, leaf.shape, numbers)
     return numbers
 
@@ -100,6 +106,14 @@ def _axes(ndim, numbers):
   output = normal(numbers.output_axis)
   batch = tuple(i for i in range(ndim) if i not in reduction + output)
   return batch, reduction, output
+
+
+def _check_dtype(path, dtype):
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise MatrixError(
+      f'{path} has the dtype {dtype}: a matrix has to be of real floats; label '
+      'it for another optimiser'
+    )
 
 
 def _check(path, shape, numbers):

@@ -210,7 +210,8 @@ def _born(params, numbers, hidden, seed):
 
   def one(x, number, key):
     batch, _, out = matrices.to_stack(x, number).shape
-    return jax.random.normal(key, (batch, out, hidden)) / max(out, 1) ** 0.5
+    normal = jax.random.normal(key, (batch, out, hidden), jnp.float32)
+    return normal / max(out, 1) ** 0.5
 
   initial = jax.tree.map(one, params, numbers, keys)
   second = jax.tree.map(lambda x: jnp.zeros_like(x.mT), initial)

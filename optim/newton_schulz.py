@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nestax.optim import coefficients as coefficients_lib
 from nestax.optim import matrices, norms
 from nestax.optim.coefficients import MUON, Coefficients
 
@@ -47,6 +48,7 @@ def orthogonalize(
   Returns:
     An array of the shape and dtype of `x`.
   """
+  coefficients = coefficients_lib.read(coefficients)
   y, wide = _prepare(x, dtype, eps), x.shape[-2] <= x.shape[-1]
   y = _iterate(y, coefficients)
   return (y if wide else y.mT).astype(x.dtype)
@@ -78,6 +80,7 @@ def orthogonalize_tree(
   Returns:
     A tree of the same structure, shapes and dtypes.
   """
+  coefficients = coefficients_lib.read(coefficients)
   numbers = jax.tree.leaves(
     matrices.resolve(tree, dimension_numbers),
     is_leaf=lambda x: isinstance(x, matrices.MuonDimensionNumbers),
@@ -113,7 +116,8 @@ def _iterate(x, coefficients):
   # Matmuls sum in float32 and round once, on the way out: asking for float32
   # results doubles their traffic (59.7 against 51.1 ms a step of 679M on an
   # H100) and the next matmul would round them all the same.
-  eye = jnp.expand_dims(jnp.eye(x.shape[-2]), range(x.ndim - 2))
+  eye = jnp.eye(x.shape[-2], dtype=jnp.float32)
+  eye = jnp.expand_dims(eye, range(x.ndim - 2))
   for a, b, c in coefficients:
     gram = x @ x.mT
     factor = b * gram.astype(jnp.float32)

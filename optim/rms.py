@@ -4,6 +4,7 @@ AdamW's updates have an RMS near 0.2 at every width, an orthogonal matrix
 [in, out] has 1 / sqrt(max(in, out)) (arXiv 2502.16982).
 """
 
+import math
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ def from_shape(
 
   def one(x, number):
     longest = max(matrices.sizes(x.shape, number))
-    return x * (rms * jnp.sqrt(longest))
+    return x * (rms * math.sqrt(longest))
 
   numbers = matrices.resolve(updates, dimension_numbers)
   return jax.tree.map(one, updates, numbers)

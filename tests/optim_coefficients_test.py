@@ -70,4 +70,9 @@ def test_numbers_out_of_range_are_refused(bad):
 @pytest.mark.parametrize('bad', [(), ((1.0, 2.0),), ((1, 2, np.nan),), 3])
 def test_what_are_no_triples_is_refused(bad):
   with pytest.raises(coefficients.CoefficientError, match='have to be triples'):
-    coefficients.check(bad)
+    coefficients.read(bad)
+
+
+@pytest.mark.parametrize('form', [iter, np.array, list])
+def test_triples_of_any_form_are_read_once_into_floats(form):
+  assert coefficients.read(form(coefficients.MUON)) == coefficients.MUON

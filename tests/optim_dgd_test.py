@@ -98,3 +98,14 @@ def test_inputs_that_do_not_fit_are_refused():
   tx = dgd.dgd(0.1)
   with pytest.raises(dgd.DgdError, match=r'a has the shape \(6, 4\)'):
     tx.update(params, tx.init(params), params, inputs={'a': jnp.ones((2, 5))})
+
+
+def test_an_update_without_inputs_or_with_none_in_a_batch_is_refused():
+  params = {'a': jnp.ones((6, 4))}
+  tx = dgd.dgd(0.1)
+  with pytest.raises(dgd.DgdError, match='needs `inputs`'):
+    tx.update(params, tx.init(params), params)
+  with pytest.raises(dgd.DgdError, match='B 1 or more'):
+    tx.update(params, tx.init(params), params, inputs={'a': jnp.ones((0, 6))})
+  updates, _ = tx.update(params, tx.init(params), params, inputs={})
+  np.testing.assert_allclose(updates['a'], -0.1)

@@ -67,3 +67,8 @@ def test_lists_are_named_by_their_index():
 
 def test_describe_counts_arrays_and_numbers():
   assert 'embedding: 1 arrays, 15 numbers' in labels.describe(PARAMS, RULES)
+
+
+def test_an_expression_that_is_none_is_named():
+  with pytest.raises(labels.LabelError, match=r"'embed/\(' -> e is no regular"):
+    labels.label(PARAMS, (*RULES, ('embed/(', 'e')))

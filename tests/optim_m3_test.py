@@ -323,6 +323,17 @@ def test_zero_gradients_and_empty_matrices_stay_finite(b2):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
+@pytest.mark.parametrize('slow', [((0.9, 2, 0.5),) * 2, ()])
+@pytest.mark.parametrize('b2', [None, 0.9])
+def test_a_state_of_other_moments_is_refused(slow, b2):
+  params = {'w': jnp.ones((4, 6))}
+  state = m3.scale_by_m3(b2=0.9, slow=((0.9, 2, 0.5),)).init(params)
+  tx = m3.scale_by_m3(b2=b2, slow=slow)
+  words = f'has 1 slow momenta and a second.* {len(slow)} slow'
+  with pytest.raises(m3.M3Error, match=words):
+    tx.update(params, state)
+
+
 def test_a_huge_gradient_makes_a_step_like_any_other():
   tx = m3.scale_by_m3(slow=((0.9, 1, 0.5),), dtype='float32')
   g = {'w': jax.random.normal(jax.random.key(0), (4, 6))}

@@ -44,7 +44,8 @@ def test_masked_leaves_need_no_numbers_and_may_have_some():
 @pytest.mark.parametrize(
   ('numbers', 'words'),
   [
-    ({'b': Numbers(0, 1)}, 'a has no dimension numbers'),
+    ({'b': Numbers(0, 1)}, 'a has no dimension numbers.* given: b'),
+    ({'a': (0, 1)}, 'a has no dimension numbers'),
     ({'a': Numbers(0, 2)}, 'out of range'),
     ({'a': Numbers(1, -1)}, 'twice'),
   ],
@@ -57,3 +58,9 @@ def test_numbers_that_do_not_fit_are_refused(numbers, words):
 def test_a_vector_is_refused():
   with pytest.raises(matrices.MatrixError, match='scale .* needs 2 axes'):
     matrices.resolve({'scale': jnp.ones(3)}, None)
+
+
+@pytest.mark.parametrize('dtype', ['int32', 'complex64'])
+def test_what_is_no_float_is_refused(dtype):
+  with pytest.raises(matrices.MatrixError, match=f'w has the dtype {dtype}'):
+    matrices.resolve({'w': jnp.ones((2, 3), dtype)}, None)

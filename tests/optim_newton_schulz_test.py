@@ -213,3 +213,19 @@ def test_a_mesh_moves_each_matrix_once_there_and_once_back():
   # Matmuls across devices would be summed: only the norms are.
   sums = re.findall(r'= \(?(\w+\[[\d,]*\]).* all-reduce\(', text)
   assert set(sums) == {'f32[8]'}
+
+
+@pytest.mark.parametrize('form', [iter, jnp.asarray])
+def test_coefficients_may_be_an_iterator_or_an_array(form):
+  x = {'a': gaussian(4, 8), 'b': gaussian(6, 3)}  # two shapes, two readings
+  given = form(coefficients.MUON)
+  run = jax.jit(lambda x: newton_schulz.orthogonalize_tree(x, given))
+  want = newton_schulz.orthogonalize_tree(x, coefficients.MUON)
+  for name, y in run(x).items():
+    np.testing.assert_allclose(y, want[name], atol=3e-2)
+
+
+def test_no_array_is_float64_where_those_are_allowed():
+  with jax.enable_x64(True):
+    run = jax.make_jaxpr(newton_schulz.orthogonalize)
+    assert 'f64' not in str(run(jnp.ones((4, 8), F32)))
