@@ -18,28 +18,28 @@ def gradient(theta, step):
   return np.geomspace(0.1, 2, 6)[:, None] * (theta - OPTIMUM) + 0.3 * noise
 
 
+def newton_schulz(x, triples, eps=1e-8):
+  x = x / (np.linalg.norm(x) + eps)
+  for a, b, c in triples:
+    gram = x @ x.T
+    x = a * x + (b * gram + c * gram @ gram) @ x
+  return x
+
+
 def algorithm_1(theta, steps, lr, b1, b2, b3, alpha, eps, every, triples):
   """Transcribes NL's Algorithm 1 line by line, in float64."""
-
-  def newton_schulz(x):
-    x = x / (np.linalg.norm(x) + eps)
-    for a, b, c in triples:
-      gram = x @ x.T
-      x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
-
   slow = fast = second = np.zeros_like(theta)
   window, thetas = [], []
   for k in range(steps // every):
     slow = slow + b3 * sum(window, np.zeros_like(theta))
-    slow_direction = newton_schulz(slow)
+    slow_direction = newton_schulz(slow, triples, eps)
     window = []
     for t in range(k * every, (k + 1) * every):
       g = gradient(theta, t)
       window.append(g)
       fast = fast + b1 * g
       second = second + b2 * g**2
-      direction = newton_schulz(fast)
+      direction = newton_schulz(fast, triples, eps)
       step = (direction + alpha * slow_direction) / (np.sqrt(second) + eps)
       theta = theta - lr * step
       thetas.append(theta)
@@ -137,6 +137,29 @@ def test_ema_weighs_windows_by_their_means():
       window = []
     _, state = update({'w': jnp.asarray(g)}, state)
   np.testing.assert_allclose(state.slow[0]['w'], want, atol=1e-6)
+
+
+def test_ema_of_three_time_scales_is_its_transcription_in_float64():
+  slow, b1, b2 = ((0.9, 1, 0.5), (0.8, 2, 0.2), (0.7, 3, 0.1)), 0.9, 0.99
+  tx = m3.scale_by_m3(b1, b2, slow, dtype='float32')
+  state, update = tx.init({'w': jnp.zeros((4, 6))}), jax.jit(tx.update)
+  fast = second = np.zeros((4, 6))
+  momenta, directions, grads = [fast] * 3, [fast] * 3, []
+  for t in range(1, 13):
+    grads.append(np.random.default_rng(t).normal(size=(4, 6)))
+    g = grads[-1]
+    got, state = update({'w': jnp.asarray(g, jnp.float32)}, state)
+    fast = b1 * fast + (1 - b1) * g
+    second = b2 * second + (1 - b2) * g**2
+    want = newton_schulz(fast, coefficients.MUON)
+    want = want + sum(a * o for (_, _, a), o in zip(slow, directions))
+    want = want / (np.sqrt(second / (1 - b2**t)) + 1e-8)
+    np.testing.assert_allclose(got['w'], want, atol=1e-4 * abs(want).max())
+    for i, (beta, every, _) in enumerate(slow):
+      if t % every == 0:
+        mean = np.mean(grads[-every:], 0)
+        momenta[i] = beta * momenta[i] + (1 - beta) * mean
+        directions[i] = newton_schulz(momenta[i], coefficients.MUON)
 
 
 def test_directions_change_only_at_the_end_of_their_window():
