@@ -109,7 +109,7 @@ def show_night(row: dict, periods: Sequence[int], out=None) -> None:
     lost = m.get(f'lost_{k}')
     grid.add_row(
       f'every {period}',
-      f'every {to}' if to != period else 'its own slots',
+      f'every {to}' if to != period else 'own slots',
       _number(m.get(f'written_{k}')),
       _change(m, k),
       f'{row["used"][k]} of {row["slots"]}',

@@ -215,6 +215,8 @@ def test_what_is_drawn_is_of_the_seed_and_the_night():
     rehearsal.drawn(said(0, 500), 9, *lot).tokens_BxL.tolist() for lot in lots
   )
   assert first == again and first != seed and first != night
+  every = rehearsal.drawn(said(0, 50), 50, 0, 1).tokens_BxL[:, 0]
+  assert sorted(every.tolist()) == [*range(50)]  # no row again before others
   held = Replay(400)
   day = Day((0, 1), ('ann', 'bob'), (said(0, 40),) * 2)
   rehearsal.remember(held, day, ['ann', 'bob'], 0, 1)
