@@ -11,7 +11,7 @@ from cms_cases import MODELS
 
 from nestax.cms import fresh
 from nestax.cms import level as levels_
-from nestax.models import language_model
+from nestax.models import active, language_model
 from nestax.models.config import ModelConfig
 
 B, L, PIECE = 4, 28, 7
@@ -306,6 +306,23 @@ def test_levels_of_first_order_are_read_at_once_as_by_chunks(name, monkeypatch):
     close(got, leaf, 1e-6 + 1e-4 * np.abs(leaf).max())
   rates = want['log_rate'][:, 0]
   assert np.abs(rates).min() > 1e-6, rates
+
+
+def test_no_resets_are_resets_nowhere(monkeypatch):
+  # chunks are then read with weights that are added up once a period
+  weight_L, nowhere = jnp.ones(WHOLE), np.zeros((B, WHOLE), bool)
+  want = gradient('groups')(weight_L, nowhere)
+  got = gradient('groups')(weight_L, None)
+  jax.tree.map(lambda a, b: close(a, b, 1e-5), got, want)
+  cfg, params, _ = build('groups')
+  model, tokens = language_model.LanguageModel(cfg), distinct()[:, :WHOLE]
+
+  def read(reset):
+    return jax.jit(lambda: model.apply({'params': params}, None, tokens, reset))
+
+  want = read(nowhere)()[1]
+  monkeypatch.setattr(active, 'FEW', 0)  # blocks in a loop
+  close(read(None)()[1], want)
 
 
 # of first order: in full, chunks are recomputed whatever the config says
