@@ -105,9 +105,9 @@ def test_a_terminated_run_says_where_it_saved(command, whole, tmp_path):
   'name, least', [('quickstart', 6e6), ('hope_30m', 3e8)]
 )
 def test_a_state_of_its_size_is_saved_within_30_seconds(name, least, tmp_path):
-  """From SIGTERM in the midst of steps to the end of the process."""
+  """From SIGTERM to the end of the process, two steps under way aside."""
   # steps that are short on a CPU, beside states that are not
-  words = ['--config.train.batch=1', '--config.data.length=64',
+  words = ['--config.train.batch=1', '--config.data.length=16',
            '--config.optimizer=adamw', '--config.eval.every=0',
            '--config.log.every=1']  # fmt: skip
   with (tmp_path / 'out').open('w') as out:
@@ -133,5 +133,7 @@ def test_a_state_of_its_size_is_saved_within_30_seconds(name, least, tmp_path):
   (saved,) = (tmp_path / 'run' / 'checkpoints').iterdir()
   files = [path for path in saved.rglob('*') if path.is_file()]
   size = sum(path.stat().st_size for path in files)
-  print(f'{name}: {size / 1e6:.0f} MB on disk in {seconds:.1f} s')
-  assert size > least and seconds < 30
+  rows = metrics.read(tmp_path / 'run' / 'metrics.jsonl')
+  step = 16 / rows[-1]['tokens_per_second']
+  print(f'{name}: {size / 1e6:.0f} MB, {seconds:.1f} s, a step {step:.1f} s')
+  assert size > least and seconds < 30 + 2 * step
