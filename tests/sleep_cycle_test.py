@@ -81,6 +81,8 @@ def test_the_slots_take_up_what_the_levels_held():
   _, slept = one_night()
   m = slept.metrics
   assert slept.decision.accepted and slept.owners == ('ann', 'bob')
+  for name in ('core', 'day'):  # each is of the model that it says
+    assert m[f'{name}_after'] != m[f'{name}_before']
   for k in (0, 1):
     assert m[f'divergence_{k}'] < m[f'divergence_{k}_first']
     assert m[f'written_{k}'] > 0

@@ -89,7 +89,8 @@ PRETRAINED = Setting(
       steps=300, rows=16, rate=1e-2, last=0.05, keep=2.0, every=12, say=16
     ),
     texts=TextsConfig(length=64, read=256, continued=0, free=0, kept=128),
-    dream=DreamConfig(length=160, answer=48),
+    # at 0.0003 a pretrained model's slot learns dreams that harm it
+    dream=DreamConfig(length=160, answer=48, inner_rate=1e-4, rate=1e-4),
   ),
 )
 
