@@ -185,16 +185,16 @@ def test_every_method_lives_and_goes_on_where_it_was(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_night_keeps_of_a_day_what_a_reset_would_lose(tmp_path):
-  methods = 'no own texts,no sleep'
-  assert command(tmp_path, methods) == 0
+def test_five_nights_keep_of_days_what_a_reset_would_lose(tmp_path):
+  assert command(tmp_path, 'sleep,no sleep', days=5) == 0
   slept, unslept = (
-    cells.read(tmp_path / 'cells' / f'{name}-2-0.json')
-    for name in ('no-own-texts', 'no-sleep')
+    cells.read(tmp_path / 'cells' / f'{name}-5-0.json')
+    for name in ('sleep', 'no-sleep')
   )
   got = retention.numbers(slept)
   chance = slept[0]['chance']
-  assert got['before'] > 4 * chance  # the levels have learned the day
+  assert got['before'] > 4 * chance  # the levels have learned the days
   assert got['after'] > 0.4 * got['before'] > 1.5 * chance
+  assert got['last'] > 0.5 * got['first']  # of day 1, after night 5
   assert retention.numbers(unslept)['after'] < 1.7 * chance
   assert got['rise'] < 0.4
