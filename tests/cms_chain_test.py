@@ -113,7 +113,7 @@ def test_dtypes_are_those_asked_for():
   assert chain.decay(theta(), delta, x, jnp.bfloat16).dtype == jnp.float32
 
 
-@pytest.mark.parametrize('period, L', [(4, 11), (3, 9), (16, 5)], ids=str)
+@pytest.mark.parametrize('period, L', [(4, 11), (16, 5)], ids=str)
 def test_periods_are_read_at_once_as_one_by_one(period, L):
   m, x = (L - 1) // period, normal(9, B, L, D)
   reset = np.zeros((B, L), bool)

@@ -30,7 +30,13 @@ def read(name, whole):
   return of
 
 
-@pytest.mark.parametrize('name', ['longer than the stream', 'nested'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'longer than the stream',
+    pytest.param('nested', marks=pytest.mark.slow),
+  ],
+)
 def test_at_once_is_by_chunks_in_values_and_outer_gradients(name):
   at_once, by_chunks = read(name, True), read(name, False)
   for reset_BxL in (np.zeros((cases.B, cases.L), bool), cases.resets()):
