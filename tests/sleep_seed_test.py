@@ -127,6 +127,17 @@ def test_leave_one_out_is_unbiased():
   np.testing.assert_allclose(got, want, atol=4e-3)
 
 
+def test_the_reward_follows_the_chance_that_was_drawn_with():
+  cfg = SeedConfig(alpha=0.0, group=2, temperature=2.0)
+  tokens, ones = jnp.array([[0, 1], [0, 2]]), jnp.ones(2, int)
+  said = readers.Said(tokens, ones, 2 * ones)
+  heard = seed.Heard(None, None, jnp.array([1.0, 0.0]))
+  side = Side(table(0), None)
+  got, _ = seed.loss(cfg, cases.table_reader(), side, None, said, heard)
+  logs = jax.nn.log_softmax(table(0)[0] / 2.0)
+  np.testing.assert_allclose(got, -(logs[1] - logs[2]) / 2, rtol=1e-5)
+
+
 def test_equal_rewards_teach_nothing():
   pay = jnp.full((8,), 0.7)
   np.testing.assert_allclose(seed.advantage(pay, 4), 0.0, atol=1e-6)
