@@ -119,12 +119,12 @@ def test_kernels_with_momentum_alone_equal_the_token_rule():
 def test_a_stream_with_momentum_from_inside_a_chunk_equals_the_token_rule():
   cfg = rule(momentum=True)
   initial = cases.initial_values(cfg, jnp.float32)
-  inputs = cases.inputs(cfg, jnp.float32, LENGTH)
-  # momenta that last from chunk to chunk
+  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=False)
+  # momenta that last from chunk to chunk, and multiply what is rounded
   inputs = inputs._replace(log_beta=0.1 * inputs.log_beta)
   args = cfg, initial, apart(cfg, initial), inputs, 'float32'
   got = everything(*args, 'gpu')
-  cases.assert_close(got, everything(*args, 'token'), 3e-5)
+  cases.assert_close(got, everything(*args, 'token'), 1e-4)
 
 
 @pytest.mark.parametrize(
