@@ -221,10 +221,14 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
       inputs = cases.inputs(cfg, jnp.float32)
       initial = cases.initial_values(cfg, jnp.float32)
       api.run(cfg, initial, None, inputs)
+    cfg = rule(momentum=True)
+    initial = cases.initial_values(cfg, jnp.float32)
+    api.run(cfg, initial, None, cases.inputs(cfg, jnp.float32))
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.6')
     initial = cases.initial_values(rule(), jnp.float32)
     api.run(rule(), initial, None, inputs)
   assert calls == [1]
-  assert caplog.text.count('lax.scan') == 2
+  assert caplog.text.count('lax.scan') == 3
+  assert 'momentum=True' in caplog.text
   assert 'two-layer' in caplog.text
   assert "capability '8.6'" in caplog.text
