@@ -60,7 +60,7 @@ def walk(
     its commits; None of a level that never did).
   """
   B, L = piece.tokens_BxL.shape
-  K, nested = len(cfg.periods), cfg.nested
+  K = len(cfg.periods)
   group = _remat_level(cfg.periods, L) if remat else None
 
   def part(k, carry, piece):
@@ -92,17 +92,8 @@ def walk(
       if k:  # the total of the fastest is one chunk's gradient
         carry = _gathering(carry, k)
       carry, (y, notes) = part(k - 1, carry, piece)
-      levels, own = commit(cfg, carry.levels, rates, k), list(carry.own)
-      notes = list(notes)
-      notes[k] = hooks.note(levels[k].delta)
-      own[k] = hooks.own(k, levels[k].delta)
-      if k and nested:
-        # its last commit was followed by a restart
-        old, new = notes[k - 1], hooks.note(levels[k - 1].delta)
-        notes[k - 1] = jax.tree.map(lambda a, b: a.at[-1].set(b), old, new)
-        own[k - 1] = hooks.own(k - 1, levels[k - 1].delta)
-      carry = carry._replace(levels=levels, own=tuple(own))
-      return _moving(carry, k), (y, tuple(notes))
+      carry, notes = _committed(cfg, rates, hooks, k, carry, notes)
+      return _moving(carry, k), (y, notes)
 
     if k == group:
       body = jax.checkpoint(body, prevent_cse=False)
@@ -123,6 +114,20 @@ def walk(
   for k in range(K):
     carry = _gathering(carry, k)
   return carry, y, notes
+
+
+def _committed(cfg: StreamConfig, rates, hooks: Hooks, k, carry, notes):
+  """Level k commits: the carry, and the notes with this commit's."""
+  levels, own = commit(cfg, carry.levels, rates, k), list(carry.own)
+  notes = list(notes)
+  notes[k] = hooks.note(levels[k].delta)
+  own[k] = hooks.own(k, levels[k].delta)
+  if k and cfg.nested:
+    # its last commit was followed by a restart
+    old, new = notes[k - 1], hooks.note(levels[k - 1].delta)
+    notes[k - 1] = jax.tree.map(lambda a, b: a.at[-1].set(b), old, new)
+    own[k - 1] = hooks.own(k - 1, levels[k - 1].delta)
+  return carry._replace(levels=levels, own=tuple(own)), tuple(notes)
 
 
 def _stacked(*notes):
