@@ -9,6 +9,7 @@ with `Kt = T^T last_k`; `link` finds A and G of all chunks at once, `carry`
 walks, one matmul a chunk. The gradients go back by `A^T`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -115,25 +116,34 @@ def _carry_kernel(shape: Shape, back, A, kept, G, start, filled, change,
   b, h = pl.program_id(0), pl.program_id(1)
   dots = shape.dots
 
-  def put_boundary(D):
-    boundary[b, h, :, :] = D
-
-  def reached(stop, D):
-    """D after `stop` chunks."""
-    if boundary is not None:
-      pl.when(stop == filled[b, 0])(lambda: put_boundary(D))
-    if change is None:
-      return D
-    add = lambda D: D + change[b, h, :, :]  # noqa: E731
-    return jax.lax.cond(stop == filled[b, 0], add, lambda D: D, D)
+  after = functools.partial(reached, (b, h), filled, change, boundary)
 
   def chunk(step, D):
     i = shape.n - 1 - step if back else step
-    D = reached(i + 1 if back else i, D)
+    D = after(i + 1 if back else i, D)
     put(each, (b, h, i), D)
     dot = dots.nt if back else dots.nn
     moved = dot(D, A[b, h, i]) + G[b, h, i].astype(jnp.float32)
     return kept[b, h, i] * D + moved
 
   D = jax.lax.fori_loop(0, shape.n, chunk, start[b, h, :, :])
-  end[b, h, :, :] = reached(0 if back else shape.n, D)
+  end[b, h, :, :] = after(0 if back else shape.n, D)
+
+
+def reached(walk, filled, change, boundary, stop, D):
+  """The fast part of a walk after `stop` chunks, see `carry`.
+
+  Where they are the filled ones, it is left in `boundary`, if there is one, and
+  changed by what `change` holds.
+  """
+  b, h = walk
+
+  def put_boundary():
+    boundary[b, h, :, :] = D
+
+  if boundary is not None:
+    pl.when(stop == filled[b, 0])(put_boundary)
+  if change is None:
+    return D
+  add = lambda D: D + change[b, h, :, :]  # noqa: E731
+  return jax.lax.cond(stop == filled[b, 0], add, lambda D: D, D)

@@ -10,13 +10,14 @@ known, here (with what `gpu_momentum` names)
 and its gradients go back by the same matrices turned round.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from nestax.models.memory import gpu_momentum, gpu_tile
+from nestax.models.memory import gpu_carry, gpu_momentum, gpu_tile
 from nestax.models.memory.gpu_layout import Shape, array, call, put
 
 WARPS = 4
@@ -135,22 +136,12 @@ def _carry_kernel(shape: Shape, back, linked, adds, start, filled, change,
   b, h = pl.program_id(0), pl.program_id(1)
   dots = shape.dots
 
-  def put_boundary(D):
-    boundary[b, h, :, :] = D
-
-  def reached(stop, D):
-    """D after `stop` chunks."""
-    if boundary is not None:
-      pl.when(stop == filled[b, 0])(lambda: put_boundary(D))
-    if change is None:
-      return D
-    add = lambda D: D + change[b, h, :, :]  # noqa: E731
-    return jax.lax.cond(stop == filled[b, 0], add, lambda D: D, D)
+  after = functools.partial(gpu_carry.reached, (b, h), filled, change, boundary)
 
   def chunk(step, both):
     i = shape.n - 1 - step if back else step
     D, S = both
-    D = reached(i + 1 if back else i, D)
+    D = after(i + 1 if back else i, D)
     put(each[0], (b, h, i), D)
     put(each[1], (b, h, i), S)
     dot = dots.nt if back else dots.nn
@@ -173,5 +164,5 @@ def _carry_kernel(shape: Shape, back, linked, adds, start, filled, change,
 
   start = tuple(ref[b, h, :, :] for ref in start)
   D, S = jax.lax.fori_loop(0, shape.n, chunk, start)
-  end[0][b, h, :, :] = reached(0 if back else shape.n, D)
+  end[0][b, h, :, :] = after(0 if back else shape.n, D)
   end[1][b, h, :, :] = S

@@ -15,6 +15,7 @@ from nestax.models.memory import (
   gpu_adjoint,
   gpu_gates,
   gpu_momentum,
+  gpu_parts,
   gpu_tile,
 )
 from nestax.models.memory.gpu_layout import (
@@ -24,7 +25,6 @@ from nestax.models.memory.gpu_layout import (
   put,
   put_rows,
   put_tokens,
-  tokens_of,
 )
 from nestax.models.memory.gpu_momentum_adjoint import first, first_column
 from nestax.models.memory.gpu_momentum_link import system_P
@@ -74,13 +74,7 @@ def _read_kernel(shape: Shape, W, stream, saved, d_out_ref, read, d_query):
   cfg, dots, (walked, both, _) = shape.cfg, shape.dots, saved
   chunk = gpu_momentum.here(shape, stream, walked, at)
   decay, push = chunk.decay, chunk.push
-  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
-  q, q_norm = gpu_tile.unit(query)
-  wide = tokens_of(shape, d_out_ref, at)
-  d_out = wide.astype(shape.dtype)
-  d_q = dots.nn(d_out, W[h, :, :])
-  if 'mem' in cfg.identity:
-    d_q = d_q + wide
+  q, q_norm, d_out, d_q = gpu_parts.asked(shape, W, stream, d_out_ref, at)
   d_read = dots.nn(d_out, both[0][b, h, i])
   if cfg.read != 'token':
     d_q = d_q + gpu_adjoint.alive_only(decay, d_read)

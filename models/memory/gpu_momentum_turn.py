@@ -1,10 +1,9 @@
 """The walk back with momentum on a GPU: what keys, values and gates read.
 
-A kernel takes the gradients E and F of the fast parts and momenta that
-`gpu_momentum_walk` carries over one chunk, in two
-kernels, see `gpu_steps`. Those enter a
-chunk by the same matrices for all memories, so the tokens see them only in
-sums over the memories, `[K, K]`, such as `N = sum D^T E`.
+Two kernels take the gradients E and F of the fast parts and momenta that
+`gpu_momentum_walk` carries over one chunk, see `gpu_steps`. Those enter a chunk
+by the same matrices for all memories, so the tokens see them only in sums over
+the memories, `[K, K]`, such as `N = sum D^T E`.
 """
 
 from typing import NamedTuple
@@ -18,7 +17,6 @@ from nestax.models.memory import (
   gpu_momentum,
   gpu_momentum_adjoint,
   gpu_steps,
-  gpu_tile,
   gpu_turn,
   gpu_walk,
 )
@@ -207,18 +205,9 @@ def _finish(shape: Shape, refs, chunk, at, tokens, total_b):
   *rows, more_b = (parts.scalars[b, h, i, j, :] for j in range(4))
   tokens = tokens + gpu_adjoint.Tokens(d_k, d_v, *rows)
   put_rows(turned.d_total_b, at, (total_b + more_b,))
-  d_logits = gpu_adjoint.logits_back(gate, tokens)
-  put_rows(turned.d_logits, at, d_logits)
-  k, v = chunk.k.astype(jnp.float32), chunk.v.astype(jnp.float32)
-  d_k = gpu_tile.settled(shape.dots, tokens.k)
-  d_k = gpu_tile.unit_back(d_k, k, k_norm).astype(shape.dtype)
-  put(turned.d_key, at, d_k)
-  d_v = gpu_tile.settled(shape.dots, tokens.v)
-  if v_norm is not None:
-    d_v = gpu_tile.unit_back(d_v, v, v_norm)
-  d_v = d_v.astype(shape.dtype)
-  put(turned.d_value, at, d_v)
-  return d_k, d_v, d_logits
+  return gpu_turn.finish(
+    shape, turned, at, tokens, gate, chunk.k, chunk.v, k_norm, v_norm
+  )
 
 
 def _over(shape: Shape, linked, chunk, at, d: Both, narrow: Both) -> Both:

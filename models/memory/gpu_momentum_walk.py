@@ -1,8 +1,7 @@
 """The walk forward with momentum on a GPU: `gpu_walk` and `gpu_momentum`.
 
 A kernel takes the fast parts and momenta of the maps that keys and values are
-read from, and of the gates, over one chunk, in two
-kernels, see `gpu_steps`.
+read from, and of the gates, over one chunk, in two kernels, see `gpu_steps`.
 """
 
 from typing import NamedTuple

@@ -154,13 +154,7 @@ def _through_output(shape: Shape, refs, gate, decay, marks, at):
   cfg, dots = shape.cfg, shape.dots
   W, stream, saved, d_out_ref, d_query = refs
   b, h, i = at
-  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
-  q, q_norm = gpu_tile.unit(query)
-  wide = tokens_of(shape, d_out_ref, at)
-  d_out = wide.astype(shape.dtype)
-  d_q = dots.nn(d_out, W[h, :, :])
-  if 'mem' in cfg.identity:
-    d_q = d_q + wide
+  q, q_norm, d_out, d_q = asked(shape, W, stream, d_out_ref, at)
   d_read = dots.nn(d_out, saved.D[b, h, i])
   zero = jnp.zeros_like(decay.g)
   if cfg.read != 'token':
@@ -181,3 +175,15 @@ def _through_output(shape: Shape, refs, gate, decay, marks, at):
   total = total - jnp.sum(of_k * k.astype(jnp.float32), axis=1)
   none = jnp.zeros_like(q)
   return gpu_adjoint.Tokens(of_k, none, total, zero, zero)
+
+
+def asked(shape: Shape, W, stream, d_out_ref, at):
+  """(Unit query, its norm, the output's gradient, the query's by slow `W`)."""
+  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
+  q, q_norm = gpu_tile.unit(query)
+  wide = tokens_of(shape, d_out_ref, at)
+  d_out = wide.astype(shape.dtype)
+  d_q = shape.dots.nn(d_out, W[at[1], :, :])
+  if 'mem' in shape.cfg.identity:
+    d_q = d_q + wide
+  return q, q_norm, d_out, d_q

@@ -125,6 +125,12 @@ def _chunk(shape: Shape, refs, at, E: Fast, folded) -> Fast:
   d_k, d_v = (x[b, h, i].astype(jnp.float32) for x in (parts.k, parts.v))
   rows = [parts.scalars[b, h, i, j, :] for j in range(3)]
   tokens = tokens + gpu_adjoint.Tokens(d_k, d_v, *rows)
+  gradients = finish(shape, turned, at, tokens, gate, k, v, k_norm, v_norm)
+  return read_back(shape, stream, decay, at, E, *gradients)
+
+
+def finish(shape: Shape, turned, at, tokens, gate, k, v, k_norm, v_norm):
+  """Writes gradients of keys, values and logits, and returns them."""
   d_logits = gpu_adjoint.logits_back(gate, tokens)
   put_rows(turned.d_logits, at, d_logits)
   k, v = k.astype(jnp.float32), v.astype(jnp.float32)
@@ -136,7 +142,7 @@ def _chunk(shape: Shape, refs, at, E: Fast, folded) -> Fast:
     d_v = gpu_tile.unit_back(d_v, v, v_norm)
   d_v = d_v.astype(shape.dtype)
   put(turned.d_value, at, d_v)
-  return read_back(shape, stream, decay, at, E, d_k, d_v, d_logits)
+  return d_k, d_v, d_logits
 
 
 def _over(shape: Shape, refs, decay, at, E: Fast, narrow: Fast):
