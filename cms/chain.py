@@ -25,11 +25,13 @@ def read(theta: Theta, x_BxLxD, dtype):
     x_BxLxD: normalised input.
     dtype: of the matmuls' operands and of the result.
   """
-  gate, up, down = (w.astype(dtype) for w in theta)
-  x = x_BxLxD.astype(dtype)
-  h_BxLxF = jax.nn.silu(jnp.einsum('bld,df->blf', x, gate))
-  h_BxLxF = h_BxLxF * jnp.einsum('bld,df->blf', x, up)
-  return jnp.einsum('blf,fd->bld', h_BxLxF, down)
+  return _mlp(Theta(*(w.astype(dtype) for w in theta)), x_BxLxD.astype(dtype))
+
+
+def _mlp(theta: Theta, x, times: Callable = jnp.matmul):
+  """The gated MLP; `x` and weights have the same leading axes, or `x` alone."""
+  gate, up, down = theta
+  return times(jax.nn.silu(times(x, gate)) * times(x, up), down)
 
 
 def own(theta: Theta, delta: Theta, dtype) -> Own:
@@ -53,12 +55,8 @@ def read_fast(theta: Theta, delta, x_BxLxD, dtype, alive_BxL=None):
       for which nothing has been learned yet; None if there is none.
   """
   mine = delta if isinstance(delta, Own) else own(theta, delta, dtype)
-  gate, up, down = mine.theta
   x = x_BxLxD.astype(dtype)
-  h_BxLxF = jax.nn.silu(jnp.einsum('bld,bdf->blf', x, gate))
-  h_BxLxF = h_BxLxF * jnp.einsum('bld,bdf->blf', x, up)
-  y_BxLxD = jnp.einsum('blf,bfd->bld', h_BxLxF, down)
-  return _where_alive(theta, alive_BxL, y_BxLxD, x)
+  return _where_alive(theta, alive_BxL, _mlp(mine.theta, x), x)
 
 
 def read_writes(
@@ -91,12 +89,11 @@ def _read_later(theta: Theta, writes: Writes, x_BxLxD, P: int):
   m = delta.gate_DxF.shape[0]
   delta = jax.tree.map(lambda d: scale * d.astype(jnp.float32), delta)
   theta = jax.tree.map(lambda t: t[None], theta)
-  gate, up, down = own(theta, delta, x_BxLxD.dtype).theta
+  mine = own(theta, delta, x_BxLxD.dtype)
   cut = jnp.pad(x_BxLxD, ((0, 0), (0, m * P - L), (0, 0)))
   x_mxBxPxD = jnp.moveaxis(cut.reshape(B, m, P, D), 1, 0)
   times = lambda x, w: checkpoint_name(x @ w, SAVED)  # noqa: E731
-  h_mxBxPxF = jax.nn.silu(times(x_mxBxPxD, gate)) * times(x_mxBxPxD, up)
-  y_mxBxPxD = times(h_mxBxPxF, down)
+  y_mxBxPxD = _mlp(mine.theta, x_mxBxPxD, times)
   return jnp.moveaxis(y_mxBxPxD, 0, 1).reshape(B, m * P, D)[:, :L]
 
 

@@ -37,16 +37,22 @@ def scored(reset_BxL, length_B, B: int, L: int):
 
 def next_token(logits_BxLxV, tokens_BxL, scored_BxL):
   """Cross-entropy in nats, summed over each sequence's scored tokens, `[B]`."""
-  target_BxL = jnp.roll(tokens_BxL, -1, axis=1)
-  logits_BxLxV = logits_BxLxV.astype(jnp.float32)
-  # by a mask: the gradient of an index would be scattered
-  ids_1x1xV = jnp.arange(logits_BxLxV.shape[-1], dtype=target_BxL.dtype)[
-    None, None
-  ]
-  hit_BxLxV = ids_1x1xV == target_BxL[..., None]
-  picked_BxL = jnp.where(hit_BxLxV, logits_BxLxV, 0.0).sum(-1)
-  nats_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1) - picked_BxL
+  nats_BxL = cross_entropy(
+    logits_BxLxV.astype(jnp.float32), jnp.roll(tokens_BxL, -1, axis=1)
+  )
   return jnp.where(scored_BxL, nats_BxL, 0.0).sum(1)
+
+
+def cross_entropy(logits_BxLxV, targets_BxL):
+  """Nats of each target, float32 `[B, L]`; the logits are float32.
+
+  Without an index: its gradient would be scattered, one by one on TPUs.
+  """
+  V = logits_BxLxV.shape[-1]
+  ids_1x1xV = jnp.arange(V, dtype=targets_BxL.dtype)[None, None]
+  hit_BxLxV = ids_1x1xV == targets_BxL[..., None]
+  target_BxL = jnp.where(hit_BxLxV, logits_BxLxV, 0.0).sum(-1)
+  return jax.nn.logsumexp(logits_BxLxV, axis=-1) - target_BxL
 
 
 def reconstruction(y_BxLxD, key_BxLxD, scale_D, scored_BxL):

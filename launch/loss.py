@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nestax.cms import objective
+
 
 class Sums(NamedTuple):
   """What a batch adds up to, float32 scalars; batches add element by element.
@@ -31,7 +33,7 @@ def sums(logits_BxLxV: jax.Array, batch) -> Sums:
     batch: `targets` int32, `weights` float32 (0 = not scored) and `bytes`
       int32, each `BxL`.
   """
-  nats_BxL = _cross_entropy(logits_BxLxV, batch['targets'])
+  nats_BxL = objective.cross_entropy(logits_BxLxV, batch['targets'])
   weights_BxL = batch['weights']
   # `where`, not only a product: 0 * inf at a position that nobody scores
   # would make the whole step bad.
@@ -39,15 +41,6 @@ def sums(logits_BxLxV: jax.Array, batch) -> Sums:
   return Sums(
     nats_BxL.sum(), weights_BxL.sum(), (weights_BxL * batch['bytes']).sum()
   )
-
-
-def _cross_entropy(logits_BxLxV, targets_BxL):
-  """Without an index: its gradient would be scattered, one by one on TPUs."""
-  V = logits_BxLxV.shape[-1]
-  ids_1x1xV = jnp.arange(V, dtype=targets_BxL.dtype)[None, None]
-  hit_BxLxV = ids_1x1xV == targets_BxL[..., None]
-  target_BxL = jnp.where(hit_BxLxV, logits_BxLxV, 0.0).sum(-1)
-  return jax.nn.logsumexp(logits_BxLxV, axis=-1) - target_BxL
 
 
 def in_pieces(head, x_BxLxD: jax.Array, batch, piece: int) -> Sums:
