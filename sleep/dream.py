@@ -85,6 +85,7 @@ class Programs(NamedTuple):
   weigh: Callable  # (params, context, trained, dreams) -> omega
   adapt: Callable  # (params, context, trained, dreams) -> trained, batched
   examine: Callable  # (params, context, trained, batched, questions) -> scores
+  begin: Callable  # trained -> opt_state
   study: Callable  # (params, context, trained, opt_state, dreams, paid_B)
 
 
@@ -173,7 +174,7 @@ def programs(
     return jax.vmap(one)(trained)
 
   weigh, adapt = _lessons(cfg, reader, put, bos)
-  return Programs(dream, weigh, adapt, examine, _study(cfg, reader, put))
+  return Programs(dream, weigh, adapt, examine, *_studies(cfg, reader, put))
 
 
 def _lessons(cfg: DreamConfig, reader: Reader, put: Callable, bos: int):
@@ -211,9 +212,11 @@ def _lessons(cfg: DreamConfig, reader: Reader, put: Callable, bos: int):
   return weigh, adapt
 
 
-def _study(cfg: DreamConfig, reader: Reader, put: Callable):
-  """Makes `study`: one update on what was paid, after its context."""
+def _studies(cfg: DreamConfig, reader: Reader, put: Callable):
+  """Makes `begin` and `study`: updates on what was paid, after its context."""
   outer = optimizer(cfg)
+  # kept, the unused argument says where: `study` is not compiled again for it
+  begin = jax.jit(outer.init, keep_unused=True)
 
   @jax.jit
   def study(params, context, trained, opt_state, dreams: Said, paid_B):
@@ -226,7 +229,7 @@ def _study(cfg: DreamConfig, reader: Reader, put: Callable):
     updates, opt_state = outer.update(grads, opt_state, trained)
     return optax.apply_updates(trained, updates), opt_state
 
-  return study
+  return begin, study
 
 
 def optimizer(cfg: DreamConfig) -> optax.GradientTransformation:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.sleep import dream
 from nestax.sleep.dream import DreamConfig, Programs
 from nestax.sleep.task import Task, TaskError, prompt_row, question_rows
 
@@ -124,8 +123,7 @@ def _one_task(cfg, made, model, prompt, questions, count, key):
 
 def _imitate(cfg, made, params, context, trained, texts, paid):
   """Fine-tunes on the paid dreams after their contexts (ReST-EM)."""
-  # kept, the unused argument says where: `study` is not compiled again for it
-  opt_state = jax.jit(dream.optimizer(cfg).init, keep_unused=True)(trained)
+  opt_state = made.begin(trained)
   paid_B = jnp.asarray(paid)
   for _ in range(cfg.steps):
     trained, opt_state = made.study(

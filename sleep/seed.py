@@ -179,6 +179,7 @@ class Programs(NamedTuple):
 
   speak: Callable  # (student, texts, key) -> (prefixes, said)
   hear: Callable  # (teacher, texts, prefixes, said, kept, context) -> Heard
+  begin: Callable  # trained -> opt_state
   learn: Callable  # (trained, opt_state, student, texts, said, heard, kept)
 
 
@@ -331,6 +332,8 @@ def programs(
     return prefixes, said
 
   tx = optimizer(cfg)
+  # kept, the unused argument says where: `learn` is not compiled again for it
+  begin = jax.jit(tx.init, keep_unused=True)
 
   @jax.jit
   def learn(trained, opt_state, student: Side, texts, said, heard, kept=None):
@@ -343,7 +346,7 @@ def programs(
     parts['gradient'] = optax.global_norm(grads)
     return optax.apply_updates(trained, updates), opt_state, parts
 
-  return Programs(speak, hear or hearing(cfg, reader), learn)
+  return Programs(speak, hear or hearing(cfg, reader), begin, learn)
 
 
 def run(
@@ -377,9 +380,7 @@ def run(
   Returns:
     (trained, newest value of every number).
   """
-  # kept, the unused argument says where: `learn` is not compiled again for it
-  begin = jax.jit(optimizer(cfg).init, keep_unused=True)
-  opt_state, numbers = begin(trained), {}
+  opt_state, numbers = made.begin(trained), {}
   for step in range(cfg.steps):
     texts_key, speak_key = jax.random.split(jax.random.fold_in(key, step))
     texts, prefixes, said, kept = draw(texts_key), None, None, None
