@@ -1,6 +1,7 @@
 """The steps of a run: read, learn, write down, evaluate, save, stop."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +11,10 @@ from nestax.launch import checkpoint, distributed, goodput, metrics, profile
 from nestax.launch.prepare import Plan
 from nestax.launch.signals import Interrupted
 from nestax.launch.step import TrainState
+
+# Of seconds a step. Longer ones gain nothing from another in the queue, and a
+# signal would have to wait for both.
+LONG = 2.0
 
 
 class BadSteps(RuntimeError):
@@ -67,15 +72,21 @@ def run(loop: Loop, state: TrainState) -> TrainState:
   config, done, last = loop.plan.config, loop.done, loop.last
   _catch_up(loop, state)
   late = None  # metrics are read when the step after is under way
+  alone = False
   for number in range(done + 1, last + 1):
+    begun = time.monotonic()
     state, fresh = _one(loop, state, number)
     if late:
       _report(loop, *late)
     late = number, fresh
+    if alone:
+      numbers, late = _report(loop, *late), None
+    alone = time.monotonic() - begun > LONG
     stop = loop.stopped()
     every = config.eval.every, config.checkpoint.every
     if stop or any(_due(number, n, last) for n in every):
-      numbers, late = _report(loop, *late), None
+      if late:
+        numbers, late = _report(loop, *late), None
       _pause(loop, state, number, numbers['bad'], stop)
   loop.spent.turn('checkpoint')
   loop.checkpoints.wait()
