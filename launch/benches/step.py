@@ -55,8 +55,10 @@ _PEAK = flags.DEFINE_float(
   'peak_flops', 0.0, 'Of a device; 0: from the table.', flag_values=FLAGS
 )
 _TOP = flags.DEFINE_integer(
-  'top', 0, 'Operations to show of each step.', lower_bound=0, flag_values=FLAGS
-)
+  'top', 0, 'Operations to show of each step; on a GPU with '
+  'XLA_FLAGS=--xla_gpu_enable_command_buffer= in the environment.',
+  lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
 _JSON = flags.DEFINE_string(
   'json', '', 'File that JSON lines are added to.', flag_values=FLAGS
 )
