@@ -21,7 +21,9 @@ def move(
   params, index, lost = _room(tools, student.params, to, day, room_key)
   if to != k:
     params = grow.free(cfg, params, k, free_key)
-  blank = all(tree is None for tree in student.context)
+  # a model of one level reads as one without any; of more, each pair's program
+  # is that of the others if levels that were reset are zeros
+  blank = len(cfg.groups) == 1
   numbers = {} if lost is None else {f'lost_{to}': lost}
 
   def note(step, parts):
@@ -35,7 +37,7 @@ def move(
     tools.seeds[to],
     teacher,
     Side(
-      (params, jnp.asarray(index)),
+      (params, jnp.asarray(to), jnp.asarray(index)),
       None if blank else _filled(student.context, teacher.context),
     ),
     grow.take(cfg, params, to, index),
@@ -55,7 +57,7 @@ def dream_on(tools: Tools, params, k: int, index: int, tasks, key):
   trained, tried, after = rounds.run(
     how,
     tools.dreams[k],
-    (params, jnp.asarray(index)),
+    (params, jnp.asarray(k), jnp.asarray(index)),
     None,
     grow.take(cfg, params, k, index),
     tasks,

@@ -180,6 +180,22 @@ def put(cfg: ModelConfig, params, k: int, index, new: New):
   )
 
 
+def put_among(cfg: ModelConfig, params, ks, chosen, index, new: New):
+  """`put` at that of the levels `ks` that `chosen` is, an int or traced.
+
+  The levels are of the same blocks, so that their slots are of one shape.
+  """
+  if len(ks) == 1:
+    return put(cfg, params, *ks, index, new)
+  for k in ks:
+    own = take(cfg, params, k, index)
+    new_or_own = jax.tree.map(
+      lambda x, y, k=k: jnp.where(chosen == k, x, y), new, own
+    )
+    params = put(cfg, params, k, index, new_or_own)
+  return params
+
+
 def hide(cfg: ModelConfig, params, k: int):
   """Masks the slots of the levels of period k, and keeps what they hold."""
   own = slots(cfg, params, k)

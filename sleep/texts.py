@@ -1,6 +1,7 @@
 """What a night is learned from: texts that teachers have read, or say."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -231,12 +232,12 @@ def drawer(texts: Said, O: int, rows: int) -> Callable:  # noqa: E741
 
   The texts are owner by owner; with O of 1, of whoever there is.
   """
+  return lambda key: _draw(key, texts, O, rows)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _draw(key, texts: Said, O: int, rows: int) -> Said:  # noqa: E741
   each = texts.length_B.shape[0] // O
-
-  @jax.jit
-  def draw(key, texts) -> Said:
-    index = jax.random.randint(key, (O, rows), 0, each)
-    index = (index + each * jnp.arange(O)[:, None]).reshape(-1)
-    return Said(*(x[index] for x in texts))
-
-  return lambda key: draw(key, texts)
+  index = jax.random.randint(key, (O, rows), 0, each)
+  index = (index + each * jnp.arange(O)[:, None]).reshape(-1)
+  return Said(*(x[index] for x in texts))

@@ -66,8 +66,8 @@ class Tools(NamedTuple):
   reader: Reader
   compute: Callable  # (params, state) -> state
   speak: Callable  # (params, context, prompts, key) -> Said
-  seeds: tuple[seed.Programs, ...]  # by receiver
-  dreams: tuple[dream.Programs, ...]  # by receiver
+  seeds: dict[int, seed.Programs]  # by receiver
+  dreams: dict[int, dream.Programs]  # by receiver
 
 
 def of_model(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
@@ -79,13 +79,21 @@ def of_model(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
   grow.check(cfg)
   reader = readers.of_model(cfg, words.allowed_V)
 
-  def put(k, place, new):
-    params, index = place
-    return grow.put(cfg, params, k, index, new)
+  def put(among, place, new):
+    params, k, index = place
+    return grow.put_among(cfg, params, among, k, index, new)
 
-  puts = [functools.partial(put, k) for k in range(len(cfg.groups))]
   disturb = functools.partial(dream.random_expert, cfg)
   hear = seed.hearing(how.seed, reader)
+  seeds, dreams = {}, {}
+  for among in _alike(cfg):
+    own = functools.partial(put, among)
+    learns = seed.programs(how.seed, reader, own, words.eos, hear)
+    dreamt = dream.programs(
+      how.dream, reader, own, disturb, words.bos, words.eos
+    )
+    seeds |= dict.fromkeys(among, learns)
+    dreams |= dict.fromkeys(among, dreamt)
   return Tools(
     cfg,
     how,
@@ -93,11 +101,19 @@ def of_model(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
     reader,
     jax.jit(functools.partial(language_model.flush, cfg)),
     texts.speaker(how.texts, reader, words),
-    tuple(
-      seed.programs(how.seed, reader, put, words.eos, hear) for put in puts
-    ),
-    tuple(
-      dream.programs(how.dream, reader, put, disturb, words.bos, words.eos)
-      for put in puts
-    ),
+    seeds,
+    dreams,
   )
+
+
+def _alike(cfg: ModelConfig) -> list[tuple[int, ...]]:
+  """The receivers, those together that programs can be shared by.
+
+  Levels of the same blocks: their slots are of one shape, and a gradient goes
+  no further back for one of them than for another.
+  """
+  senders = range(len(cfg.groups))
+  found = {}
+  for k in sorted({grow.receiver(cfg, k) for k in senders}):
+    found.setdefault(cfg.groups[k].blocks, []).append(k)
+  return [tuple(among) for among in found.values()]

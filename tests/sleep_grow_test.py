@@ -69,6 +69,21 @@ def test_a_hidden_slot_says_nothing_and_a_freed_one_holds_nothing():
   assert (left.a_SxDxR != grow.slots(cfg, told, 0).a_SxDxR).all()
 
 
+def test_one_program_puts_a_slot_into_whichever_level_is_chosen():
+  cfg, params = model()
+  new = grow.take(cfg, params, 0, 1)
+  new = jax.tree.map(lambda x: x + 1.0, new)
+
+  @jax.jit
+  def put(k, index):
+    return grow.put_among(cfg, params, (0, 1), k, index, new)
+
+  for k in (0, 1):
+    want = grow.put(cfg, params, k, 1, new)
+    jax.tree.map(np.testing.assert_array_equal, put(k, 1), want)
+  assert put._cache_size() == 1
+
+
 def test_a_level_without_a_free_slot_says_so():
   cfg, params = model(slots=1)
   grown, _ = grow.grow(cfg, params, 1)

@@ -203,14 +203,20 @@ def test_a_student_that_forgets_a_level_learns_it_back():
   assert (trained != params['blocks']['level_1']['down']).any()
 
 
-def test_texts_that_are_read_together_are_those_read_one_by_one():
+def knowing_reader():
+  """A table to which what each owner knows is added, `context [O, W]`."""
+
   def fresh(context, rows, length):
     return jnp.repeat(context, rows // len(context), axis=0)
 
   def read(params, state, tokens_BxL, length_B=None):
     return state, params[tokens_BxL] + state[:, None]
 
-  reader, context = readers.Reader(fresh, read), jnp.arange(12.0).reshape(3, W)
+  return readers.Reader(fresh, read)
+
+
+def test_texts_that_are_read_together_are_those_read_one_by_one():
+  reader, context = knowing_reader(), jnp.arange(12.0).reshape(3, W)
   texts = {
     name: readers.Said(cases.tokens(B, 8, seed=B) % W, None, None)
     for name, B in (('texts', 6), ('kept', 9), ('said', 24))
@@ -278,6 +284,34 @@ def test_what_is_kept_stays_as_the_slow_weights_had_it(keep, kept):
   moved = float(seed.divergence('forward_kl', target, trained)[3])
   first = float(seed.divergence('forward_kl', target, drift)[3])
   assert moved < 0.1 * first if keep and kept else moved == first
+
+
+def test_what_is_kept_is_what_the_slow_weights_and_the_students_levels_say():
+  # else a slot would learn from kept texts, too, what the day has written
+  cfg = dataclasses.replace(QUICK, steps=1, rows=4, alpha=1.0, on_policy=0.0)
+  reader, heard = knowing_reader(), []
+  knows, left = (x * jnp.arange(1.0, 1 + W)[None] for x in (1, -1))
+  texts, kept = (
+    readers.Said(cases.tokens(4, 8, i) % W, jnp.ones(4, int), jnp.full(4, 8))
+    for i in (0, 1)
+  )
+  made = seed.programs(cfg, reader, add)
+  seed.run(
+    cfg,
+    made._replace(hear=lambda *x: heard.append(made.hear(*x)) or heard[0]),
+    Side(table(0), knows),
+    Side(table(1), left),
+    jnp.zeros((W, W)),
+    lambda key: texts,
+    jax.random.key(0),
+    keep=lambda key: kept,
+  )
+  for rows, context, got in (
+    (texts, knows, heard[0].texts_BxLxV),
+    (kept, left, heard[0].kept_BxLxV),
+  ):
+    want = readers.score(reader, table(0), context, rows.tokens_BxL)
+    np.testing.assert_array_equal(got, want)
 
 
 def test_the_student_speaks_in_every_nth_update_and_is_cut_off():
