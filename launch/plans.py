@@ -15,9 +15,11 @@ from nestax.models import language_model
 from nestax.models.continuum import SCOPES
 from nestax.sleep import grow, owners, replay, tasks
 from nestax.sleep import tools as tools_
+from nestax.sleep.dream import DreamConfig
 from nestax.sleep.reader import Said
+from nestax.sleep.seed import SeedConfig
 from nestax.sleep.task import Task
-from nestax.sleep.texts import Words
+from nestax.sleep.texts import TextsConfig, Words
 from nestax.sleep.tools import CycleConfig, Tools
 
 EVERY_DAY = -1  # nights: one after each day, or whenever `sleep_every` says
@@ -87,6 +89,22 @@ class Options:
       raise ValueError(f'surprise={self.surprise}: above 0')
 
 
+# The nights of pretrained models: that of five nights of SmolLM2-135M
+# (`evals.lives`), whose slots of rank 8 and 100 updates of 0.001 learn little.
+PRETRAINED = Options(
+  capacity=16_384,
+  rank=32,
+  night=CycleConfig(
+    seed=SeedConfig(
+      steps=300, rows=16, rate=1e-2, last=0.05, keep=2.0, every=12, say=16
+    ),
+    texts=TextsConfig(length=64, read=256, continued=0, free=0, kept=128),
+    # at 0.0003 a pretrained model's slot learns dreams that harm it
+    dream=DreamConfig(inner_rate=1e-4, rate=1e-4),
+  ),
+)
+
+
 class Plan(NamedTuple):
   """What a life is made of, checked.
 
@@ -117,9 +135,13 @@ def of_flags(values: Mapping) -> Plan:
   Raises:
     ValueError, OSError, ImportError, checkpoint.CheckpointError: in words.
   """
-  options = Options(nights=values['nights'], sleep_every=values['sleep_every'])
-  options = overrides.apply(options, values['set'])
   model = values['model']
+  options = dataclasses.replace(
+    PRETRAINED if model else Options(),
+    nights=values['nights'],
+    sleep_every=values['sleep_every'],
+  )
+  options = overrides.apply(options, values['set'])
   stack = novel.Stack(
     values['stack'] if model else '',
     tuple(values['periods']),

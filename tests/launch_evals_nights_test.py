@@ -62,18 +62,19 @@ def test_a_variant_is_the_night_without_one_part(monkeypatch):
     sleepers.cycle,
     'night',
     lambda how, *args, tasks, past: (
-      lived.append((flat(how), tasks))
+      lived.append((flat(how), tasks, past))
       or types.SimpleNamespace(params=None, metrics={}, seconds={})
     ),
   )
   night = CycleConfig(SeedConfig(alpha=0.5), dream=DreamConfig(top=5, random=2))
-  evening = sleepers.Evening(*[None] * 5, ('task',), 1, None)
+  evening = sleepers.Evening(*[None] * 3, 'past', None, ('task',), 1, None)
   for name in sleepers.variants(night):
     sleepers.make(name, None, night, None, 0.1).night(evening)
-  (whole, _), *_ = lived
+  (whole, *_), *_ = lived
+  assert all(past == 'past' for *_, past in lived)
   parts = {
     name: ({k: x for k, x in how.items() if x != whole[k]}, bool(tasks))
-    for name, (how, tasks) in zip(sleepers.variants(night), lived)
+    for name, (how, tasks, _) in zip(sleepers.variants(night), lived)
   }
   assert parts == {
     'sleep': ({}, False),

@@ -9,7 +9,7 @@ import pytest
 from nestax.cms.experts import SlotsError
 from nestax.launch import days, plans
 from nestax.launch.data import tokenizers
-from nestax.launch.evals import streaming
+from nestax.launch.evals import lives, streaming
 
 
 def test_texts_are_taken_evenly_out_of_a_long_one():
@@ -85,3 +85,26 @@ def test_ids_that_the_model_does_not_know_are_refused(tmp_path):
     ValueError, match='core.txt: token 300 is none of the 272'
   ):
     plans.prepare(made._replace(tokenizer=foreign), read, core, cases.OPTIONS)
+
+
+@pytest.mark.parametrize('model, steps', [('x.gguf', 300), ('', 100)])
+def test_pretrained_models_sleep_as_was_measured(
+  model, steps, tmp_path, monkeypatch
+):
+  folder = cases.write_texts(tmp_path)
+  monkeypatch.setattr(plans.novel, 'load', lambda *asked: cases.made(slots=0))
+  values = {
+    'model': model, 'workdir': '' if model else 'run', 'stack': 'groups',
+    'periods': ['4', '8'], 'rate': 0.1, 'scope': 'shared', 'slots': 2,
+    'text': [str(folder / 'ann.txt')], 'core': str(folder / 'core.txt'),
+    'days': 0, 'nights': 3, 'sleep_every': 0, 'owners': [], 'rehearse': [],
+    'set': ['rank=4', 'night.seed.rows=2'],
+  }  # fmt: skip
+  options = plans.of_flags(values).options
+  assert (options.nights, options.rank, options.night.seed.rows) == (3, 4, 2)
+  assert options.night.seed.steps == steps
+  measured = lives.PRETRAINED
+  assert measured.rank == plans.PRETRAINED.rank
+  for part in ('seed', 'texts'):
+    own = getattr(plans.PRETRAINED.night, part)
+    assert getattr(measured.how, part) == own

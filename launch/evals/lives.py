@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.launch import rehearsal, trained
+from nestax.launch import plans, rehearsal, trained
 from nestax.launch.data.tokenizers import Tokenizer
 from nestax.launch.evals import facts, pupil, recall
 from nestax.launch.evals.sleepers import Evening, Sleeper
@@ -78,19 +78,17 @@ PRETRAINED = Setting(
   optimizer='sgd',
   rate=0.2,
   passes=32,
-  rank=32,
+  rank=plans.PRETRAINED.rank,
   window=64,
   past=384,
   rehearsed=512,
   tuning_rate=1e-4,
   dtype='bfloat16',
-  how=CycleConfig(
-    seed=SeedConfig(
-      steps=300, rows=16, rate=1e-2, last=0.05, keep=2.0, every=12, say=16
+  how=dataclasses.replace(
+    plans.PRETRAINED.night,
+    dream=dataclasses.replace(
+      plans.PRETRAINED.night.dream, length=160, answer=48
     ),
-    texts=TextsConfig(length=64, read=256, continued=0, free=0, kept=128),
-    # at 0.0003 a pretrained model's slot learns dreams that harm it
-    dream=DreamConfig(length=160, answer=48, inner_rate=1e-4, rate=1e-4),
   ),
 )
 
