@@ -3,6 +3,7 @@
 import glob
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,9 +36,9 @@ def load(
   """Reads the days.
 
   Args:
-    patterns: globs. Folders are days, in the order of their names, and the
-      files in them owners. Files are owners if `count` is given, else days of
-      one reader, in the order of their names.
+    patterns: globs. Folders are days, and the files in them owners. Files are
+      owners if `count` is given, else days of one reader. Days come as they are
+      given, and those that one glob finds in the order of their names.
     count: days that each file is cut into, equally; 0 for a file a day.
     tokenizer: of the model.
 
@@ -78,15 +79,21 @@ def load(
 
 
 def match(flag: str, pattern: str) -> list[str]:
-  """The paths that a flag's glob stands for.
+  """The paths that a flag's glob stands for, day2 before day10.
 
   Raises:
     FileNotFoundError: if there are none.
   """
-  found = sorted(glob.glob(os.path.expanduser(pattern)))
+  found = sorted(glob.glob(os.path.expanduser(pattern)), key=_in_order)
   if not found:
     raise FileNotFoundError(f'--{flag}={pattern}: there is no such file')
   return found
+
+
+def _in_order(path: str) -> list:
+  # words and numbers in turn
+  parts = re.split(r'(\d+)', os.path.splitext(path)[0])
+  return [int(x) if i % 2 else x for i, x in enumerate(parts)]
 
 
 def _files(folder: str) -> list[str]:

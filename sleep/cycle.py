@@ -112,8 +112,9 @@ def night(
   texts_key, key = jax.random.split(jax.random.fold_in(key, number))
   with clock('texts'):
     made, kept_texts = _texts(tools, teacher, day, texts_key, past)
-  metrics = _losses(tools, 'before', params, day, core)
-  metrics['day_dusk'] = _dusk_loss(tools, teacher, day)
+  with clock('gate'):
+    metrics = _losses(tools, 'before', params, day, core)
+    metrics['day_dusk'] = _dusk_loss(tools, teacher, day)
   metrics['rehearsed'] = 0 if past is None else len(past.length_B)
   grown, kept, index = params, context, {}
   chosen_B = jnp.zeros((_batch(state),), bool).at[rows].set(True)

@@ -17,8 +17,9 @@ def write(folder, **texts):
 
 
 def test_files_are_days_of_one_reader(tmp_path):
-  read = days.load([write(tmp_path, b='two', a='one')], 0, BYTES)
-  assert [day.name for day in read] == ['a', 'b']
+  words = {'b': 'two', 'a': 'one', 'b10': 'ten', 'b9': 'nine'}
+  read = days.load([write(tmp_path, **words)], 0, BYTES)
+  assert [day.name for day in read] == ['a', 'b', 'b9', 'b10']
   assert days.owners(read) == ('reader',)
   np.testing.assert_array_equal(
     read[0].tokens['reader'], BYTES.document('one')[0]
