@@ -5,7 +5,6 @@ day brought has not got worse than the model without the night would be.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -44,10 +43,14 @@ class Decision:
   reason: str
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _nats(reader: Reader, params, context, tokens_BxL, length_B):
-  logits = readers.score(reader, params, context, tokens_BxL)
-  logs = jax.nn.log_softmax(logits)
+  logits = readers.scored(reader, params, context, tokens_BxL)
+  return _sums(logits, tokens_BxL, length_B)
+
+
+@jax.jit
+def _sums(logits_BxLxV, tokens_BxL, length_B):
+  logs = jax.nn.log_softmax(logits_BxLxV)
   target_BxL = tokens_BxL[:, 1:, None]
   nats_BxL = -jnp.take_along_axis(logs, target_BxL, -1)[..., 0]
   place_1xL = jnp.arange(1, tokens_BxL.shape[1])[None]

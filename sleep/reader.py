@@ -243,3 +243,19 @@ def score(reader: Reader, params, context, tokens_BxL):
   state = reader.fresh(context, B, L)
   _, logits_BxLxV = reader.read(params, state, tokens_BxL[:, :-1])
   return logits_BxLxV
+
+
+_score = jax.jit(score, static_argnums=0)
+
+
+def scored(reader: Reader, params, context, tokens_BxL):
+  """`score` as one program for all who ask about rows of one shape.
+
+  A night has many such questions, and a model takes longer to compile than to
+  read.
+  """
+  first = jax.tree.leaves(params)[0]
+  if getattr(first, 'committed', False) and len(first.devices()) == 1:
+    # tokens that were put there and others would make two programs
+    tokens_BxL = jax.device_put(tokens_BxL, *first.devices())
+  return _score(reader, params, context, tokens_BxL)

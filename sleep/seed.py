@@ -175,7 +175,10 @@ class Heard(NamedTuple):
 
 
 class Programs(NamedTuple):
-  """Sampling, scoring and update: one jitted, batched program each."""
+  """Sampling, scoring and update: one jitted, batched program each.
+
+  `hear` alone is a function that asks them: of scoring, and of the reward.
+  """
 
   speak: Callable  # (student, texts, key) -> (prefixes, said)
   hear: Callable  # (teacher, texts, prefixes, said, kept, context) -> Heard
@@ -264,7 +267,9 @@ def _read(reader: Reader, side: Side, **texts: Said | None):
 def hearing(
   cfg: SeedConfig, reader: Reader, semantic: Callable = imitate.agreement
 ) -> Callable:
-  """Compiles `hear` for one model, whatever is trained.
+  """Makes `hear` for one model, whatever is trained.
+
+  Its texts are read as many at a time as the teacher's, by one program.
 
   Args:
     cfg: the objective.
@@ -272,26 +277,36 @@ def hearing(
     semantic: `(teacher's logits, tokens, mask) -> r_sem`, `[B]`.
   """
 
+  def score(params, context, tokens_BxL):
+    return readers.scored(reader, params, context, tokens_BxL)
+
   @jax.jit
+  def reward(logits_BxLxV, prefixes: Said, said: Said):
+    mask = said.said_BxL[:, 1:]
+    sem_B = semantic(logits_BxLxV, said.tokens_BxL[:, 1:], mask)
+    mine, own_B = completion(said)
+    wanted, their_B = completion(prefixes)
+    if cfg.say:
+      their_B = jnp.minimum(their_B, cfg.say)
+    same_B = imitate.r_abs(mine, own_B, wanted, their_B, cfg.bound)
+    return imitate.combine(sem_B, same_B, cfg.gamma)
+
   def hear(
     teacher: Side, texts: Said, prefixes, said, kept=None, context=None
   ) -> Heard:
-    reward_B = of_kept = None
-    needed = cfg.alpha and (said is None or cfg.on_policy < 1)
-    of = _read(reader, teacher, texts=texts if needed else None, said=said)
+    of_texts = of_said = of_kept = reward_B = None
+    if cfg.alpha and (said is None or cfg.on_policy < 1):
+      of_texts = score(*teacher, texts.tokens_BxL)
     if kept is not None:
       # by the slow weights as they were, and what the student has beside them
-      of_kept = readers.score(reader, teacher.params, context, kept.tokens_BxL)
+      of_kept = score(teacher.params, context, kept.tokens_BxL)
     if said is not None:
-      mask = said.said_BxL[:, 1:]
-      sem_B = semantic(of['said'], said.tokens_BxL[:, 1:], mask)
-      mine, own_B = completion(said)
-      wanted, their_B = completion(prefixes)
-      if cfg.say:
-        their_B = jnp.minimum(their_B, cfg.say)
-      same_B = imitate.r_abs(mine, own_B, wanted, their_B, cfg.bound)
-      reward_B = imitate.combine(sem_B, same_B, cfg.gamma)
-    return Heard(of.get('texts'), of.get('said'), reward_B, of_kept)
+      # of each group one completion at a time
+      each = said.tokens_BxL.reshape(-1, cfg.group, said.tokens_BxL.shape[1])
+      parts = [score(*teacher, each[:, i]) for i in range(cfg.group)]
+      of_said = jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
+      reward_B = reward(of_said, prefixes, said)
+    return Heard(of_texts, of_said, reward_B, of_kept)
 
   return hear
 
@@ -303,7 +318,7 @@ def programs(
   eos: int = -1,
   hear: Callable | None = None,
 ) -> Programs:
-  """Compiles the three for one model and one kind of slot.
+  """Makes them for one model and one kind of slot.
 
   Args:
     cfg: the objective.

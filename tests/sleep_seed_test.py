@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import sleep_cases as cases
 
+from nestax.sleep import gate, seed
 from nestax.sleep import reader as readers
-from nestax.sleep import seed
 from nestax.sleep.seed import SeedConfig, Side
 
 W = 4  # words of the tables
@@ -230,15 +230,20 @@ def test_texts_that_are_read_together_are_those_read_one_by_one():
 
 def test_an_update_is_compiled_once_wherever_the_model_was_put():
   cfg = dataclasses.replace(QUICK, steps=3, rows=4)
-  made = seed.programs(cfg, cases.table_reader(), add)
+  reader, before = cases.table_reader(), readers._score._cache_size()
+  made = seed.programs(cfg, reader, add)
   texts = readers.Said(cases.tokens(4, 8) % W, jnp.ones(4, int), jnp.full(4, 8))
   put = lambda x: jax.device_put(x, jax.devices()[0])  # noqa: E731
   teacher, student = (Side(put(table(i)), None) for i in (0, 1))
   trained = put(jnp.zeros((W, W)))
   key = jax.random.key(0)
-  seed.run(cfg, made, teacher, student, trained, lambda key: texts, key)
-  for program in made:
+  draw = lambda key: texts  # noqa: E731
+  seed.run(cfg, made, teacher, student, trained, draw, key, keep=draw)
+  for program in (made.speak, made.begin, made.learn):
     assert program._cache_size() == 1
+  # of the teacher's texts, the student's, those that are kept, and the gate's
+  gate.loss(reader, teacher.params, None, *texts[::2], rows=4)
+  assert readers._score._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(
