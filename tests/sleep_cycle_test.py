@@ -90,7 +90,7 @@ def test_the_slots_take_up_what_the_levels_held():
   # the slowest levels' own slot, and the one that the fast levels' went to
   assert (m['slots_0'], m['slots_1']) == (0, 2)
   assert set(slept.seconds) >= {'compute', 'texts', 'gate', 'consolidate 0'}
-  assert tools().seeds[1].learn._cache_size() == 1  # for both pairs
+  assert tools(HOW).seeds[1].learn._cache_size() == 1  # for both pairs
 
 
 def test_only_slots_change_and_only_owners_are_emptied():
