@@ -24,6 +24,24 @@ from nestax.sleep.tools import CycleConfig, Tools
 
 EVERY_DAY = -1  # nights: one after each day, or whenever `sleep_every` says
 
+# Nights of small models: a minute or two of a laptop.
+SMALL = CycleConfig(
+  seed=SeedConfig(
+    steps=100, rows=8, rate=3e-3, last=0.1, keep=2.0, every=8, say=16
+  ),
+  texts=TextsConfig(length=64, read=32, continued=0, free=0, kept=64),
+)
+# Those of pretrained ones: what five nights of SmolLM2-135M were measured with
+# (`evals.lives`), which learns little in the above.
+LARGE = CycleConfig(
+  seed=SeedConfig(
+    steps=300, rows=16, rate=1e-2, last=0.05, keep=2.0, every=12, say=16
+  ),
+  texts=TextsConfig(length=64, read=256, continued=0, free=0, kept=128),
+  # at 0.0003 a pretrained model's slot learns dreams that harm it
+  dream=DreamConfig(inner_rate=1e-4, rate=1e-4),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -65,7 +83,7 @@ class Options:
   rank: int = 8
   seed: int = 0
   arc: str = ''
-  night: CycleConfig = CycleConfig()
+  night: CycleConfig = SMALL
 
   def __post_init__(self):
     for name, least in (
@@ -89,20 +107,7 @@ class Options:
       raise ValueError(f'surprise={self.surprise}: above 0')
 
 
-# The nights of pretrained models: that of five nights of SmolLM2-135M
-# (`evals.lives`), whose slots of rank 8 and 100 updates of 0.001 learn little.
-PRETRAINED = Options(
-  capacity=16_384,
-  rank=32,
-  night=CycleConfig(
-    seed=SeedConfig(
-      steps=300, rows=16, rate=1e-2, last=0.05, keep=2.0, every=12, say=16
-    ),
-    texts=TextsConfig(length=64, read=256, continued=0, free=0, kept=128),
-    # at 0.0003 a pretrained model's slot learns dreams that harm it
-    dream=DreamConfig(inner_rate=1e-4, rate=1e-4),
-  ),
-)
+PRETRAINED = Options(capacity=16_384, rank=32, night=LARGE)
 
 
 class Plan(NamedTuple):

@@ -33,7 +33,9 @@ OPTIONS = Options(
 SET = (
   'piece=8,window=8,core_rows=4,probe_rows=2,rank=2,night.seed.steps=8,'
   'night.seed.rate=0.03,night.seed.rows=2,night.seed.alpha=1,'
-  'night.seed.on_policy=0,night.texts.length=10,night.texts.read=4,'
+  'night.seed.on_policy=0,night.seed.last=1,night.seed.keep=1,'
+  'night.seed.every=1,night.seed.say=0,'
+  'night.texts.length=10,night.texts.read=4,'
   'night.texts.continued=0,night.texts.free=0,night.gate.core=9,'
   'night.gate.day=-0.9'
 )

@@ -7,7 +7,8 @@ import pytest
 import sleep_cases as cases
 
 from nestax.cms.experts import SlotsError
-from nestax.sleep import consolidate, grow, tools
+from nestax.sleep import consolidate, grow, seed, tools
+from nestax.sleep import reader as readers
 from nestax.sleep.reader import Said
 from nestax.sleep.texts import Day, Words
 from nestax.sleep.tools import CycleConfig
@@ -46,6 +47,34 @@ def test_used_up_levels_are_merged_if_asked_and_if_little_is_lost():
   cfg, (params, index, lost) = room(1, full='merge', lost=1.0)
   assert index == 0 and 0 < lost <= 1
   assert grow.used(cfg, params, 1) == 1
+
+
+def test_a_sender_gives_away_its_slots_and_all_owners_are_asked_alike(
+  monkeypatch,
+):
+  cfg = cases.config(slots=2, rank=8)
+  params, _ = grow.grow(cfg, cases.params_of(cfg), 0)
+  how = CycleConfig(seed=seed.SeedConfig(rows=3))
+  made = tools.of_model(cfg, how, Words(0, -1, 0))
+  context = readers.learned(cases.day(cfg, 2))
+  texts = Said(cases.tokens(8, 10), jnp.ones(8, int), jnp.full(8, 10))
+  day, asked = Day((0, 1), ('ann', 'bob'), ()), {}
+
+  def run(how, programs, teacher, student, trained, draw, key, tell, keep):
+    asked.update(student=student, drawn=draw(key), kept=keep(key))
+    return jax.tree.map(lambda x: x + 1, trained), {}
+
+  monkeypatch.setattr(seed, 'run', run)
+  student = seed.Side(params, consolidate.reset(context, 0))
+  new, index, _ = consolidate.move(
+    made, seed.Side(params, context), student, 0, day, texts, texts,
+    jax.random.key(0), None,
+  )  # fmt: skip
+  assert (grow.used(cfg, new, 0), grow.used(cfg, new, 1)) == (0, 1)
+  _, to, at = asked['student'].params
+  assert (int(to), int(at), index) == (1, 0, 0)
+  assert (grow.take(cfg, new, 1, 0).b_nxRxD == 1).all()
+  assert len(asked['drawn'].length_B) == len(asked['kept'].length_B) == 6
 
 
 def test_levels_that_were_reset_count_as_zeros():

@@ -11,7 +11,7 @@ import pytest
 import sleep_cases as cases
 
 from nestax.cms.experts import SlotsError
-from nestax.sleep import cycle, grow, replay, texts
+from nestax.sleep import cycle, gate, grow, replay, texts
 from nestax.sleep import tools as tools_
 from nestax.sleep.dream import DreamConfig
 from nestax.sleep.gate import GateConfig
@@ -81,8 +81,13 @@ def test_the_slots_take_up_what_the_levels_held():
   _, slept = one_night()
   m = slept.metrics
   assert slept.decision.accepted and slept.owners == ('ann', 'bob')
+  params = model()[1]
   for name in ('core', 'day'):  # each is of the model that it says
     assert m[f'{name}_after'] != m[f'{name}_before']
+  assert m['day_dusk'] != m['day_before']
+  tokens, _, length = core()
+  want = gate.loss(tools(HOW).reader, params, None, tokens, length)
+  assert m['core_before'] == want
   for k in (0, 1):
     assert m[f'divergence_{k}'] < m[f'divergence_{k}_first']
     assert m[f'written_{k}'] > 0
@@ -104,6 +109,47 @@ def test_only_slots_change_and_only_owners_are_emptied():
     for old, new in zip(before.delta, after.delta):
       assert not new[:, :2].any()
       np.testing.assert_array_equal(new[:, 2], old[:, 2])
+
+
+def test_the_driver_hands_on_what_each_step_is_to_work_with(monkeypatch):
+  cfg, params = model(periods=(4, 8, 16), width='full', slots=3)
+  made, told = tools(HOW, periods=(4, 8, 16), width='full', slots=3), []
+
+  def texts_(tools, teacher, day, key, past):
+    told.append(('texts', past))
+    return 'made', 'kept'
+
+  def move(tools, teacher, student, k, *rest):
+    missing = [i for i, tree in enumerate(student.context) if tree is None]
+    told.append((k, missing, rest[1:3], teacher.params is params))
+    return student.params, 10 + k, {}
+
+  def dream_on(tools, params, k, index, tasks, key):
+    told.append(('dream', k, index))
+    return params, {}
+
+  monkeypatch.setattr(cycle, '_texts', texts_)
+  monkeypatch.setattr(cycle.consolidate, 'move', move)
+  monkeypatch.setattr(cycle.consolidate, 'dream_on', dream_on)
+  monkeypatch.setattr(cycle, '_dusk_loss', lambda *args: 0.0)
+  losses = dict.fromkeys(('core_before', 'day_before'), 1.0)
+  losses |= dict.fromkeys(('core_after', 'day_after'), 1.0)
+  monkeypatch.setattr(cycle, '_losses', lambda *args: losses)
+  made = made._replace(compute=lambda params, state: state)
+  past = core()
+  cycle.night(
+    made, params, cases.day(cfg, 3), gathered(), core(), 1, jax.random.key(0),
+    tasks=[After()], past=past,
+  )  # fmt: skip
+  texts_of = ('made', 'kept')
+  assert told == [
+    ('texts', past),
+    (2, [2], texts_of, True),
+    (1, [1, 2], texts_of, True),
+    (0, [0, 1, 2], texts_of, True),
+    # the slowest level's newest slot: what level 1 gave it
+    ('dream', 2, 11),
+  ]
 
 
 def test_what_a_night_rehearses_is_kept():

@@ -7,6 +7,7 @@ import dream_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import sleep_cases
 
@@ -44,6 +45,67 @@ def test_isolated_copies_are_those_made_one_by_one():
   assert (got[0] != got[1]).any()
 
 
+def scored(text):
+  """The loss of a text as a function of what is learned."""
+
+  def loss(trained):
+    params, reader = cases.table() + trained, sleep_cases.table_reader()
+    return -dream.row_scores(reader, params, None, text)[0]
+
+  return loss
+
+
+def test_a_copy_learns_its_dream_by_adam():
+  programs = cases.made()
+  dreams = jax.tree.map(lambda x: x[:1], dreams_of(programs))
+  loss = scored(dream.alone(dreams, cases.BOS))
+  first = want = 0.1 * cases.table(1)
+  got = programs.adapt(cases.table(), None, first, dreams)[0]
+  adam = optax.adam(cases.CFG.inner_rate)
+  state = adam.init(want)
+  for _ in range(cases.CFG.inner_steps):
+    updates, state = adam.update(jax.grad(loss)(want), state)
+    want = optax.apply_updates(want, updates)
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_a_score_is_a_mean_over_what_is_said():
+  texts = readers.Said(
+    jnp.zeros((3, 6), int), jnp.array([1, 2, 3]), jnp.array([6, 4, 3])
+  )
+  flat = jnp.zeros((cases.W, cases.W))
+  got = dream.row_scores(sleep_cases.table_reader(), flat, None, texts)
+  want = -np.log(cases.W)
+  np.testing.assert_allclose(got, [want, want, 0.0], rtol=1e-5)
+
+
+def test_rows_that_hold_no_question_do_not_count():
+  programs = dream.programs(
+    cases.CFG,
+    sleep_cases.table_reader(),
+    cases.add,
+    cases.same,
+    cases.BOS,
+    score=lambda *asked: jnp.array([0.2, 0.4, 9.0]),
+  )
+  own = jnp.zeros((1, cases.W, cases.W))
+  got = programs.examine(cases.table(), None, own, cases.prompt(), 2)
+  np.testing.assert_allclose(got, [0.3], rtol=1e-5)
+
+
+def test_imitation_moves_by_its_rate_and_is_compiled_once():
+  programs = cases.made()
+  put = lambda x: jax.device_put(x, jax.devices()[0])  # noqa: E731
+  params, trained = put(cases.table()), put(jnp.zeros((cases.W, cases.W)))
+  dreams, paid = dreams_of(programs, params), jnp.ones(cases.CFG.dreams)
+  opt_state = programs.begin(trained)
+  given = params, None, trained, opt_state, dreams, paid
+  one, opt_state = programs.study(*given)  # Adam moves by the rate itself
+  np.testing.assert_allclose(jnp.abs(one).max(), cases.CFG.rate, rtol=1e-3)
+  programs.study(params, None, one, opt_state, dreams, paid)
+  assert programs.study._cache_size() == 1
+
+
 def test_dreams_are_weighed_by_their_own_gradients():
   programs = cases.made()
   dreams = dreams_of(programs)
@@ -51,14 +113,7 @@ def test_dreams_are_weighed_by_their_own_gradients():
   omega = programs.weigh(cases.table(), None, zeros, dreams)
   texts = dream.alone(dreams, cases.BOS)
   for i in (0, 5):
-    one = jax.tree.map(lambda x, i=i: x[i : i + 1], texts)
-
-    def loss(t, one=one):
-      score = dream.row_scores(
-        sleep_cases.table_reader(), cases.table() + t, None, one
-      )
-      return -score[0]
-
+    loss = scored(jax.tree.map(lambda x, i=i: x[i : i + 1], texts))
     want = jnp.linalg.norm(jax.grad(loss)(zeros))
     np.testing.assert_allclose(omega[i], want, rtol=1e-4)
 

@@ -69,6 +69,18 @@ def test_a_hidden_slot_says_nothing_and_a_freed_one_holds_nothing():
   assert (left.a_SxDxR != grow.slots(cfg, told, 0).a_SxDxR).all()
 
 
+def test_a_level_that_gives_first_has_room_for_what_it_is_given():
+  cfg, params = model(periods=(4, 8, 16), width='full')
+  for _ in range(2):
+    params, _ = grow.grow(cfg, params, 1)
+  grow.check_room(cfg, params, (2, 1, 0))  # the second level has given by then
+  with pytest.raises(SlotsError, match='period 8: all 2 expert slots'):
+    grow.check_room(cfg, params, (2, 0))
+  grown, _ = grow.grow(cfg, params, 2)
+  with pytest.raises(SlotsError, match='period 16: all 2 expert slots'):
+    grow.check_room(cfg, grown, (2, 1, 0))  # one slot for two
+
+
 def test_one_program_puts_a_slot_into_whichever_level_is_chosen():
   cfg, params = model()
   new = grow.take(cfg, params, 0, 1)

@@ -104,6 +104,31 @@ def test_a_model_dreams_in_a_slot_of_its_own():
   assert (result.scores != result.before).all()
 
 
+class Many(cases.After):
+  def questions(self):
+    return 2 * super().questions()
+
+
+def test_every_task_and_round_is_dreamt_anew_and_what_was_paid_is_studied():
+  cfg = dataclasses.replace(cases.CFG, rounds=2)
+  real, keys, studied = cases.made(cfg), [], []
+  programs = real._replace(
+    dream=lambda *args: keys.append(args[-1]) or real.dream(*args),
+    # all but the first helps
+    examine=lambda *args: jnp.arange(1.0, 1 + len(args[2])),
+    study=lambda *args: studied.append(args[-1]) or real.study(*args),
+  )
+  zeros, tasks = jnp.zeros((cases.W, cases.W)), [cases.After(), Many()]
+  args = cases.table(), None, zeros, tasks, jax.random.key(0)
+  rounds.run(cfg, programs, *args)
+  assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
+  assert len(studied) == cfg.rounds * cfg.steps
+  assert all(paid.shape == (2 * cfg.kept,) for paid in studied)
+  # as many rows of each, so that one program examines all
+  rows = [len(asked.length_B) for _, asked, _ in rounds.prepare(cfg, tasks)]
+  assert rows == [4, 4]
+
+
 class Empty(cases.After):
   def questions(self):
     return []

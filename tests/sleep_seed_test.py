@@ -138,6 +138,57 @@ def test_the_reward_follows_the_chance_that_was_drawn_with():
   np.testing.assert_allclose(got, -(logs[1] - logs[2]) / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize('speaks', [True, False])
+def test_the_parts_of_the_objective_have_their_weights(speaks):
+  cfg = SeedConfig(alpha=0.7, on_policy=0.4, keep=3.0, group=2)
+  reader, tables = cases.table_reader(), {'texts': 0, 'said': 0, 'kept': 2}
+  rows, heard, apart = {}, {}, {}
+  for i, (name, teacher) in enumerate(tables.items()):
+    tokens, length = cases.tokens(4, 6, i) % W, jnp.array([6, 3, 5, 4])
+    rows[name] = readers.Said(tokens, jnp.ones(4, int), length)
+    heard[name], own = (
+      readers.score(reader, table(x), None, tokens) for x in (teacher, 1)
+    )
+    mask = rows[name].said_BxL[:, 1:]
+    apart[name] = seed.divergence('reverse_kl', heard[name], own)[mask].mean()
+  reward = jnp.array([1.0, 0.0, 0.2, 0.6])
+  got, parts = seed.loss(
+    cfg,
+    reader,
+    Side(table(1), None),
+    rows['texts'],
+    rows['said'] if speaks else None,
+    seed.Heard(heard['texts'], heard['said'], reward, heard['kept']),
+    rows['kept'],
+  )
+  if not speaks:
+    want = 0.7 * apart['texts'] + 3 * apart['kept']
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert set(parts) == {'divergence', 'kept'}
+    return
+  logs = jax.nn.log_softmax(table(1))
+  gain = 0.0
+  for row, length, paid in zip(
+    rows['said'].tokens_BxL, (6, 3, 5, 4), (1.0, -1.0, -0.4, 0.4)
+  ):
+    gain += (
+      paid * logs[row[: length - 1], row[1:length]].sum() / (5 + 2 + 4 + 3)
+    )
+  want = 0.7 * (0.6 * apart['texts'] + 0.4 * apart['said'])
+  want += 3 * apart['kept'] - 0.3 * gain
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_who_may_say_little_is_compared_with_as_little():
+  cfg = SeedConfig(alpha=1.0, gamma=0.0, group=1, say=2)
+  tokens, two = jnp.array([[0, 1, 2, 3, 1, 2]]), jnp.array([2])
+  prefixes = readers.Said(tokens, two, 3 * two)
+  said = readers.Said(tokens, two, 2 * two)  # right, as far as it goes
+  hear = seed.hearing(cfg, cases.table_reader())
+  heard = hear(Side(table(0), None), prefixes, prefixes, said)
+  np.testing.assert_allclose(heard.reward_B, 1.0)
+
+
 def test_equal_rewards_teach_nothing():
   pay = jnp.full((8,), 0.7)
   np.testing.assert_allclose(seed.advantage(pay, 4), 0.0, atol=1e-6)
@@ -319,8 +370,10 @@ def test_what_is_kept_is_what_the_slow_weights_and_the_students_levels_say():
     np.testing.assert_array_equal(got, want)
 
 
-def test_the_student_speaks_in_every_nth_update_and_is_cut_off():
-  cfg = dataclasses.replace(QUICK, steps=7, every=3, say=2)
+@pytest.mark.parametrize('on_policy', [0.5, 1.0])
+def test_the_student_speaks_in_every_nth_update_and_is_cut_off(on_policy):
+  cfg = QUICK
+  cfg = dataclasses.replace(cfg, steps=7, every=3, say=2, on_policy=on_policy)
   reader, spoken, numbers = cases.table_reader(), [], []
   made = seed.programs(cfg, reader, add)
 

@@ -85,10 +85,8 @@ PRETRAINED = Setting(
   tuning_rate=1e-4,
   dtype='bfloat16',
   how=dataclasses.replace(
-    plans.PRETRAINED.night,
-    dream=dataclasses.replace(
-      plans.PRETRAINED.night.dream, length=160, answer=48
-    ),
+    plans.LARGE,
+    dream=dataclasses.replace(plans.LARGE.dream, length=160, answer=48),
   ),
 )
 
