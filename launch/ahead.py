@@ -23,6 +23,9 @@ from nestax.models import axes, language_model
 from nestax.models.config import ModelConfig
 from nestax.models.memory import pallas_tpu
 
+# The compiler's numbers for its levels; only newer JAX has names for them.
+EFFORTS = {'O0': 9, 'O1': 19, 'O2': 29, 'O3': 39}
+
 
 class AheadError(ValueError):
   """What is asked for cannot be compiled, in words."""
@@ -97,7 +100,7 @@ def compile_step(
   where: list,
   serve: bool = False,
   say=lambda words: None,
-  effort: float = 0.0,
+  effort: str = '',
 ) -> Compiled:
   """Compiles a step of a config.
 
@@ -139,21 +142,26 @@ def compile_step(
   return Compiled(plan, state, program, refused, name, seconds)
 
 
-def options(effort: float) -> dict[str, float]:
+def options(effort: str) -> dict[str, int]:
   """What the compiler is told of how hard to try.
 
   Args:
-    effort: -1, soonest done, to 1. At 0 it is told nothing, as in a run. Below,
-      it looks less for a schedule that overlaps and for ways to save memory:
-      FLOPs stay, memory and traffic may turn out higher than a run's.
+    effort: O0, soonest done, to O3 (openxla.org/xla/effort_levels). Where it is
+      '' the compiler is told nothing, as in a run. O0 and O1 look less for a
+      schedule that overlaps and for ways to save memory: FLOPs stay, memory and
+      traffic may turn out higher than a run's.
 
   Raises:
-    AheadError: for an effort out of these bounds.
+    AheadError: for another word.
   """
-  if not -1 <= effort <= 1:
-    raise AheadError(f'effort {effort:g}: it has to be -1 to 1, 0 as in a run')
-  names = ('exec_time_optimization_effort', 'memory_fitting_effort')
-  return dict.fromkeys(names, effort) if effort else {}
+  if not effort:
+    return {}
+  if effort not in EFFORTS:
+    raise AheadError(
+      f'effort {effort}: one of {", ".join(EFFORTS)}, or none as in a run'
+    )
+  names = ('optimization_level', 'memory_fitting_level')
+  return dict.fromkeys(names, EFFORTS[effort])
 
 
 def _implementations(config, platform: str, serve: bool) -> list[str]:

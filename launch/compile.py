@@ -5,7 +5,7 @@ memory, FLOPs and traffic of a device, the least time a step can take, and
 whether it fits. No device is needed: TPUs' programs are compiled by libtpu
 (`pip install '.[tpu]'`); cpu:8 is this machine as eight.
 `--serve` compiles one token of streams with room for data.length tokens;
-`--effort=-1` is about three times sooner done, see `ahead.options`.
+`--effort=O1` is about three times sooner done, see `ahead.options`.
 """
 
 import pathlib
@@ -26,8 +26,9 @@ _TOPOLOGY = flags.DEFINE_string(
 _SERVE = flags.DEFINE_bool(
   'serve', False, 'Decode a token of train.batch streams.', flag_values=FLAGS
 )
-_EFFORT = flags.DEFINE_float(
-  'effort', 0.0, 'Of the compiler: -1, soonest done, to 1; 0 as in a run.',
+_EFFORT = flags.DEFINE_enum(
+  'effort', '', ['', *ahead.EFFORTS],
+  'Of the compiler: O0, soonest done, to O3; as in a run if none.',
   flag_values=FLAGS,
 )  # fmt: skip
 _JSON = flags.DEFINE_string(

@@ -171,11 +171,11 @@ def test_an_effort_reaches_the_compiler(monkeypatch):
       asked.append(compiler_options)
 
   monkeypatch.setattr(ahead, '_train', lambda plan: (None, Lowered()))
-  for effort in (0.0, -0.5):
+  for effort in ('', 'O1'):
     ahead.compile_step(config_of(data=2), ahead.devices('cpu:8'), effort=effort)
-  names = ('exec_time_optimization_effort', 'memory_fitting_effort')
-  assert asked == [None, dict.fromkeys(names, -0.5)]
+  names = ('optimization_level', 'memory_fitting_level')
+  assert asked == [None, dict.fromkeys(names, 19)]
   # those are names that it knows
   ahead.jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=asked[1])
-  with pytest.raises(ahead.AheadError, match='effort 2: .* -1 to 1'):
-    ahead.compile_step(config_of(data=2), ahead.devices('cpu:8'), effort=2.0)
+  with pytest.raises(ahead.AheadError, match='effort 2: one of O0, O1'):
+    ahead.compile_step(config_of(data=2), ahead.devices('cpu:8'), effort='2')

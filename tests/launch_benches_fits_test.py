@@ -15,8 +15,8 @@ def test_a_row_a_chip_or_shared():
   assert asked['--config.train.batch'] == '256'
   mesh = [asked[f'--config.mesh.{a}'] for a in ('data', 'fsdp', 'tensor')]
   assert mesh == ['2', '128', '4']
-  assert fits.words(cell, fits.Trial(4, 'dots'), 128, -0.5) == [
-    *words, '--config.model.remat=dots', '--effort=-0.5'
+  assert fits.words(cell, fits.Trial(4, 'dots'), 128, 'O2') == [
+    *words, '--config.model.remat=dots', '--effort=O2'
   ]  # fmt: skip
   with pytest.raises(ValueError, match='v5e:2x2 has 4 chips'):
     fits.words(fits.Cell('tiny', 64, 'v5e:2x2'), fits.Trial(3), 4)
@@ -39,17 +39,17 @@ def test_cells_are_tried_until_they_fit_and_never_twice(tmp_path):
   trials = [
     fits.Trial(n, remat) for n in (1, 2, 4) for remat in ('dots', 'full')
   ]
-  rows = fits.fill(CELLS, trials, 16, path, run, -1.0)
+  rows = fits.fill(CELLS, trials, 16, path, run, 'O1')
   # recomputing more is tried before sharing a row
   first = [(64, 1, 'dots'), (64, 1, 'full')]
   assert ran == [*first, (128, 1, 'dots'), (128, 1, 'full'), (128, 2, 'dots'),
                  (128, 2, 'full')]  # fmt: skip
   assert [row['total GiB'] for row in fits.table(rows)] == [32, 32]
-  assert all('--effort=-1' in row['asked'] for row in rows)
-  assert fits.fill(CELLS, trials, 16, path, run, -1.0) == rows
+  assert all('--effort=O1' in row['asked'] for row in rows)
+  assert fits.fill(CELLS, trials, 16, path, run, 'O1') == rows
   assert len(ran) == 6
   # what never fits is not in the table
-  rows = fits.fill(CELLS, trials[:2], 16, path, run, -1.0)
+  rows = fits.fill(CELLS, trials[:2], 16, path, run, 'O1')
   assert [row['length'] for row in fits.table(rows)] == [64]
 
 

@@ -47,7 +47,7 @@ def test_a_step_compiles_for_sixteen_chips(tmp_path):
   done = run(
     *TINY,
     '--topology=v5e:4x4',
-    '--effort=-1',
+    '--effort=O1',
     f'--json={path}',
     f'--hlo={text}',
   )
@@ -111,7 +111,7 @@ def main(monkeypatch, *words):
     (['--topology=cpu:4', '--config.train.batch=6'], '6 rows'),
     (['--topology=cpu:4', '--peaks=1,2'], '--peaks=1,2: four numbers'),
     (['--topology=cpu:4', '--config.model.D=16x'], 'model.D=16x'),
-    (['--topology=cpu:4', '--effort=-2'], 'effort -2: it has to be'),
+    (['--topology=cpu:4', '--effort=O4'], 'one of'),
     (['--topology=cpu:4', 'word'], "unexpected argument 'word'"),
   ],
   ids=lambda x: x[-1] if isinstance(x, list) else '',

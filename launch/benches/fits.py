@@ -5,7 +5,7 @@ and optimiser over up to `--fsdp` chips. What does not fit is tried again:
 first recomputing more (`--remat=none,dots,full` in this order, or the config's
 own), then with rows shared by two chips, four and so on (the axis `tensor`).
 Each is one process of nestax-compile, one after the other, minutes each (start
-it by `nice` where others work; `--effort=-1` is about three times sooner done);
+it by `nice` where others work; `--effort=O1` is about three times sooner done);
 its report is added to the file, and what the file holds is not compiled again.
 The table is of what fits.
 """
@@ -47,8 +47,8 @@ _REMAT = flags.DEFINE_list(
   'remat', [], "In turn, as none,dots,full; the config's own if not given.",
   flag_values=FLAGS,
 )  # fmt: skip
-_EFFORT = flags.DEFINE_float(
-  'effort', 0.0, 'Of the compiler, see nestax-compile.', flag_values=FLAGS
+_EFFORT = flags.DEFINE_string(
+  'effort', '', 'Of the compiler, see nestax-compile.', flag_values=FLAGS
 )
 _JSON = flags.DEFINE_string(
   'json', None, 'File of reports, one a line.', required=True,
@@ -83,9 +83,7 @@ def chips_of(topology: str) -> int:
   return math.prod(map(int, topology.partition(':')[2].split('x')))
 
 
-def words(
-  cell: Cell, trial: Trial, fsdp: int, effort: float = 0.0
-) -> list[str]:
+def words(cell: Cell, trial: Trial, fsdp: int, effort: str = '') -> list[str]:
   """The command line of nestax-compile, without its file.
 
   Raises:
@@ -105,7 +103,7 @@ def words(
     f'--config.mesh.fsdp={shared}',
     f'--config.mesh.tensor={tensor}',
     *([f'--config.model.remat={trial.remat}'] if trial.remat else []),
-    *([f'--effort={effort:g}'] if effort else []),
+    *([f'--effort={effort}'] if effort else []),
   ]
 
 
@@ -115,7 +113,7 @@ def fill(
   fsdp: int,
   path: pathlib.Path,
   run: Callable[[list[str], pathlib.Path], None],
-  effort: float = 0.0,
+  effort: str = '',
 ) -> list[dict]:
   """Compiles what the file lacks.
 
