@@ -22,6 +22,7 @@ from nestax.sleep.task import Task
 from nestax.sleep.texts import TextsConfig, Words
 from nestax.sleep.tools import CycleConfig, Tools
 
+STACK = {'stack': 'groups', 'periods': ('128', '512'), 'rate': 0.1}
 EVERY_DAY = -1  # nights: one after each day, or whenever `sleep_every` says
 
 # Nights of small models: a minute or two of a laptop.
@@ -147,13 +148,7 @@ def of_flags(values: Mapping) -> Plan:
     sleep_every=values['sleep_every'],
   )
   options = overrides.apply(options, values['set'])
-  stack = novel.Stack(
-    values['stack'] if model else '',
-    tuple(values['periods']),
-    'all',
-    values['rate'],
-  )
-  made = novel.load(values['workdir'], model, stack)
+  made = novel.load(values['workdir'], model, _stack(values))
   if values['scope'] not in SCOPES:
     raise ValueError(f'--scope={values["scope"]}: one of {", ".join(SCOPES)}')
   if values['slots']:
@@ -184,6 +179,20 @@ def of_flags(values: Mapping) -> Plan:
     arc,
     values['rehearse'],
   )
+
+
+def _stack(values: Mapping) -> novel.Stack:
+  """How a pretrained model's MLPs become levels; nothing for a run's model."""
+  given = {name: values[name] for name in STACK if values[name] is not None}
+  if values['workdir'] and not values['model']:
+    for name in given:
+      raise ValueError(
+        f'--{name} is for the levels that a pretrained --model is given; those '
+        'of a run are as they were trained'
+      )
+    return novel.Stack('', (), 'all', 0.0)
+  how, periods, rate = (STACK | given).values()
+  return novel.Stack(how, tuple(periods), 'all', rate)
 
 
 def equipped(

@@ -20,13 +20,13 @@ flags.DEFINE_string(
   'model', None, 'Pretrained file instead.', flag_values=FLAGS
 )
 flags.DEFINE_string(
-  'stack', 'groups', 'Or copies: levels of a --model.', flag_values=FLAGS
+  'stack', None, 'Levels of a --model: groups, or copies.', flag_values=FLAGS
 )
 flags.DEFINE_list(
-  'periods', ['128', '512'], 'Of stacked levels.', flag_values=FLAGS
+  'periods', None, 'Of stacked levels; 128,512.', flag_values=FLAGS
 )
 flags.DEFINE_float(
-  'rate', 0.1, 'Inner rate of stacked levels.', flag_values=FLAGS
+  'rate', None, 'Inner rate of stacked levels; 0.1.', flag_values=FLAGS
 )
 flags.DEFINE_integer(
   'slots', 0, 'To give each level of a model without any.', flag_values=FLAGS

@@ -90,16 +90,22 @@ def test_ids_that_the_model_does_not_know_are_refused(tmp_path):
 @pytest.mark.parametrize('model', ['x.gguf', ''])
 def test_pretrained_models_sleep_as_was_measured(model, tmp_path, monkeypatch):
   folder = cases.write_texts(tmp_path)
-  monkeypatch.setattr(plans.novel, 'load', lambda *asked: cases.made(slots=0))
+  asked = []
+  monkeypatch.setattr(
+    plans.novel, 'load', lambda *x: asked.append(x) or cases.made(slots=0)
+  )
   values = {
-    'model': model, 'workdir': '' if model else 'run', 'stack': 'groups',
-    'periods': ['4', '8'], 'rate': 0.1, 'scope': 'shared', 'slots': 2,
+    'model': model, 'workdir': '' if model else 'run', 'stack': None,
+    'periods': ['4', '8'] if model else None, 'rate': None,
+    'scope': 'shared', 'slots': 2,
     'text': [str(folder / 'ann.txt')], 'core': str(folder / 'core.txt'),
     'days': 0, 'nights': 3, 'sleep_every': 0, 'owners': [], 'rehearse': [],
     'set': ['rank=4', 'night.seed.rows=2'],
   }  # fmt: skip
   options = plans.of_flags(values).options
   assert (options.nights, options.rank, options.night.seed.rows) == (3, 4, 2)
+  stack = ('groups', ('4', '8'), 'all', 0.1)
+  assert asked[0][-1] == (stack if model else ('', (), 'all', 0.0))
   night = plans.LARGE if model else plans.SMALL
   seed = dataclasses.replace(night.seed, rows=2)
   assert options.night == dataclasses.replace(night, seed=seed)

@@ -112,6 +112,7 @@ def run(folder, *words):
     (['--owners=cid'], "no owner 'cid' reads; there are reader"),
     (['--set=arc=nowhere*.json'], 'arc=nowhere*.json: there is no such file'),
     (['--model=also.gguf'], 'one of them'),
+    (['--rate=0.2'], '--rate is for the levels that a pretrained --model'),
     (['more'], "unexpected argument 'more'"),
   ],
   ids=lambda x: x[0] if isinstance(x, list) else '',
