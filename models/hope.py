@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nestax.models import axes, recurrence
 from nestax.models.config import ModelConfig
@@ -72,7 +73,8 @@ class InitialValues(nn.Module):
         }
       else:
         initial[box] = {'kernel': param(box, (H, K, K), K, GAIN)}
-    for gate, first in (('eta', rule.eta_bias), ('alpha', BIAS['alpha'])):
+    eta_H = rule.eta_bias - np.linspace(0.0, rule.eta_spread, H)
+    for gate, first in (('eta', eta_H), ('alpha', BIAS['alpha'])):
       if gate in rule.given or (rule.given and not rule.retention):
         continue  # handed in, or not there
       bias = nn.with_logical_partitioning(

@@ -133,6 +133,11 @@ def test_hope_is_given_what_parity_needs_and_others_are_not():
   variables = hope.InitialValues(cfg).init(jax.random.key(0))
   first = nn.unbox(variables)['params']['eta_bias']
   np.testing.assert_array_equal(first, np.full(cfg.H, 2.0))
+  word = 'hope:memory.eta_spread=6.0'
+  cfg = entrants.config(word, options.train.base(2), parity.own)
+  variables = hope.InitialValues(cfg).init(jax.random.key(0))
+  first = nn.unbox(variables)['params']['eta_bias']
+  np.testing.assert_array_equal(first, [2.0, 0.0, -2.0, -4.0])
   assert found['transformer']['chunk_mem'] == 64
   paper = formal.EVALUATION.paper['Transformer']
   assert paper['parity bin 0'] == 46.4 and paper['shuffle-2 bin 1'] == 100

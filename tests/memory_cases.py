@@ -23,6 +23,13 @@ CASES = {
   'boundary_read': (4, 4, {'read': 'boundary'}),
   'deep_boundary_read': (4, 4, {'read': 'boundary', 'depth_mem': 2}),
   'anchor_zero': (4, 4, {'anchor': 'zero'}),
+  'running': (1, 8, {'momentum': False, 'eta_max': 1.0}),
+  'running_zero': (1, 4, {'momentum': False, 'anchor': 'zero'}),
+  'running_dot': (
+    1,
+    5,
+    {'momentum': False, 'objective': 'dot', 'delta': False},
+  ),
   'deep_anchor_zero': (
     4,
     4,

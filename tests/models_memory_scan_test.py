@@ -42,6 +42,10 @@ def everything(cfg, implementation, dtype):
   @jax.jit
   def run(initial, state, inputs, weights):
     def of_floats(initial, fast, streams):
+      if cfg.running:  # where `mem` is one value, its gradient is one
+        rows = slice(*cfg.rows(K)['mem'])
+        stack = fast[0].stack.at[:, :, rows].set(fast[1].stack[:, :, rows])
+        fast = fast[0]._replace(stack=stack), *fast[1:]
       full = state._replace(boundary=fast[0], running=fast[1], momentum=fast[2])
       return loss(initial, full, inputs._replace(**streams), weights)
 

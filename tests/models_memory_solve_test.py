@@ -26,6 +26,13 @@ def test_inverse_is_exact_even_for_alike_keys(C, alike):
   np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
 
+def test_blocks_of_two_bear_any_entries():
+  below = np.tril(np.ones((64, 64)), -1)  # alike keys, twice: a reflection
+  want = np.linalg.inv(np.eye(64) + 2 * below)
+  got = unit_lower_inverse(jnp.asarray(2 * below, jnp.float32), 2)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 @pytest.mark.parametrize('order', [1, 2])
 def test_derivatives_equal_those_of_a_library_solver(order):
   with jax.enable_x64(True):

@@ -37,6 +37,7 @@ SINCE = {
   'data.shards': 1,
   'model.cms.scope': 'shared',
   'model.memory.eta_bias': -2.0,
+  'model.memory.eta_spread': 0.0,
   'model.memory.given': [],
   'model.memory.key_norm': True,
   'model.persistent': 0,

@@ -176,18 +176,16 @@ def strings(
 
 
 # State tracking needs factors below zero along a key: alpha - 2 eta at chunk 1,
-# eta starting near 1; the token rule is the cheaper form of that chunk. The
-# other memories commit every 256 tokens, that is within the longest strings of
-# a^n b^n c^n alone: where they changed at every token, or at tokens that
+# eta starting near 1. The other memories commit every 512 tokens, that is after
+# the longest strings: where they changed at every token, or at tokens that
 # training did not reach, parity was not learned beyond its lengths.
 OWN = {
   'hope': {
     'memory': {
       'chunk_mem': 1,
-      'chunk_rest': 256,
+      'chunk_rest': 512,
       'eta_max': 1.0,
       'eta_bias': 2.0,
-      'implementation': 'token',
     }
   }
 }
@@ -210,7 +208,7 @@ def problem(name: str, options: Options) -> trials.Problem:
     },
     trials.whole_rows,
     {'longest': options.longest, 'beyond': options.beyond},
-    {'tied': False},
+    {'tied': False, 'memory': {'remat': False}},
     OWN,
   )
 

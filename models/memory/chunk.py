@@ -11,6 +11,12 @@ triangular; `_p`: up to the token before), the recurrence of `token.py` is
 
 A token that starts a document cuts every product that would reach across it.
 A token that is not `live` (padding) changes nothing.
+
+Where `mem` has a chunk of one token (`MemoryConfig.running`) its error is read
+from what it is by then, `e_t = (W + D_{t-1}) p_t + r_t` with `p = k - v` or a
+part of it, which is linear in D as well: the system of its rows alone has
+`k + p` in the place of the left K, and `-eta (g_p (K + P) D^T + W P + r)` on
+the right.
 """
 
 from typing import NamedTuple
@@ -18,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory.solve import dot, solve_unit_lower
+from nestax.models.memory.solve import BLOCK, dot, solve_unit_lower
 from nestax.models.memory.types import (
   MemoryConfig,
   Weights,
@@ -115,25 +121,33 @@ def decays(cfg: MemoryConfig, log_alpha_C, chunk: Chunk) -> Decay:
   )  # fmt: skip
 
 
-def write(cfg, slow, fast, momentum, key_CxK, eta_C, U, decay, dtype):
+def write(
+  cfg, slow, fast, momentum, key_CxK, eta_C, U, decay, dtype, point_CxK=None
+):
   """Writes a chunk into one matrix `[rows, K]`.
+
+  Args:
+    point_CxK: what the step of a token takes off the matrix as it is by then,
+      `eta (D point) k^T`; the key (of `delta`), or nothing, unless given.
 
   Returns:
     (fast part, momentum, Written), the first two after the chunk.
   """
-  kk = dot(key_CxK, key_CxK.T, dtype)
+  if point_CxK is None and cfg.delta:
+    point_CxK = key_CxK
   eta_Cx1 = eta_C[:, None]
-  if cfg.delta:
+  if point_CxK is not None:
+    kk = dot(point_CxK, key_CxK.T, dtype)
     L = eta_Cx1 * decay.G_p_CxC * kk
-    rhs = decay.g_p_C[:, None] * dot(key_CxK, fast.T, dtype)
+    rhs = decay.g_p_C[:, None] * dot(point_CxK, fast.T, dtype)
     if cfg.anchor == 'zero':
-      rhs = rhs + decay.anchor_p_C[:, None] * dot(key_CxK, slow.T, dtype)
+      rhs = rhs + decay.anchor_p_C[:, None] * dot(point_CxK, slow.T, dtype)
     if cfg.momentum:
       rhs = rhs + decay.c_p_C[:, None] * dot(key_CxK, momentum.T, dtype)
       rhs = -eta_Cx1 * (rhs + dot(decay.A_p_CxC * kk, U, dtype))
     else:
       rhs = U - eta_Cx1 * rhs
-    Z = solve_unit_lower(L, rhs, dtype)
+    Z = solve_unit_lower(L, rhs, dtype, 2 if cfg.running else BLOCK)
   else:
     Z = jnp.zeros_like(U) if cfg.momentum else U
 
@@ -153,6 +167,47 @@ def write(cfg, slow, fast, momentum, key_CxK, eta_C, U, decay, dtype):
     slow, fast, momentum, key_CxK, U if cfg.momentum else None, Z
   )
   return new, new_momentum, written
+
+
+def write_running(
+  cfg, slow, fast, key_CxK, value_CxK, eta_C, e_CxR, decay, dtype
+):
+  """Writes the stack's rows, `mem` by what it is at each token.
+
+  Args:
+    slow, fast: of all rows.
+    e_CxR: inner gradients, those of `mem` at its slow part alone.
+
+  Returns:
+    (fast part, Written of the rows of `mem`).
+  """
+  start, stop = cfg.rows(key_CxK.shape[-1])['mem']
+
+  def others(x, axis=0):
+    before, _, after = jnp.split(x, (start, stop), axis)
+    return jnp.concatenate([before, after], axis)
+
+  U = -eta_C[:, None] * e_CxR
+  rest, _, _ = write(
+    cfg, others(slow), others(fast), None, key_CxK, eta_C, others(U, 1),
+    decay, dtype,
+  )  # fmt: skip
+  point = (cfg.objective == 'l2') * key_CxK - cfg.generated * value_CxK
+  mine, U = slow[start:stop], U[:, start:stop]
+  if cfg.anchor == 'zero':  # `write` reads the slow part, as it is by then
+    U = U + eta_C[:, None] * dot(point, mine.T, dtype)
+  mem, _, written = write(
+    cfg, mine, fast[start:stop], None, key_CxK, eta_C, U, decay, dtype,
+    cfg.delta * key_CxK + point,
+  )  # fmt: skip
+  before, after = jnp.split(rest, (start,))
+  return jnp.concatenate([before, mem, after]), written
+
+
+def _forgotten(cfg, boundary: Weights) -> Weights:
+  """The boundary with nothing in `mem`."""
+  start, stop = cfg.rows(boundary.stack.shape[-1])['mem']
+  return boundary._replace(stack=boundary.stack.at[start:stop].set(0.0))
 
 
 def read_running(cfg, written: Written, decay: Decay, query_CxK, dtype):
@@ -309,13 +364,21 @@ def chunk_step(cfg: MemoryConfig, initial, slow, state, chunk: Chunk, dtype):
     cfg, initial, slow, boundary, alive_C, chunk, dtype
   )
   decay = decays(cfg, log_alpha, chunk)
-  e, outer_e = errors(cfg, slow, boundary, alive_C, k, v, dtype)
+  at = _forgotten(cfg, boundary) if cfg.running else boundary
+  e, outer_e = errors(cfg, slow, at, alive_C, k, v, dtype)
 
   S = momentum or Weights(None, {})
-  stack, s_stack, written = write(
-    cfg, slow.stack, running.stack, S.stack, k, eta, -eta[:, None] * e,
-    decay, dtype,
-  )  # fmt: skip
+  s_stack = None
+  if cfg.running:
+    stack, written = write_running(
+      cfg, slow.stack, running.stack, k, v, eta, e, decay, dtype
+    )
+  else:
+    stack, s_stack, written = write(
+      cfg, slow.stack, running.stack, S.stack, k, eta, -eta[:, None] * e,
+      decay, dtype,
+    )  # fmt: skip
+    written = _rows(written, *cfg.rows(k.shape[-1])['mem'])
   outer, s_outer, written_outer = {}, {}, {}
   for box, (key, e_outer) in outer_e.items():
     outer[box], s_outer[box], written_outer[box] = write(
@@ -324,8 +387,7 @@ def chunk_step(cfg: MemoryConfig, initial, slow, state, chunk: Chunk, dtype):
     )  # fmt: skip
 
   if cfg.read == 'token':
-    start, stop = cfg.rows(k.shape[-1])['mem']
-    out = read_running(cfg, _rows(written, start, stop), decay, q, dtype)
+    out = read_running(cfg, written, decay, q, dtype)
     if 'mem' in cfg.deep:
       h = jax.nn.gelu(out)
       out = read_running(cfg, written_outer['mem'], decay, h, dtype)

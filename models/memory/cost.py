@@ -6,9 +6,9 @@ from nestax.models.memory.types import MemoryConfig
 def flops_per_token(cfg: MemoryConfig, K: int) -> float:
   """Forward FLOPs of one head of width K; with the backward pass three times.
 
-  Counts the matmuls of the chunk form at the smaller chunk.
+  Counts the matmuls of the chunk form at the step's.
   """
-  C = cfg.chunks[0]
+  C = cfg.step
   R = max(stop for _, stop in cfg.rows(K).values())
   wide = sum(K * cfg.expansion for _ in cfg.deep)
   # reads of x, of the errors, of D in the system, and the outer update

@@ -1,6 +1,6 @@
 """The memory over a whole stream: `lax.scan` of `chunk_step`.
 
-The scan runs on the grid of the smaller chunk. A stream that was cut inside a
+The scan runs on the grid of `MemoryConfig.step`. A stream that was cut inside a
 chunk is laid back on the grid: each sequence's tokens are shifted by its own
 phase, and the empty places before and after are padding that changes nothing.
 """
@@ -75,7 +75,7 @@ def run(
   """
   walk = walk or _walk
   B, L, H, K = inputs.query.shape
-  small, big = cfg.chunks
+  small, big = cfg.step, cfg.chunks[1]
   fresh = state is None
   kept = jnp.promote_types(dtype, jnp.float32)
   state = state or init_state(cfg, B, H, K, kept)
@@ -110,7 +110,7 @@ def run(
     lay(inputs.log_alpha, True),
   )
   # on a fresh grid with equal chunks the boundary is the running value
-  together = fresh and small == big
+  together = fresh and small == big and not cfg.running
   count = L if length_B is None else length_B
   first_B = state.position_B if aligned else state.position_B - phase_B
   ends_nxB = _ends(first_B, phase_B, n, small, count)

@@ -21,6 +21,7 @@ READS = ('token', 'boundary')
 ANCHORS = ('initial', 'zero')
 IMPLEMENTATIONS = ('token', 'scan', 'pallas')
 OBJECTIVES = ('l2', 'dot')
+STEP = 64  # most tokens of one system where `mem` changes at every token
 SAVED = 'memory_kernels'  # what a policy of recomputation may keep
 
 
@@ -58,6 +59,8 @@ class MemoryConfig:
       `models.gates`), elsewhere keep `chunk_mem * eta_max` below 2.
     eta_bias: first bias of its gate: eta begins near
       `eta_max * sigmoid(eta_bias)`, a tenth of the bound unless given.
+    eta_spread: how far the last head's first bias is below the first one's,
+      the others evenly between: fast heads follow a state, slow ones count.
     bounded: a two-layer memory's steps are divided by their gain where it
       exceeds 1 (see `outer_gain`, `inner_gain`); False is the bare rule.
     remat: recompute a chunk's inner values in the backward pass.
@@ -85,6 +88,7 @@ class MemoryConfig:
   value_norm: bool = True
   eta_max: float = 0.5
   eta_bias: float = -2.0
+  eta_spread: float = 0.0
   bounded: bool = True
   remat: bool = True
   implementation: str = ''
@@ -141,6 +145,8 @@ class MemoryConfig:
       raise ValueError(
         f'eta_bias={self.eta_bias}: -20 to 20, beyond which a sigmoid is flat'
       )
+    if not 0 <= self.eta_spread <= 20:
+      raise ValueError(f'eta_spread={self.eta_spread}: 0 to 20')
 
   @property
   def boxes(self) -> tuple[str, ...]:
@@ -176,6 +182,23 @@ class MemoryConfig:
   def chunks(self) -> tuple[int, int]:
     """The smaller and the larger chunk, in tokens."""
     return tuple(sorted((self.chunk_mem, self.chunk_rest)))
+
+  @property
+  def running(self) -> bool:
+    """Whether `mem` regresses at every token to what it is by then, linearly.
+
+    Then a chunk of the others is solved at once, see `chunk.write_running`.
+    """
+    alone = self.chunk_mem == 1 < self.chunk_rest and self.depth_mem == 1
+    return alone and self.read == 'token' and not self.momentum
+
+  @property
+  def step(self) -> int:
+    """Tokens that `chunk.chunk_step` takes at a time."""
+    if not self.running:
+      return self.chunks[0]
+    fits = range(min(self.chunk_rest, STEP), 0, -1)
+    return next(n for n in fits if self.chunk_rest % n == 0)
 
 
 class Weights(NamedTuple):
