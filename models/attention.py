@@ -68,8 +68,10 @@ def _visible(query_position, key_position, start, window: int):
   return seen[:, None]
 
 
-def _cudnn(dtype) -> bool:
-  return jax.default_backend() == 'gpu' and dtype == jnp.bfloat16
+def _cudnn(q) -> bool:
+  """Whether cuDNN attends: it refuses to differentiate odd lengths."""
+  fits = q.dtype == jnp.bfloat16 and q.shape[1] % 2 == 0
+  return jax.default_backend() == 'gpu' and fits
 
 
 def _attend(window: int, fused: bool, q, k, v, start_BxL, persistent):
@@ -81,7 +83,7 @@ def _attend(window: int, fused: bool, q, k, v, start_BxL, persistent):
       v,
       is_causal=True,
       local_window_size=(window - 1, 0) if window else None,
-      implementation='cudnn' if fused and _cudnn(q.dtype) else 'xla',
+      implementation='cudnn' if fused and _cudnn(q) else 'xla',
     )
   position = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
   if start_BxL is None:

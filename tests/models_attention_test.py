@@ -155,3 +155,16 @@ def test_attention_on_a_mesh_is_attention_on_one_device(name, reset):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want
   )
+
+
+def test_cudnn_is_not_asked_for_odd_lengths(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  asked = [
+    attention._cudnn(jax.ShapeDtypeStruct((2, length, 2, 8), dtype))
+    for length, dtype in (
+      (127, 'bfloat16'),
+      (128, 'bfloat16'),
+      (128, 'float32'),
+    )
+  ]
+  assert asked == [False, True, False]
