@@ -50,6 +50,7 @@ def test_the_better_rate_is_picked_and_scored():
     assert [point[0] for point in row['curve']] == [20, 40]
     assert row['curve'][1][2] < row['curve'][0][2]
     assert row['grid']['1e-06'] < 20 < 50 < row['grid']['0.03']
+    assert row['step_ms'] > 0
   assert rows[0]['loss'] != rows[1]['loss']
 
 
@@ -156,3 +157,8 @@ def test_compression_is_learned_out_of_the_last_token():
   word = 'hope:cms.blocks=all;cms.periods=(2,)'
   with pytest.raises(ValueError, match='which compression does not'):
     made.net(entrants.config(word, training.base(4)))
+
+
+def test_a_step_is_timed_between_evaluations():
+  assert trials._step_ms([(10, 0.0), (20, 1.0), (40, 3.0)]) == 100.0
+  assert trials._step_ms([(10, 0.0)]) is None

@@ -293,6 +293,7 @@ def problem(task: str, name: str, size: Size) -> trials.Problem:
     {'accuracy': rows(False)},
     by_id,
     {'size': size._asdict()},
+    {'memory': {'remat': False}},  # there is room for all, and time is short
     net=net,
   )
 

@@ -177,7 +177,13 @@ def train(
   make = optimizer(shapes, training)
   every = _every(training.steps, training.evaluations)
   grid = seeds, training.steps, every
-  rows = _within_memory(task, make, training.rates, grid, say)
+  told = []
+
+  def tell(step, seconds):
+    told.append((step, seconds))
+    say(step, training.steps)
+
+  rows = _within_memory(task, make, training.rates, grid, tell)
   last = [row for row in rows if row['step'] == training.steps]
   rate, means = _pick(last, training.rates)
   ends = min(training.rates), max(training.rates)
@@ -191,8 +197,15 @@ def train(
     curve = [[r['step'], r['valid'], r['loss']] for r in run]
     about = {'rate': rate, 'edge': edge, 'valid': row['valid']}
     about |= {'loss': row['loss'], 'curve': curve, 'grid': means}
+    about |= {'step_ms': _step_ms(told)}
     made.append({'seed': row['seed'], 'scores': scores} | about)
   return made
+
+
+def _step_ms(told: Sequence[tuple[int, float]]) -> float | None:
+  """From the first evaluation, which waits for compilation, to the last."""
+  (first, began), (last, ended) = told[0], told[-1]
+  return None if last <= first else 1e3 * (ended - began) / (last - first)
 
 
 def _every(steps: int, evaluations: int) -> int:
@@ -216,9 +229,7 @@ def _pick(last: Sequence[dict], rates: Sequence[float]):
 def _within_memory(task, make, rates, grid, say) -> list[dict]:
   """All rates in one program, or by halves if they do not fit in memory."""
   try:
-    return sweep.run(
-      task, make, rates, *grid, lambda step, seconds: say(step, grid[1])
-    )
+    return sweep.run(task, make, rates, *grid, say)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error) or len(rates) == 1:
       raise
