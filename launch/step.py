@@ -34,7 +34,8 @@ def abstract_state(model, tx, mesh, memory=None) -> TrainState:
   boxed = language_model.abstract(model)
   # a key by its shape too: the mesh may be of devices that are not here
   key = jax.eval_shape(lambda: _key(0))
-  state = jax.eval_shape(_fresh(model, tx, memory), key)
+  begin = functools.partial(_begun, tx, memory)
+  state = jax.eval_shape(begin, nn.unbox(boxed), key)
   whole = meshes.replicated(mesh)
   layout = TrainState(
     step=whole,
@@ -108,11 +109,15 @@ def _fresh(model, tx, memory):
       params = jax.tree.map(
         lambda own, other: own if other is None else other, params, given
       )
-    zero = jnp.zeros((), jnp.int32)
-    state = None if memory is None else memory()
-    return TrainState(zero, params, tx.init(params), state, key, zero, zero)
+    return _begun(tx, memory, params, key)
 
   return fresh
+
+
+def _begun(tx, memory, params, key) -> TrainState:
+  zero = jnp.zeros((), jnp.int32)
+  state = None if memory is None else memory()
+  return TrainState(zero, params, tx.init(params), state, key, zero, zero)
 
 
 def batch_axes(memory: Callable[[int], Any]):

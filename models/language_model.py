@@ -4,6 +4,7 @@
 that is per sequence. There is no train-time and no test-time model.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -275,6 +276,12 @@ def abstract_params(cfg: ModelConfig):
 
 def abstract(model: nn.Module):
   """`abstract_params` of anything with `init(key, state, tokens)`."""
+  # a tree of its own for everyone who asks
+  return jax.tree.map(lambda x: x, _abstract(model))
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(model: nn.Module):
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   # a key by its shape too: devices may be elsewhere
   key = jax.eval_shape(lambda: jax.random.key(0))

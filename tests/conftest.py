@@ -1,7 +1,10 @@
 """Eight CPU devices for the whole suite, and no silent broadcasting."""
 
+import gc
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import pytest
@@ -25,13 +28,37 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 MAPS = pathlib.Path('/proc/self/maps')
 MANY = 15_000
 
-
 # Files that take longest begin first, or the last one runs alone at the end.
 FIRST = ('notebooks_', 'models_active', 'launch_resume', 'launch_nights')
 
 
+def pytest_configure(config):
+  """What one worker, file or process has compiled, others read back.
+
+  Set before workers start, which inherit it as all processes do.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  folder = tempfile.mkdtemp(prefix='nestax-programs-')
+  config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+  for name, value in (
+    ('jax_compilation_cache_dir', folder),
+    ('jax_persistent_cache_min_compile_time_secs', 0.1),
+    ('jax_persistent_cache_min_entry_size_bytes', -1),
+  ):
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: not item.path.name.startswith(FIRST))
+
+
+def pytest_collection_finish():
+  """What is imported by now stays: it need not be looked through again."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -15,22 +15,6 @@ from nestax.launch import checkpoint, metrics, run
 from nestax.launch import step as steps
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  """Later runs of the same program read it back, as a resumed run would."""
-  names = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_persistent_cache_min_entry_size_bytes': 0,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
   return cases.write_corpus(tmp_path_factory.mktemp('corpus'))
