@@ -4,9 +4,9 @@ Sleep sections 2.2-2.3, the v2 protocol, for every pair of levels that is due,
 the slowest first, so that a receiver has been freed before it is given more:
 
     compute      what is pending in the sequences is committed
-    consolidate  the sender k is reset and its slots are hidden; the receiver's
+    consolidate  the sender k is reset and its slots are emptied; the receiver's
                  new slot learns what is then missing (`sleep/seed.py`)
-    update       the sender's slots and its writes are gone
+    update       what the sequences of the day had written there is gone, too
 
 The teacher of all pairs is the model as it fell asleep, so that what one pair
 fails to learn is not the next one's truth. Slots are slow weights that all

@@ -196,14 +196,6 @@ def put_among(cfg: ModelConfig, params, ks, chosen, index, new: New):
   return params
 
 
-def hide(cfg: ModelConfig, params, k: int):
-  """Masks the slots of the levels of period k, and keeps what they hold."""
-  own = slots(cfg, params, k)
-  return replace(
-    cfg, params, k, own._replace(active_S=jnp.zeros_like(own.active_S))
-  )
-
-
 def free(cfg: ModelConfig, params, k: int, key):
   """Empties all slots of the levels of period k: nothing of them is left."""
   own = slots(cfg, params, k)

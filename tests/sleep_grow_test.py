@@ -55,13 +55,10 @@ def test_growth_changes_no_logit_and_one_level_alone(assign):
   assert all(level in path and 'slots' in path for path in changed)
 
 
-def test_a_hidden_slot_says_nothing_and_a_freed_one_holds_nothing():
+def test_a_freed_slot_says_nothing_and_holds_nothing():
   cfg, params = model()
   before = logits(cfg, params)
   told = filled(cfg, grow.grow(cfg, params, 0)[0], 0, 0)
-  hidden = grow.hide(cfg, told, 0)
-  np.testing.assert_array_equal(logits(cfg, hidden), before)
-  assert (grow.take(cfg, hidden, 0, 0).b_nxRxD == 0.3).all()
   freed = grow.free(cfg, told, 0, jax.random.key(3))
   np.testing.assert_array_equal(logits(cfg, freed), before)
   left = grow.slots(cfg, freed, 0)
