@@ -75,6 +75,10 @@ def test_a_sender_gives_away_its_slots_and_all_owners_are_asked_alike(
   assert (int(to), int(at), index) == (1, 0, 0)
   assert (grow.take(cfg, new, 1, 0).b_nxRxD == 1).all()
   assert len(asked['drawn'].length_B) == len(asked['kept'].length_B) == 6
+  # the sender's levels are zeros, the others still hold what they have written
+  gone, left = asked['student'].context
+  assert not any(x.any() for x in jax.tree.leaves(gone))
+  jax.tree.map(np.testing.assert_array_equal, left, context[1])
 
 
 def test_levels_that_were_reset_count_as_zeros():
