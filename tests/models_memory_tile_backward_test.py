@@ -6,7 +6,8 @@ import memory_cases as cases
 import pytest
 
 from nestax.models.memory import tile, tile_backward, tile_front
-from nestax.models.memory.chunk import Chunk, chunk_step
+from nestax.models.memory.chunk import chunk_step
+from nestax.models.memory.decay import Chunk
 from nestax.models.memory.tpu_layout import as_rows, lay, unlay
 from nestax.models.memory.tpu_layout import marks as laid_marks
 from nestax.models.memory.types import (

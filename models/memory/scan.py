@@ -8,7 +8,8 @@ phase, and the empty places before and after are padding that changes nothing.
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory.chunk import Chunk, chunk_step
+from nestax.models.memory.chunk import chunk_step
+from nestax.models.memory.decay import Chunk
 from nestax.models.memory.token import commit
 from nestax.models.memory.types import (
   Inputs,
