@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.launch.evals import entrants, mad, suite, sweep, trials
+from nestax.launch.evals import entrants, mad, picking, suite, sweep, trials
 
 TRAINING = trials.Training(
   D=16,
@@ -36,9 +36,11 @@ PROBLEM = trials.Problem(
 )
 
 
-def test_the_better_rate_is_picked_and_scored():
+@pytest.mark.parametrize('best', [False, True])
+def test_the_better_rate_is_picked_and_scored(best):
   asked = suite.Asked(('transformer',), seeds=2)
-  (cell,) = trials.cells([PROBLEM], TRAINING, asked)
+  training = dataclasses.replace(TRAINING, best=best)
+  (cell,) = trials.cells([PROBLEM], training, asked)
   assert cell.key['a'] == 1 and cell.key['training']['batch'] == 8
   told = []
   rows = cell.run(lambda done, of: told.append((done, of)))
@@ -51,6 +53,8 @@ def test_the_better_rate_is_picked_and_scored():
     assert row['curve'][1][2] < row['curve'][0][2]
     assert row['grid']['1e-06'] < 20 < 50 < row['grid']['0.03']
     assert row['step_ms'] > 0
+    assert row['step'] == 40  # better than at 20, so that both rules agree
+    assert None not in row['scores'].values()
   assert rows[0]['loss'] != rows[1]['loss']
 
 
@@ -109,7 +113,7 @@ def test_equal_scores_are_told_apart_by_loss_and_nan_loses():
     {'rate': 2, 'valid': 50.0, 'loss': 1.0},
     {'rate': 3, 'valid': None, 'loss': None},
   ]
-  assert trials._pick(rows, (1, 2, 3))[0] == 2
+  assert picking.pick(rows, (1, 2, 3))[0] == 2
 
 
 def test_only_matrices_decay():
@@ -162,3 +166,17 @@ def test_compression_is_learned_out_of_the_last_token():
 def test_a_step_is_timed_between_evaluations():
   assert trials._step_ms([(10, 0.0), (20, 1.0), (40, 3.0)]) == 100.0
   assert trials._step_ms([(10, 0.0)]) is None
+
+
+def test_a_run_is_scored_at_its_end_or_where_it_was_best():
+  found = [(10, 50.0, 1.0), (20, 90.0, 0.5), (30, 90.0, 0.4), (40, 60.0, 0.1)]
+  rows = [
+    {'rate': 0.1, 'seed': seed, 'step': step, 'valid': valid, 'loss': loss}
+    for step, valid, loss in [*found, (40, None, None)]
+    for seed in (0, 1)
+    if (valid is None) <= seed
+  ]
+  last = picking.scored(rows, False)
+  assert [(row['seed'], row['valid']) for row in last] == [(0, 60.0), (1, None)]
+  best = picking.scored(rows, True)
+  assert [(row['seed'], row['step']) for row in best] == [(0, 30), (1, 30)]

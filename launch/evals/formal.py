@@ -18,7 +18,9 @@ each such set is one class. A string counts only if every prediction is right.
   uniform; the original's grammar only gives nested ones.
 
 Bin 0 has lengths of training (2 to 50; n of 1 to 50), bin 1 longer ones (to
-100; 51 to 100). Training 10,000 strings.
+100; 51 to 100). Training 10,000 strings. Who counts to 50 may count to 100 at
+one step and not at the next, so a run is scored where it was best on other
+strings of both bins.
 """
 
 import dataclasses
@@ -55,6 +57,8 @@ class Options:
     tests=2000,
     rates=(1e-3, 3e-3, 1e-2, 3e-2),
     decay=0.0,
+    evaluations=24,
+    best=True,
   )
 
   def __post_init__(self):

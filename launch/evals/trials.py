@@ -3,7 +3,8 @@
 Every problem gets every model at every learning rate and seed; all runs of a
 cell are one program (`sweep`), or several where that does not fit in memory.
 The rate is picked by the mean over seeds of the scores on rows drawn like the
-tests, but not the tests: 'valid'. The scores are those of the last step.
+tests, but not the tests: 'valid'. The scores are those of the last step, or of
+the evaluation on the way that was best by `valid` (`Training.best`).
 
 Rows are drawn once, by a generator seeded with what they are for; seeds of
 runs choose first parameters and the order of rows. AdamW for all, clipped at
@@ -24,7 +25,7 @@ import numpy as np
 import optax
 
 from nestax.launch import loss
-from nestax.launch.evals import entrants, suite, sweep
+from nestax.launch.evals import entrants, picking, suite, sweep
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 from nestax.optim import labels, schedules
@@ -86,6 +87,8 @@ class Training:
     rates: learning rates; --rates sets them.
     decay: weight decay of matrices, times the learning rate.
     evaluations: on the way, for the curves.
+    best: the scores are those of the evaluation whose `valid` is best (of equal
+      ones that of the lowest loss), as if training had stopped there.
   """
 
   D: int = 64
@@ -100,6 +103,7 @@ class Training:
   rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
   decay: float = 0.1
   evaluations: int = 8
+  best: bool = False
 
   def __post_init__(self):
     for name in ('D', 'N', 'H', 'steps', 'batch', 'examples', 'evaluations'):
@@ -169,8 +173,10 @@ def train(
 
   Returns:
     As `suite.Cell.run`: beside the scores `rate`, whether it is at an `edge`
-    of several rates, `valid` and the valid `loss`, the `curve` of [step, valid,
-    loss] and `grid`: of every rate its mean `valid`.
+    of several rates, the `step` of the scores, its `valid` and valid `loss`,
+    the `curve` of [step, valid, loss], `grid`: of every rate its mean `valid`,
+    and `step_ms`: of a step of all runs of one program, its share of
+    evaluation in it.
   """
   task = make_task(problem, cfg, training, seeds)
   shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
@@ -184,18 +190,19 @@ def train(
     say(step, training.steps)
 
   rows = _within_memory(task, make, training.rates, grid, tell)
-  last = [row for row in rows if row['step'] == training.steps]
-  rate, means = _pick(last, training.rates)
+  scored = picking.scored(rows, training.best)
+  rate, means = picking.pick(scored, training.rates)
   ends = min(training.rates), max(training.rates)
   edge = len(training.rates) > 1 and rate in ends
   made = []
-  for row in last:
+  for row in scored:
     if row['rate'] != rate:
       continue
     run = [r for r in rows if (r['rate'], r['seed']) == (rate, row['seed'])]
     scores = {name: row[f'test {name}'] for name in problem.tests}
     curve = [[r['step'], r['valid'], r['loss']] for r in run]
-    about = {'rate': rate, 'edge': edge, 'valid': row['valid']}
+    about = {'rate': rate, 'edge': edge, 'step': row['step']}
+    about |= {'valid': row['valid']}
     about |= {'loss': row['loss'], 'curve': curve, 'grid': means}
     about |= {'step_ms': _step_ms(told)}
     made.append({'seed': row['seed'], 'scores': scores} | about)
@@ -210,20 +217,6 @@ def _step_ms(told: Sequence[tuple[int, float]]) -> float | None:
 
 def _every(steps: int, evaluations: int) -> int:
   return math.gcd(steps, max(1, steps // evaluations))
-
-
-def _pick(last: Sequence[dict], rates: Sequence[float]):
-  """The rate of the best mean score, of equal ones that of the lowest loss."""
-
-  def mean(rate, name, bad):
-    values = [row[name] for row in last if row['rate'] == rate]
-    return float(np.mean([bad if v is None else v for v in values]))
-
-  def worth(rate):
-    return mean(rate, 'valid', -math.inf), -mean(rate, 'loss', math.inf)
-
-  means = {f'{rate:g}': mean(rate, 'valid', -1.0) for rate in rates}
-  return max(rates, key=worth), means
 
 
 def _within_memory(task, make, rates, grid, say) -> list[dict]:
@@ -285,10 +278,10 @@ def make_task(
     valid = measure(data['valid']).values()
     said = {'valid': sum(score for score, _ in valid) / len(valid)}
     said['loss'] = sum(loss for _, loss in valid) / len(valid)
-    # the tests at the end only; the step is the same in all runs of a sweep
+    # mostly at the end only; the step is the same in all runs of a sweep
     nothing = dict.fromkeys(data['tests'], jnp.float32(jnp.nan))
     tests = jax.lax.cond(
-      step == training.steps,
+      training.best | (step == training.steps),
       lambda: {name: x for name, (x, _) in measure(data['tests']).items()},
       lambda: nothing,
     )

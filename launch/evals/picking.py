@@ -1,0 +1,42 @@
+"""Which evaluation of a run counts, and which learning rate of a cell."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def scored(rows: Sequence[dict], best: bool) -> list[dict]:
+  """Gives of every run the evaluation that counts.
+
+  Args:
+    rows: of all runs in the order of steps, with `rate`, `seed`, `valid` and
+      `loss`; None for what is not finite.
+    best: that whose `valid` is best, of equal ones that of the lowest loss;
+      False: the last one.
+  """
+  runs = {}
+  for row in rows:
+    runs.setdefault((row['rate'], row['seed']), []).append(row)
+  return [max(run, key=_worth) if best else run[-1] for run in runs.values()]
+
+
+def _worth(row):
+  return tuple(
+    -math.inf if x is None else sign * x
+    for sign, x in ((1, row['valid']), (-1, row['loss']))
+  )
+
+
+def pick(scored: Sequence[dict], rates: Sequence[float]):
+  """The rate of the best mean score, of equal ones that of the lowest loss."""
+
+  def mean(rate, name, bad):
+    values = [row[name] for row in scored if row['rate'] == rate]
+    return float(np.mean([bad if v is None else v for v in values]))
+
+  def worth(rate):
+    return mean(rate, 'valid', -math.inf), -mean(rate, 'loss', math.inf)
+
+  means = {f'{rate:g}': mean(rate, 'valid', -1.0) for rate in rates}
+  return max(rates, key=worth), means
