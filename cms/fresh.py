@@ -1,6 +1,5 @@
 """A batch of fresh sequences, in one piece or chunk by chunk (NL Eq. 71)."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,7 +8,14 @@ import jax.numpy as jnp
 from nestax.cms import level as levels_
 from nestax.cms import update
 from nestax.cms.level import Own, Theta, Writes
-from nestax.cms.stream import Net, Piece, StreamConfig, gradients, written
+from nestax.cms.stream import (
+  Net,
+  Piece,
+  StreamConfig,
+  gradients,
+  still,
+  written,
+)
 from nestax.cms.walk import Carry, Hooks, walk
 
 
@@ -46,7 +52,7 @@ def run(
   if _at_once(cfg, net):
     return _twice(cfg, net, rates, levels, mixers, piece)
   full = cfg.differentiate == 'full'
-  chunk = functools.partial(_chunk, cfg, net)
+  chunk = functools.partial(_chunk, cfg, net, None if full else still(net))
   if full or remat:
     chunk = jax.checkpoint(chunk, prevent_cse=False)
   hooks = Hooks(chunk, lambda k, delta: None, lambda delta: None)
@@ -63,8 +69,8 @@ def _at_once(cfg: StreamConfig, net: Net) -> bool:
 
 def _twice(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
   """`run` of what can be read at once."""
-  still = jax.lax.stop_gradient((rates, levels, mixers, piece))
-  found = _write(cfg, net.constant or net, *still)
+  inputs = jax.lax.stop_gradient((rates, levels, mixers, piece))
+  found = _write(cfg, still(net), *inputs)
   # a network that has no constant form is a constant from here on
   end, deltas = jax.lax.stop_gradient(found)
   scales = [_scale(cfg, rate_n) for rate_n in rates]
@@ -75,11 +81,10 @@ def _twice(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
 def _write(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
   """(the end, what each level had written after each period but the last)."""
   L, dtype = piece.tokens_BxL.shape[1], piece.x_BxLxD.dtype
-  cfg = dataclasses.replace(cfg, differentiate='full')  # all is constant
   # a document's start leaves a sequence without what is added up here
   own = net.own if piece.reset_BxL is None else None
   hooks = Hooks(
-    chunk=lambda carry, piece: (_chunk(cfg, net, carry, piece)[0], ()),
+    chunk=lambda carry, piece: (_chunk(cfg, net, None, carry, piece)[0], ()),
     own=own or (lambda k, delta: None),
     note=lambda delta: jax.tree.map(lambda d: d.astype(dtype), delta),
   )
@@ -101,7 +106,7 @@ def _scale(cfg: StreamConfig, rate_n):
   return 1.0 + (rate_n - size_n) / jnp.maximum(size_n, tiny)
 
 
-def _chunk(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
+def _chunk(cfg: StreamConfig, net: Net, constant, carry: Carry, piece: Piece):
   """Reads a chunk, or what is left of one, and adds to all levels' totals."""
   levels, length = carry.levels, piece.tokens_BxL.shape[1]
   alive_BxL = learn_B = None
@@ -115,8 +120,7 @@ def _chunk(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
   if length < cfg.periods[0]:
     mixers, y, _ = net.forward(*given)
     return carry._replace(mixers=mixers, levels=levels), y
-  first_order = cfg.differentiate == 'first_order'
-  mixers, y, grads, sum_B, count_B = gradients(net, first_order, *given)
+  mixers, y, grads, sum_B, count_B = gradients(net, constant, *given)
   grads = [_theta(g) for g in grads]
   levels = tuple(
     levels_.accumulate(s, g, count_B, learn_B) for s, g in zip(levels, grads)

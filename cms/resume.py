@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from nestax.cms import level as levels_
 from nestax.cms.level import where_rows
+from nestax.cms.once import once
 from nestax.cms.stream import (
   Net,
   Piece,
@@ -12,6 +13,7 @@ from nestax.cms.stream import (
   StreamState,
   commit,
   gradients,
+  still,
   written,
 )
 
@@ -43,6 +45,9 @@ def run(
   if L == 1:
     carry, y = _part(cfg, net, rates, (state, mixers), piece, None)
     return *carry, y
+  if net.constant:
+    ready = net.constant()  # once for all chunks
+    net = net._replace(constant=lambda: ready)
   n, width = -(-(L + C - 1) // C), min(C, L)
   padded = jax.tree.map(
     lambda x: jnp.pad(x, ((0, 0), (0, width)) + ((0, 0),) * (x.ndim - 2)),
@@ -106,12 +111,21 @@ def _part(cfg, net, rates, carry, piece: Piece, length_B):
     held_B=state.held_B + count_B.astype(jnp.int32),
   )
   due_B = (state.clock_B % C == 0) & (count_B > 0)
+  # all that reads the levels comes first, so that they are written in place
+  state, mixers, y = jax.lax.optimization_barrier((state, mixers, y))
 
   def learn(state):
     return _learn(cfg, net, rates, state, mixers, due_B, due_B)
 
-  state = jax.lax.cond(due_B.any(), learn, lambda state: state, state)
+  # of many tokens a part is a chunk, most of which end where it is due
+  seldom = width == 1
+  change = once if seldom else _where
+  state = change(due_B.any(), learn, state)
   return (state, mixers), y
+
+
+def _where(due, change, state):
+  return jax.lax.cond(due, change, lambda state: state, state)
 
 
 def _hold(held: Piece, held_B, piece: Piece, count_B) -> Piece:
@@ -144,7 +158,7 @@ def _learn(cfg, net, rates, state: StreamState, mixers, ends_B, flush_B):
   # chunk read in one call
   _, _, grads, sum_B, count_B = gradients(
     net,
-    cfg.differentiate == 'first_order',
+    still(net) if cfg.differentiate == 'first_order' else None,
     written(state.levels),
     state.boundary,
     state.held,

@@ -87,8 +87,9 @@ class Net(NamedTuple):
       must not reach `mixers`; `y` is what the caller wants of every token.
     loss: `(weights, y, seen, piece, length_B) -> (sum_B, count_B)`.
     through: whether `loss` is differentiated through `forward`.
-    constant: the same network, its slow weights being constants for any
-      derivative; None for a network that has none.
+    constant: makes the same network, its slow weights being constants for any
+      derivative; None for a network that has none. Called where that is used,
+      so that what it prepares of them is not prepared for nothing.
     whole: `(writes, piece) -> y`: reads fresh sequences at once, given the
       `level.Writes` of each level; None for a network that cannot.
     own: `(k, delta) -> ` the `Own` of level k, or a list of each block's, that
@@ -99,7 +100,7 @@ class Net(NamedTuple):
   forward: Callable
   loss: Callable
   through: bool
-  constant: 'Net | None' = None
+  constant: 'Callable[[], Net] | None' = None
   whole: Callable | None = None
   own: Callable | None = None
 
@@ -134,12 +135,18 @@ def init_state(levels, mixers, C: int, B: int, D: int, dtype) -> StreamState:
   )
 
 
-def gradients(net: Net, first_order: bool, weights, mixers, piece, *where):
+def still(net: Net) -> Net:
+  """The network as it is differentiated for writes that are constants."""
+  return net.constant() if net.constant else net
+
+
+def gradients(net: Net, constant: Net | None, weights, mixers, piece, *where):
   """Reads a chunk and differentiates its objective by the levels' weights.
 
   Args:
     net: the network.
-    first_order: the gradients are constants for any derivative taken later.
+    constant: `still(net)` if the gradients are constants for any derivative
+      taken later; else None.
     weights: what the levels have written.
     mixers: state at the chunk's start.
     piece: the chunk.
@@ -148,13 +155,13 @@ def gradients(net: Net, first_order: bool, weights, mixers, piece, *where):
   Returns:
     (mixers, y, gradients like `weights`, sum_B, count_B).
   """
-  if not first_order:
+  if constant is None:
     return _gradients(net, weights, mixers, piece, *where)
   # Of constants from end to end, so that no derivative of it is even written
   # down: kernels have no second one. That the chunk is read twice is for the
   # compiler to see.
   inputs = jax.lax.stop_gradient((weights, mixers, piece))
-  _, _, *found = _gradients(net.constant or net, *inputs, *where)
+  _, _, *found = _gradients(constant, *inputs, *where)
   new, y, _ = net.forward(weights, mixers, piece, *where)
   return new, y, *jax.lax.stop_gradient(found)
 

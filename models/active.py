@@ -164,7 +164,18 @@ def run_blocks(
       found.append(one)
     mixers, keys = jax.tree.map(lambda *x: jnp.stack(x), *found)
     return mixers, x_BxLxD, keys
-  params = layers(params, segment.start, segment.stop)
+  if x_BxLxD.shape[1] == 1:
+    # to cut the blocks out of all of them would cost more than to read them
+    every, inner = params, body
+    params = jnp.arange(segment.start, segment.stop)
+
+    def body(x_BxLxD, layer):
+      picked = jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, layer[0], 0, False), every
+      )
+      return inner(x_BxLxD, (picked, *layer[1:]))
+  else:
+    params = layers(params, segment.start, segment.stop)
   x_BxLxD, (mixers, keys) = jax.lax.scan(
     body,
     x_BxLxD,
@@ -196,7 +207,9 @@ def _theta(params, slot: int, index) -> Theta:
   return Theta(*(own[name][index] for name in ('gate', 'up', 'down')))
 
 
-def net(cfg: ModelConfig, params, head, aligned: bool, owned=None) -> Net:
+def net(
+  cfg: ModelConfig, params, head, aligned: bool, owned=None, often=True
+) -> Net:
   """The network from the first block that learns.
 
   Args:
@@ -206,17 +219,19 @@ def net(cfg: ModelConfig, params, head, aligned: bool, owned=None) -> Net:
       are the `x` of every token, before the head.
     aligned: chunks of the levels start at boundaries of the memories' chunks.
     owned: expert slots of the sequences' own, see `init_owned`; or None.
+    often: much is read with it, so that parameters are better prepared once.
   """
-  constant = None
-  if cfg.cms.differentiate == 'first_order':
-    still = jax.lax.stop_gradient(
-      jax.tree_util.tree_map_with_path(
-        functools.partial(_cast, cfg.compute_dtype), params
-      )
-    )
-    constant = _net(cfg, still, functools.partial(head, still), aligned, owned)
-  head = functools.partial(head, params)
-  return _net(cfg, params, head, aligned, owned, constant)
+  options = aligned, owned, often
+
+  def constant():
+    cast = functools.partial(_cast, cfg.compute_dtype)
+    still = jax.tree_util.tree_map_with_path(cast, params)
+    still = jax.lax.stop_gradient(still)
+    return _net(cfg, still, functools.partial(head, still), *options)
+
+  if cfg.cms.differentiate == 'full':
+    constant = None
+  return _net(cfg, params, functools.partial(head, params), *options, constant)
 
 
 def _cast(dtype, path, x):
@@ -224,17 +239,22 @@ def _cast(dtype, path, x):
   return x.astype(dtype) if path[-1].key in MULTIPLIED else x
 
 
-def _net(cfg: ModelConfig, params, head, aligned, owned, constant=None) -> Net:
+def _net(
+  cfg: ModelConfig, params, head, aligned, owned, often, constant=None
+) -> Net:
   first, cms = cfg.adapting[0], cfg.cms
   if cms.differentiate == 'full':
     memory = dataclasses.replace(cfg.memory, twice=True)
     cfg = dataclasses.replace(cfg, memory=memory)
 
-  by_segment = [one_by_one(params['blocks'], s) for s in cfg.segments]
+  def own_blocks():
+    return [one_by_one(params['blocks'], s) for s in cfg.segments]
+
+  ready = own_blocks() if often else None
 
   def forward(weights, mixers, piece: Piece, length_B, alive_BxL):
     x_BxLxD, states, keys = piece.x_BxLxD, [], []
-    for segment, own_params in zip(cfg.segments, by_segment):
+    for segment, own_params in zip(cfg.segments, ready or own_blocks()):
       options = {'length_B': length_B, 'aligned': aligned, 'owned': owned}
       if segment.offset is not None:
         _, options['deltas'] = _of_segment(cfg, segment, weights)
@@ -359,9 +379,10 @@ def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
 
 def read_on(cfg: ModelConfig, params, head, state, mixers, piece, owned=None):
   """(levels' state, mixers, x) of sequences that go on."""
+  one_token = piece.tokens_BxL.shape[1] == 1
   return resume.run(
     cfg.stream,
-    net(cfg, params, head, False, owned),
+    net(cfg, params, head, False, owned, often=not one_token),
     rates(cfg, params),
     state,
     mixers,
