@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from nestax.cms import factors
+from nestax.cms.factors import Tapped, hidden
 from nestax.cms.level import Own, Theta, Writes
 
 SAVED = 'level_products'  # what a policy of recomputation may keep
@@ -28,10 +30,15 @@ def read(theta: Theta, x_BxLxD, dtype):
   return _mlp(Theta(*(w.astype(dtype) for w in theta)), x_BxLxD.astype(dtype))
 
 
-def _mlp(theta: Theta, x, times: Callable = jnp.matmul):
+def _mlp(theta: Theta, x):
   """The gated MLP; `x` and weights have the same leading axes, or `x` alone."""
   gate, up, down = theta
-  return times(jax.nn.silu(times(x, gate)) * times(x, up), down)
+  return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+def _added(theta: Theta, delta: Theta, dtype) -> Theta:
+  added = [t[..., None, :, :] + d for t, d in zip(theta, delta)]
+  return Theta(*(w.astype(dtype) for w in added))
 
 
 def own(theta: Theta, delta: Theta, dtype) -> Own:
@@ -39,8 +46,8 @@ def own(theta: Theta, delta: Theta, dtype) -> Own:
 
   `theta` has one axis less than `delta`, that of sequences before the matrix.
   """
-  added = [t[..., None, :, :] + d for t, d in zip(theta, delta)]
-  return Own(Theta(*(w.astype(dtype) for w in added)))
+  gate, up, down = _added(theta, delta, dtype)
+  return Own(jnp.stack([gate, up], axis=-2), down)
 
 
 def read_fast(theta: Theta, delta, x_BxLxD, dtype, alive_BxL=None):
@@ -48,15 +55,18 @@ def read_fast(theta: Theta, delta, x_BxLxD, dtype, alive_BxL=None):
 
   Args:
     theta: slow weights.
-    delta: the same with a leading `[B]`; or `Own` weights.
+    delta: the same with a leading `[B]`; or the sum of both, `Tapped`.
     x_BxLxD: normalised input.
     dtype: of the matmuls' operands and of the result.
     alive_BxL: False for tokens of a document that started inside this piece,
       for which nothing has been learned yet; None if there is none.
   """
-  mine = delta if isinstance(delta, Own) else own(theta, delta, dtype)
   x = x_BxLxD.astype(dtype)
-  return _where_alive(theta, alive_BxL, _mlp(mine.theta, x), x)
+  if isinstance(delta, Tapped):
+    y_BxLxD = factors.read(delta, x)
+  else:
+    y_BxLxD = _mlp(_added(theta, delta, dtype), x)
+  return _where_alive(theta, alive_BxL, y_BxLxD, x)
 
 
 def read_writes(
@@ -65,9 +75,8 @@ def read_writes(
   """One level over many of its periods at once, each with its own weights.
 
   Args:
-    theta: slow weights, with which the first period is read.
-    writes: what the level had written before each of the `m` others, of one
-      block: `scale` a scalar, `delta` with leading `[m, B]`.
+    theta: slow weights.
+    writes: of one block: `scale` a scalar, `own` with leading `[m, B]`.
     x_BxLxD: normalised input of fresh sequences; the last period may be a
       part of one.
     dtype: of the matmuls' operands and of the result.
@@ -75,26 +84,60 @@ def read_writes(
     alive_BxL: see `alive`.
   """
   x_BxLxD = x_BxLxD.astype(dtype)
-  first_BxPxD = read(theta, x_BxLxD[:, :period], dtype)
-  if x_BxLxD.shape[1] <= period:
-    return first_BxPxD
-  later_BxlxD = _read_later(theta, writes, x_BxLxD[:, period:], period)
-  y_BxLxD = jnp.concatenate([first_BxPxD, later_BxlxD], axis=1)
+  B, L, D = x_BxLxD.shape
+  if L <= period:  # nothing was written yet
+    return read(theta, x_BxLxD, dtype)
+  m = -(-L // period)
+  cut = jnp.pad(x_BxLxD, ((0, 0), (0, m * period - L), (0, 0)))
+  x_mxBxPxD = jnp.moveaxis(cut.reshape(B, m, period, D), 1, 0)
+  gate, up, down = theta
+  both = jnp.stack([gate, up], axis=-2)
+  scale, (own_both, own_down) = writes
+  h_mxBxPxF = hidden(_by_period(x_mxBxPxD, both, scale, own_both))
+  y_mxBxPxD = _by_period(h_mxBxPxF, down, scale, own_down)
+  y_BxLxD = jnp.moveaxis(y_mxBxPxD, 0, 1).reshape(B, m * period, D)[:, :L]
   return _where_alive(theta, alive_BxL, y_BxLxD, x_BxLxD)
 
 
-def _read_later(theta: Theta, writes: Writes, x_BxLxD, P: int):
-  B, L, D = x_BxLxD.shape
-  scale, delta = writes
-  m = delta.gate_DxF.shape[0]
-  delta = jax.tree.map(lambda d: scale * d.astype(jnp.float32), delta)
-  theta = jax.tree.map(lambda t: t[None], theta)
-  mine = own(theta, delta, x_BxLxD.dtype)
-  cut = jnp.pad(x_BxLxD, ((0, 0), (0, m * P - L), (0, 0)))
-  x_mxBxPxD = jnp.moveaxis(cut.reshape(B, m, P, D), 1, 0)
-  times = lambda x, w: checkpoint_name(x @ w, SAVED)  # noqa: E731
-  y_mxBxPxD = _mlp(mine.theta, x_mxBxPxD, times)
-  return jnp.moveaxis(y_mxBxPxD, 0, 1).reshape(B, m * P, D)[:, :L]
+@jax.custom_vjp
+def _by_period(x, w, scale, own):
+  """`x @ own`, which is `w + scale * written` for any derivative.
+
+  Args:
+    x: inputs `[m, B, P, D]`.
+    w: slow weights `[D, ...]`.
+    scale: 1.
+    own: the sums `[m, B, D, ...]`, constants.
+  """
+  return checkpoint_name(_times(x, own), SAVED)
+
+
+def _times(x, own):
+  return jnp.einsum('mbpd,mbd...->mbp...', x, own)
+
+
+def _by_period_fwd(x, w, scale, own):
+  z = _by_period(x, w, scale, own)
+  return z, (x, w, own, z)
+
+
+def _by_period_bwd(kept, d_z):
+  x, w, own, z = kept
+  # every token has the slow matrix in its own: one product for all
+  d_w = jnp.einsum(
+    'mbpd,mbp...->d...', x, d_z, preferred_element_type=jnp.float32
+  )
+  # what was written times its gradient is the product's less that of `w`
+  d_scale = _inner(z, d_z) - _inner(w, d_w)
+  (d_x,) = jax.linear_transpose(lambda x: _times(x, own), x)(d_z)
+  return d_x, d_w.astype(w.dtype), d_scale, jnp.zeros_like(own)
+
+
+def _inner(a, b):
+  return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32))
+
+
+_by_period.defvjp(_by_period_fwd, _by_period_bwd)
 
 
 def alive(reset_BxL, period: int):

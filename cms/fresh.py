@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from nestax.cms import factors, update
 from nestax.cms import level as levels_
-from nestax.cms import update
-from nestax.cms.level import Own, Theta, Writes
+from nestax.cms.level import LevelState, Own, Writes
 from nestax.cms.stream import (
   Net,
   Piece,
@@ -55,7 +55,7 @@ def run(
   chunk = functools.partial(_chunk, cfg, net, None if full else still(net))
   if full or remat:
     chunk = jax.checkpoint(chunk, prevent_cse=False)
-  hooks = Hooks(chunk, lambda k, delta: None, lambda delta: None)
+  hooks = Hooks(chunk)
   end, y, _ = walk(cfg, rates, hooks, mixers, levels, piece, full)
   return y, end.levels, end.surprise_B
 
@@ -72,30 +72,41 @@ def _twice(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
   inputs = jax.lax.stop_gradient((rates, levels, mixers, piece))
   found = _write(cfg, still(net), *inputs)
   # a network that has no constant form is a constant from here on
-  end, deltas = jax.lax.stop_gradient(found)
+  end, notes = jax.lax.stop_gradient(found)
   scales = [_scale(cfg, rate_n) for rate_n in rates]
-  y = net.whole(tuple(map(Writes, scales, deltas)), piece)
+  y = net.whole(tuple(map(_writes, scales, notes)), piece)
   return y, end.levels, end.surprise_B
 
 
 def _write(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
-  """(the end, what each level had written after each period but the last)."""
-  L, dtype = piece.tokens_BxL.shape[1], piece.x_BxLxD.dtype
-  # a document's start leaves a sequence without what is added up here
-  own = net.own if piece.reset_BxL is None else None
+  """(the end, what each level is read with in each of its periods)."""
+
+  def made(k, carry):
+    made_before = carry.own[k] is not None
+    return carry.own[k] if made_before else net.own(k, carry.levels[k].delta)
+
   hooks = Hooks(
-    chunk=lambda carry, piece: (_chunk(cfg, net, None, carry, piece)[0], ()),
-    own=own or (lambda k, delta: None),
-    note=lambda delta: jax.tree.map(lambda d: d.astype(dtype), delta),
+    lambda carry, piece: (_chunk(cfg, net, None, carry, piece)[0], ()),
+    note=made,
   )
-  end, _, notes = walk(cfg, rates, hooks, mixers, levels, piece)
-
-  def kept(period, note):
-    return jax.tree.map(
-      lambda x: jnp.moveaxis(x[: (L - 1) // period], 0, 1), note
+  if net.tapped:
+    hooks = hooks._replace(
+      chunk=functools.partial(_tapped, cfg, net),
+      gather=functools.partial(_gathered, cfg),
+      rest=lambda k, y: (*y[:k], None, *y[k + 1 :]),
     )
+    # a document's start leaves a sequence without what is added up here
+    if piece.reset_BxL is None:
+      hooks = hooks._replace(own=net.own)
+  end, _, notes = walk(cfg, rates, hooks, mixers, levels, piece)
+  return end, notes
 
-  return end, tuple(map(kept, cfg.periods, notes))
+
+def _writes(scale_n, note):
+  """The Writes of a level, or a list of each block's."""
+  if isinstance(note, list):
+    return [Writes(scale_n[i], own) for i, own in enumerate(note)]
+  return Writes(scale_n, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), note))
 
 
 def _scale(cfg: StreamConfig, rate_n):
@@ -108,33 +119,84 @@ def _scale(cfg: StreamConfig, rate_n):
 
 def _chunk(cfg: StreamConfig, net: Net, constant, carry: Carry, piece: Piece):
   """Reads a chunk, or what is left of one, and adds to all levels' totals."""
-  levels, length = carry.levels, piece.tokens_BxL.shape[1]
-  alive_BxL = learn_B = None
-  if piece.reset_BxL is not None:
-    levels = tuple(levels_.forget(s, piece.reset_BxL[:, 0]) for s in levels)
-    inside = piece.reset_BxL.at[:, 0].set(False)
-    alive_BxL = jnp.cumsum(inside, axis=1) == 0
-    learn_B = alive_BxL[:, -1]
-  weights = carry.own if carry.own[0] is not None else written(levels)
+  carry, alive_BxL, learn_B = _begun(carry, piece)
+  given = written(carry.levels), carry.mixers, piece, None, alive_BxL
+  if piece.tokens_BxL.shape[1] < cfg.periods[0]:
+    mixers, y, _ = net.forward(*given)
+    return carry._replace(mixers=mixers), y
+  mixers, y, grads, *sums = gradients(net, constant, *given)
+  carry = carry._replace(
+    mixers=mixers,
+    levels=tuple(
+      levels_.accumulate(s, g, sums[1], learn_B)
+      for s, g in zip(carry.levels, grads)
+    ),
+  )
+  return _ended(carry, *sums, learn_B), y
+
+
+def _tapped(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
+  """Reads a chunk as `_chunk` does; gives the `Factors` of gradients for y."""
+  carry, alive_BxL, learn_B = _begun(carry, piece)
+  length, own = piece.tokens_BxL.shape[1], carry.own
+  if own[0] is None:
+    own = tuple(map(net.own, range(len(carry.levels)), written(carry.levels)))
+  is_own = lambda x: isinstance(x, Own)  # noqa: E731
+  weights = jax.tree.map(lambda x: factors.tap(x, length), own, is_leaf=is_own)
   given = weights, carry.mixers, piece, None, alive_BxL
   if length < cfg.periods[0]:
-    mixers, y, _ = net.forward(*given)
-    return carry._replace(mixers=mixers, levels=levels), y
-  mixers, y, grads, sum_B, count_B = gradients(net, constant, *given)
-  grads = [_theta(g) for g in grads]
-  levels = tuple(
-    levels_.accumulate(s, g, count_B, learn_B) for s, g in zip(levels, grads)
+    mixers, _, _ = net.forward(*given)
+    return carry._replace(mixers=mixers), _by_token(weights)
+  mixers, _, grads, *sums = gradients(net, None, *given)
+  carry = carry._replace(
+    mixers=mixers,
+    levels=tuple(levels_.count(s, sums[1], learn_B) for s in carry.levels),
   )
+  return _ended(carry, *sums, learn_B), _by_token(grads)
+
+
+def _by_token(tapped):
+  """The factors, or the zeros in place of them, with `[B, L]` in front."""
+
+  def one(tapped):
+    if isinstance(tapped, list):
+      return [t.taps for t in tapped]
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), tapped.taps)
+
+  return tuple(map(one, tapped))
+
+
+def _gathered(cfg: StreamConfig, k: int, level: LevelState, y, piece: Piece):
+  """Level k with the gradient of the period that `piece` is."""
+  kept_BxP = None
+  if piece.reset_BxL is not None:
+    kept_BxP = factors.kept(piece.reset_BxL, cfg.periods[0])
+  if isinstance(y[k], list):
+    blocks = [factors.added_up(f, kept_BxP) for f in y[k]]
+    grads = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+  else:
+    found = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), y[k])
+    grads = factors.added_up(found, kept_BxP)
+  return levels_.accumulate(level, grads, jnp.zeros_like(level.count_B))
+
+
+def _begun(carry: Carry, piece: Piece):
+  """(carry, tokens before any document that starts inside, who learns)."""
+  if piece.reset_BxL is None:
+    return carry, None, None
+  first_B = piece.reset_BxL[:, 0]
+  levels = tuple(levels_.forget(s, first_B) for s in carry.levels)
+  inside = piece.reset_BxL.at[:, 0].set(False)
+  alive_BxL = jnp.cumsum(inside, axis=1) == 0
+  return carry._replace(levels=levels), alive_BxL, alive_BxL[:, -1]
+
+
+def _ended(carry: Carry, sum_B, count_B, learn_B) -> Carry:
+  """The carry after a whole chunk, whose objective was `sum_B`."""
   surprise_B = jax.lax.stop_gradient(sum_B / jnp.maximum(count_B, 1.0))
-  if learn_B is not None:
-    levels = tuple(levels_.forget(s, ~learn_B) for s in levels)
-    surprise_B = jnp.where(learn_B, surprise_B, carry.surprise_B)
-  carry = carry._replace(mixers=mixers, levels=levels, surprise_B=surprise_B)
-  return carry, y
-
-
-def _theta(grads) -> Theta:
-  """The gradient of a level's weights, `[n, ...]`, however they are read."""
-  if isinstance(grads, list):
-    grads = jax.tree.map(lambda *x: jnp.stack(x), *grads)
-  return grads.theta if isinstance(grads, Own) else grads
+  if learn_B is None:
+    return carry._replace(surprise_B=surprise_B)
+  return carry._replace(
+    levels=tuple(levels_.forget(s, ~learn_B) for s in carry.levels),
+    surprise_B=jnp.where(learn_B, surprise_B, carry.surprise_B),
+  )

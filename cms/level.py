@@ -8,7 +8,7 @@ level since its last commit, so that a slow level need not be rewritten inside
 the scan of a faster one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +30,25 @@ class Theta(NamedTuple):
 
 
 class Own(NamedTuple):
-  """A level's weights of each sequence, slow ones and writes added up."""
+  """A level's weights of each sequence, slow ones and writes added up.
 
-  theta: Theta  # [n, B, ...] in the dtype of the matmuls
+  In the dtype of the matmuls, with a leading `[B]`; gate and up in one array,
+  since they multiply the same.
+  """
+
+  both_Dx2xF: jax.Array
+  down_FxD: jax.Array
 
 
 class Writes(NamedTuple):
-  """What one level had written after each of `m` periods, constants all.
+  """A level's weights before each of `m` periods, constants all.
 
   `scale_n` is 1; its derivative is that of what was written by the level's
   rate, to which every step is proportional.
   """
 
   scale_n: jax.Array
-  delta: Theta  # [n, m, B, ...] since the start of the stream, any dtype
+  own: Any  # an Own, `[n, m, B, ...]`
 
 
 class LevelState(NamedTuple):
@@ -132,22 +137,30 @@ def accumulate(state: LevelState, grads, count_B, mask_B=None) -> LevelState:
 
   `mask_B` are the sequences that are asked; None for all.
   """
+  state = count(state, count_B, mask_B)
   grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
   if mask_B is not None:
     # `where`, not a product: 0 * inf would spoil a sequence that is not asked
     grads = where_rows(mask_B, grads, jax.tree.map(jnp.zeros_like, grads))
-    count_B = count_B * mask_B.astype(jnp.float32)
   total = state.total
   state = state._replace(
-    total=jax.tree.map(jnp.add, total, grads) if total else grads,
-    count_B=state.count_B + count_B,
+    total=jax.tree.map(jnp.add, total, grads) if total else grads
   )
   if state.origin is None:
     return state
   return state._replace(
-    origin_total=jax.tree.map(jnp.add, state.origin_total, grads),
-    origin_count_B=state.origin_count_B + count_B,
+    origin_total=jax.tree.map(jnp.add, state.origin_total, grads)
   )
+
+
+def count(state: LevelState, count_B, mask_B=None) -> LevelState:
+  """Counts a chunk's scored tokens, whose gradient may follow later."""
+  if mask_B is not None:
+    count_B = count_B * mask_B.astype(jnp.float32)
+  state = state._replace(count_B=state.count_B + count_B)
+  if state.origin is None:
+    return state
+  return state._replace(origin_count_B=state.origin_count_B + count_B)
 
 
 def commit(

@@ -111,21 +111,16 @@ def _part(cfg, net, rates, carry, piece: Piece, length_B):
     held_B=state.held_B + count_B.astype(jnp.int32),
   )
   due_B = (state.clock_B % C == 0) & (count_B > 0)
-  # all that reads the levels comes first, so that they are written in place
-  state, mixers, y = jax.lax.optimization_barrier((state, mixers, y))
 
   def learn(state):
     return _learn(cfg, net, rates, state, mixers, due_B, due_B)
 
-  # of many tokens a part is a chunk, most of which end where it is due
-  seldom = width == 1
-  change = once if seldom else _where
-  state = change(due_B.any(), learn, state)
-  return (state, mixers), y
-
-
-def _where(due, change, state):
-  return jax.lax.cond(due, change, lambda state: state, state)
+  if width > 1:
+    state = jax.lax.cond(due_B.any(), learn, lambda state: state, state)
+    return (state, mixers), y
+  # all that reads the levels comes first, so that they are written in place
+  state, mixers, y = jax.lax.optimization_barrier((state, mixers, y))
+  return (once(due_B.any(), learn, state), mixers), y
 
 
 def _hold(held: Piece, held_B, piece: Piece, count_B) -> Piece:

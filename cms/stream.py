@@ -92,9 +92,10 @@ class Net(NamedTuple):
       so that what it prepares of them is not prepared for nothing.
     whole: `(writes, piece) -> y`: reads fresh sequences at once, given the
       `level.Writes` of each level; None for a network that cannot.
-    own: `(k, delta) -> ` the `Own` of level k, or a list of each block's, that
-      `forward` may be given in place of what the level has written; None where
-      that is needed by itself.
+    own: `(k, delta) -> ` what level k is read with, or a list of that of each
+      block, for `Writes`; None as `whole`.
+    tapped: whether `forward` takes a `factors.Tapped` of it in place of what
+      the level has written.
   """
 
   forward: Callable
@@ -103,6 +104,7 @@ class Net(NamedTuple):
   constant: 'Callable[[], Net] | None' = None
   whole: Callable | None = None
   own: Callable | None = None
+  tapped: bool = False
 
 
 class StreamState(NamedTuple):

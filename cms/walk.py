@@ -27,12 +27,17 @@ class Hooks(NamedTuple):
     chunk: `(carry, piece) -> (carry, y)`, reads at most a smallest period;
       leaves of `y` are `[B, length, ...]`.
     own: `(k, delta) -> ` level k's part of `Carry.own`.
-    note: `delta -> ` what to remember of every commit.
+    note: `(k, carry) -> ` what to remember of level k before each period.
+    gather: `(k, level, y, piece) -> ` level k with its total, from the `y` of
+      the piece that was its period; None where every chunk adds to totals.
+    rest: `(k, y) -> y` without what level k alone is to gather from.
   """
 
   chunk: Callable
-  own: Callable
-  note: Callable
+  own: Callable = lambda k, delta: None
+  note: Callable = lambda k, carry: None
+  gather: Callable | None = None
+  rest: Callable = lambda k, y: y
 
 
 def walk(
@@ -57,7 +62,7 @@ def walk(
 
   Returns:
     (the last carry, `y` of every token, the notes of each level stacked by
-    its commits; None of a level that never did).
+    its periods, the last of which may be a part of one).
   """
   B, L = piece.tokens_BxL.shape
   K = len(cfg.periods)
@@ -77,8 +82,9 @@ def walk(
       found.append(one)
     if length > n * P:
       rest = jax.tree.map(lambda x: x[:, n * P :], piece)
-      carry, one = part(k - 1, _gathering(carry, k), rest)
-      found.append(one)
+      note = jax.tree.map(lambda x: x[None], hooks.note(k, carry))
+      carry, (y, notes) = part(k - 1, gathering(carry, k), rest)
+      found.append((hooks.rest(k, y), _with(notes, k, note)))
     ys, notes = zip(*found)
     y = jax.tree.map(lambda *y: jnp.concatenate(y, 1), *ys)
     return carry, (y, tuple(map(_stacked, *notes)))
@@ -89,11 +95,15 @@ def walk(
 
     def body(carry, piece):
       carry = _whole(carry, k, fixed)
+      note = hooks.note(k, carry)
       if k:  # the total of the fastest is one chunk's gradient
-        carry = _gathering(carry, k)
+        carry = gathering(carry, k)
       carry, (y, notes) = part(k - 1, carry, piece)
-      carry, notes = _committed(cfg, rates, hooks, k, carry, notes)
-      return _moving(carry, k), (y, notes)
+      if hooks.gather:
+        level = hooks.gather(k, carry.levels[k], y, piece)
+        carry = carry._replace(levels=_with(carry.levels, k, level))
+      carry = _committed(cfg, rates, hooks, k, carry)
+      return _moving(carry, k), (hooks.rest(k, y), _with(notes, k, note))
 
     if k == group:
       body = jax.checkpoint(body, prevent_cse=False)
@@ -103,6 +113,9 @@ def walk(
     faster = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), notes[:k])
     found = jax.tree.map(_join, ys), (*faster, *notes[k:])
     return _whole(carry, k, fixed), found
+
+  def gathering(carry, k):
+    return carry if hooks.gather else _gathering(carry, k)
 
   carry = Carry(
     mixers,
@@ -116,24 +129,25 @@ def walk(
   return carry, y, notes
 
 
-def _committed(cfg: StreamConfig, rates, hooks: Hooks, k, carry, notes):
-  """Level k commits: the carry, and the notes with this commit's."""
+def _committed(cfg: StreamConfig, rates, hooks: Hooks, k, carry) -> Carry:
+  """Level k commits, and the next faster one may start again."""
   levels, own = commit(cfg, carry.levels, rates, k), list(carry.own)
-  notes = list(notes)
-  notes[k] = hooks.note(levels[k].delta)
   own[k] = hooks.own(k, levels[k].delta)
   if k and cfg.nested:
-    # its last commit was followed by a restart
-    old, new = notes[k - 1], hooks.note(levels[k - 1].delta)
-    notes[k - 1] = jax.tree.map(lambda a, b: a.at[-1].set(b), old, new)
     own[k - 1] = hooks.own(k - 1, levels[k - 1].delta)
-  return carry._replace(levels=levels, own=tuple(own)), tuple(notes)
+  return carry._replace(levels=levels, own=tuple(own))
+
+
+def _with(items, k: int, new) -> tuple:
+  return (*items[:k], new, *items[k + 1 :])
 
 
 def _stacked(*notes):
   notes = [note for note in notes if note is not None]
   if not notes:
     return None
+  if len(notes) == 1:
+    return notes[0]
   return jax.tree.map(lambda *x: jnp.concatenate(x, 0), *notes)
 
 

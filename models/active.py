@@ -7,90 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.cms import chain, experts, fresh, objective, resume
-from nestax.cms import level as levels_
-from nestax.cms.level import LevelState, Theta
+from nestax.cms import chain, fresh, objective, resume
+from nestax.cms.level import Theta
 from nestax.cms.stream import Net, Piece, StreamState
-from nestax.cms.stream import init_state as init_stream
-from nestax.models import axes
+from nestax.models import axes, level_state
 from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
-
-
-def init_levels(cfg: ModelConfig, B: int):
-  """Levels that have learned nothing, one state a period, fastest first."""
-  nested, last = cfg.stream.nested, len(cfg.groups) - 1
-  return tuple(
-    levels_.init_state(
-      cfg.stream.update,
-      len(group.blocks),
-      B,
-      cfg.D,
-      cfg.schedule.levels[group.slot].F,
-      nested and k < last,
-    )
-    for k, group in enumerate(cfg.groups)
-  )
-
-
-def init_state(cfg: ModelConfig, B: int, mixers) -> StreamState:
-  """State of the levels; `mixers` is the fresh state of all blocks."""
-  return init_stream(
-    init_levels(cfg, B),
-    layers(mixers, cfg.adapting[0], cfg.N),
-    cfg.stream.periods[0],
-    B,
-    cfg.D,
-    cfg.compute_dtype,
-  )
-
-
-def init_owned(cfg: ModelConfig, B: int) -> tuple[experts.Slots, ...] | None:
-  """Masked and empty expert slots of B sequences' own, leaves `[N, B, ...]`.
-
-  One for each level of a block; None where slots are shared, or there are none.
-  The first factors of every sequence are the same, whatever B is.
-  """
-  if cfg.cms.scope == 'shared' or not cfg.cms.slots:
-    return None
-  S, D, rank = cfg.cms.slots, cfg.D, cfg.cms.rank
-
-  def one(level):
-    key = jax.random.fold_in(jax.random.key(0), level)
-    slots = experts.init(key, S, D, rank, (cfg.N,))
-    return jax.tree.map(
-      lambda x: jnp.repeat(x[:, None], B, axis=1, total_repeat_length=B), slots
-    )
-
-  return tuple(map(one, range(len(cfg.schedule.levels))))
-
-
-def owned_axes() -> experts.Slots:
-  """The names of the axes of such slots."""
-  slots = experts.Slots(('embed', 'memory'), ('memory', 'embed'), (), ())
-  return axes.stacked(slots, 'layers', 'batch', None)
-
-
-def level_axes(state: LevelState) -> LevelState:
-  """The names of the axes of a level's leaves, see `axes.map_names`."""
-  into, row = ('layers', 'batch', 'embed', 'mlp'), ('batch',)
-  theta = Theta(into, into, ('layers', 'batch', 'mlp', 'embed'))
-  kinds = {Theta: theta, type(None): None}
-  return LevelState(*(kinds.get(type(part), row) for part in state))
-
-
-def state_axes(state: StreamState, mixers) -> StreamState:
-  """The same for the whole state; `mixers` are the names of the mixers'."""
-  row = ('batch',)
-  return StreamState(
-    levels=tuple(map(level_axes, state.levels)),
-    clock_B=row,
-    skip_B=row,
-    held=Piece(('batch', 'length', 'activation'), *[('batch', 'length')] * 2),
-    held_B=row,
-    boundary=blocks.BlockState(mixers),
-    surprise_B=row,
-  )
+from nestax.models.continuum import Segment
 
 
 def layers(tree, start: int, stop: int):
@@ -119,7 +42,8 @@ def one_by_one(params, segment):
   """
   if segment.stop - segment.start > FEW:
     return params
-  return [layer(params, i) for i in range(segment.start, segment.stop)]
+  own = layers(params, segment.start, segment.stop)
+  return [layer(own, i) for i in range(segment.stop - segment.start)]
 
 
 def run_blocks(
@@ -152,7 +76,7 @@ def run_blocks(
 
   n = segment.stop - segment.start
   if remat:
-    body = blocks.remat(body, cfg, n)
+    body = blocks.remat(body, cfg, 1 if isinstance(params, list) else n)
   if isinstance(params, list):
     found = []
     for i, own in enumerate(params):
@@ -202,13 +126,25 @@ def _of_segment(cfg: ModelConfig, segment, weights):
   return tuple(zip(*found))
 
 
+def _first(cfg: ModelConfig) -> Segment:
+  """The first block that learns."""
+  return Segment(cfg.adapting[0], cfg.adapting[0] + 1, 0)
+
+
+def _but_first(segments):
+  """The segments without the first block, if that was not all."""
+  start, stop, offset = segments[0]
+  rest = (Segment(start + 1, stop, offset + 1),) if stop - start > 1 else ()
+  return (*rest, *segments[1:])
+
+
 def _theta(params, slot: int, index) -> Theta:
   own = params['blocks'][f'level_{slot}']
   return Theta(*(own[name][index] for name in ('gate', 'up', 'down')))
 
 
 def net(
-  cfg: ModelConfig, params, head, aligned: bool, owned=None, often=True
+  cfg: ModelConfig, params, head, aligned, owned=None, often=True, begun=False
 ) -> Net:
   """The network from the first block that learns.
 
@@ -220,8 +156,9 @@ def net(
     aligned: chunks of the levels start at boundaries of the memories' chunks.
     owned: expert slots of the sequences' own, see `init_owned`; or None.
     often: much is read with it, so that parameters are better prepared once.
+    begun: what is read is what the first block's mixer has made.
   """
-  options = aligned, owned, often
+  options = aligned, owned, often, begun
 
   def constant():
     cast = functools.partial(_cast, cfg.compute_dtype)
@@ -240,28 +177,34 @@ def _cast(dtype, path, x):
 
 
 def _net(
-  cfg: ModelConfig, params, head, aligned, owned, often, constant=None
+  cfg: ModelConfig, params, head, aligned, owned, often, begun, constant=None
 ) -> Net:
   first, cms = cfg.adapting[0], cfg.cms
   if cms.differentiate == 'full':
     memory = dataclasses.replace(cfg.memory, twice=True)
     cfg = dataclasses.replace(cfg, memory=memory)
 
+  segments = cfg.segments
+  if begun:
+    segments = (_first(cfg), *_but_first(segments))
+
   def own_blocks():
-    return [one_by_one(params['blocks'], s) for s in cfg.segments]
+    return [one_by_one(params['blocks'], s) for s in segments]
 
   ready = own_blocks() if often else None
 
   def forward(weights, mixers, piece: Piece, length_B, alive_BxL):
     x_BxLxD, states, keys = piece.x_BxLxD, [], []
-    for segment, own_params in zip(cfg.segments, ready or own_blocks()):
+    for i, (segment, own) in enumerate(zip(segments, ready or own_blocks())):
       options = {'length_B': length_B, 'aligned': aligned, 'owned': owned}
       if segment.offset is not None:
         _, options['deltas'] = _of_segment(cfg, segment, weights)
         options['alive_BxL'] = alive_BxL
+      if begun and i == 0:
+        options['part'] = 'levels'
       state, x_BxLxD, seen = run_blocks(
         cfg,
-        own_params,
+        own,
         segment,
         layers(mixers, segment.start - first, segment.stop - first),
         x_BxLxD,
@@ -274,26 +217,31 @@ def _net(
     states, keys = (jax.tree.map(_join, *parts) for parts in (states, keys))
     return states, x_BxLxD, keys
 
-  def own(k, delta):
-    slot, numbers = cfg.groups[k].slot, cfg.groups[k].blocks
+  def theta(slot, numbers):
     if len(numbers) > FEW:
-      theta = _theta(params, slot, jnp.array(numbers))
-      return chain.own(theta, delta, cfg.compute_dtype)
+      return _theta(params, slot, jnp.array(numbers))
+    return [_theta(params, slot, at) for at in numbers]
+
+  thetas = [theta(group.slot, group.blocks) for group in cfg.groups]
+
+  def own(k, delta):
+    if isinstance(thetas[k], Theta):
+      return chain.own(thetas[k], delta, cfg.compute_dtype)
     return [
-      chain.own(_theta(params, slot, at), layer(delta, i), cfg.compute_dtype)
-      for i, at in enumerate(numbers)
+      chain.own(one, layer(delta, i), cfg.compute_dtype)
+      for i, one in enumerate(thetas[k])
     ]
 
   def whole(writes, piece: Piece):
     x_BxLxD = piece.x_BxLxD
-    for segment in cfg.segments:
-      options = {'owned': owned}
+    for i, segment in enumerate(segments):
+      options = {'owned': owned, 'part': 'levels' if begun and not i else ''}
       if segment.offset is not None:
         periods, deltas = _of_segment(cfg, segment, writes)
         options |= {'periods': periods, 'deltas': deltas}
       _, x_BxLxD, _ = run_blocks(
-        cfg, params['blocks'], segment, None, x_BxLxD, piece.reset_BxL,
-        remat=True, **options,
+        cfg, one_by_one(params['blocks'], segment), segment, None, x_BxLxD,
+        piece.reset_BxL, remat=True, **options,
       )  # fmt: skip
     return x_BxLxD
 
@@ -310,9 +258,8 @@ def _net(
       sum_B += _local(cfg, params, group, delta, keys, scored_BxL)
     return sum_B, count_B
 
-  own = None if cms.keeps_inputs else own
-  through = cms.objective == 'next_token'
-  return Net(forward, loss, through, constant, whole, own)
+  through, tapped = cms.objective == 'next_token', not cms.keeps_inputs
+  return Net(forward, loss, through, constant, whole, own, tapped)
 
 
 def _local(cfg: ModelConfig, params, group, delta, keys, scored_BxL):
@@ -357,6 +304,7 @@ def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
   """(x, levels, surprise) of fresh sequences, see `cms.fresh.run`.
 
   `x` is what the first learning block reads, and what the last block gives.
+  That block's mixer waits for no level, so it reads all tokens at once.
   """
   B, L = tokens_BxL.shape
   C = cfg.stream.periods[0]
@@ -364,13 +312,18 @@ def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
   n = cfg.N - cfg.adapting[0]
   mixers = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (n, *x.shape)), one)
   names = blocks.BlockState(axes.stacked(one.mixer.axes(), 'layers'))
-  levels = init_levels(cfg, B)
+  first = _first(cfg)
+  _, x_BxLxD, _ = run_blocks(
+    cfg, one_by_one(params['blocks'], first), first, None, x_BxLxD, reset_BxL,
+    remat=True, part='mixer',
+  )  # fmt: skip
+  levels = level_state.init_levels(cfg, B)
   aligned = cfg.family != 'hope' or C % cfg.memory.chunks[1] == 0
   return fresh.run(
     cfg.stream,
-    net(cfg, params, head, aligned),
+    net(cfg, params, head, aligned, begun=True),
     rates(cfg, params),
-    axes.constrain_tree(levels, tuple(map(level_axes, levels))),
+    axes.constrain_tree(levels, tuple(map(level_state.level_axes, levels))),
     axes.constrain_tree(mixers, names),
     Piece(x_BxLxD, tokens_BxL, reset_BxL),
     remat=cfg.remat != 'none',

@@ -157,7 +157,8 @@ class Block(nn.Module):
   of the mixers; `deltas`, `alive_BxL` and `owned` those of the levels, one
   delta and the sequences' own slots each, or None. With `periods`, one a
   level, `x` starts fresh sequences and deltas are `Writes`. `keys` are the
-  levels' inputs where the config needs them, else ().
+  levels' inputs where the config needs them, else (). `part` is 'mixer' for
+  all before the levels, 'levels' for them alone, given what that has made.
   """
 
   cfg: ModelConfig
@@ -174,10 +175,25 @@ class Block(nn.Module):
     alive_BxL=None,
     owned=None,
     periods=None,
+    part='',
   ):
     cfg = self.cfg
+    if part != 'levels':
+      options = reset_BxL, length_B, aligned
+      state, x_BxLxD = self._before_levels(state, x_BxLxD, options)
+    if part == 'mixer':
+      return state, x_BxLxD, ()
+    if periods is None:
+      periods, alive = [0] * len(cfg.schedule.levels), lambda period: alive_BxL
+    else:
+      alive = lambda period: _alive(reset_BxL, period)  # noqa: E731
+    x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive, owned, periods)
+    x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
+    return state, x_BxLxD, keys
+
+  def _before_levels(self, state, x_BxLxD, options):
+    cfg = self.cfg
     inner = None if state is None else state.mixer
-    options = (reset_BxL, length_B, aligned)
     if cfg.family == 'samba':
       memory, attended = inner or (None, None)
       recurrence = linear_rnn.LinearRNN(cfg, name='recurrence')
@@ -189,13 +205,7 @@ class Block(nn.Module):
     else:
       mixer = MIXERS.get(cfg.family, linear_rnn.LinearRNN)(cfg, name='mixer')
       inner, x_BxLxD = self._mixed(mixer, inner, x_BxLxD, options)
-    if periods is None:
-      periods, alive = [0] * len(cfg.schedule.levels), lambda period: alive_BxL
-    else:
-      alive = lambda period: _alive(reset_BxL, period)  # noqa: E731
-    x_BxLxD, keys = self._levels(x_BxLxD, deltas, alive, owned, periods)
-    x_BxLxD = axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
-    return None if state is None else BlockState(inner), x_BxLxD, keys
+    return None if state is None else BlockState(inner), x_BxLxD
 
   def _mixed(self, mixer, state, x_BxLxD, options):
     cfg = self.cfg

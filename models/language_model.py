@@ -15,7 +15,7 @@ import numpy as np
 from nestax.cms import resume
 from nestax.cms.experts import Slots
 from nestax.cms.stream import Piece, StreamState
-from nestax.models import active, axes, layers, telemetry
+from nestax.models import active, axes, layers, level_state, telemetry
 from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
@@ -31,7 +31,7 @@ class ModelState(NamedTuple):
   Attributes:
     blocks: of the mixers, leaves `[N, B, ...]`.
     levels: of the levels that learn (`cms.stream.StreamState`), or None.
-    owned: expert slots of every sequence's own, see `active.init_owned`.
+    owned: expert slots of every sequence's own, see `level_state.init_owned`.
   """
 
   blocks: blocks.BlockState
@@ -181,10 +181,10 @@ def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
   mixers = jax.tree.map(
     lambda x: jnp.broadcast_to(x[None], (cfg.N, *x.shape)), one
   )
-  owned = active.init_owned(cfg, batch)
+  owned = level_state.init_owned(cfg, batch)
   if not cfg.stream:
     return ModelState(mixers, None, owned)
-  levels = active.init_state(cfg, batch, mixers)
+  levels = level_state.init_state(cfg, batch, mixers)
   # arrays of their own, so that a state can be donated
   return ModelState(mixers, jax.tree.map(jnp.copy, levels), owned)
 
@@ -231,8 +231,8 @@ def inner_rates(cfg: ModelConfig, params) -> tuple[jax.Array, ...]:
 def state_axes(state: ModelState) -> ModelState:
   """The names of the axes of every leaf, a prefix tree of the state."""
   mixers = axes.stacked(state.blocks.mixer.axes(), 'layers')
-  levels = state.levels and active.state_axes(state.levels, mixers)
-  owned = state.owned and (active.owned_axes(),) * len(state.owned)
+  levels = state.levels and level_state.state_axes(state.levels, mixers)
+  owned = state.owned and (level_state.owned_axes(),) * len(state.owned)
   return ModelState(blocks.BlockState(mixers), levels, owned)
 
 

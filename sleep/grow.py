@@ -19,7 +19,7 @@ from nestax.cms import experts
 from nestax.cms import level as levels_
 from nestax.cms.experts import Slots, SlotsError
 from nestax.cms.level import Theta
-from nestax.models import active, language_model
+from nestax.models import active, language_model, level_state
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 
@@ -215,7 +215,7 @@ def empty(cfg: ModelConfig, state, k: int, chosen_B=None):
   B = old.count_B.shape[0]
   chosen_B = jnp.ones((B,), bool) if chosen_B is None else chosen_B
   # the counts of commits stay: they are telemetry, not memory
-  fresh = active.init_levels(cfg, B)[k]._replace(commits_B=old.commits_B)
+  fresh = level_state.init_levels(cfg, B)[k]._replace(commits_B=old.commits_B)
   new = levels_.where_rows(chosen_B, fresh, old)
   levels = (*state.levels.levels[:k], new, *state.levels.levels[k + 1 :])
   return state._replace(levels=state.levels._replace(levels=levels))

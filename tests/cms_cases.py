@@ -93,20 +93,16 @@ def toy(slow, through=True, periods=None):
     begun_BxL = jax.lax.cummax(jnp.where(reset_BxL, index_1xL, -1), axis=1)
     _, _, z_BxLxD = forward((), toy_mixers(rows), piece, None, None)
     y_BxLxD = z_BxLxD
-    for theta, (scale_n, delta), period in zip(slow, writes, periods):
+    for theta, (scale_n, own), period in zip(slow, writes, periods):
       alive_BxL = begun_BxL < index_1xL // period * period
-      delta = delta or [jnp.zeros((n, 0, rows, *t.shape[1:])) for t in theta]
-      zero = lambda d: jnp.zeros((1, rows, *d.shape[-2:]))  # noqa: E731
       for i in range(n):
-        own = [
-          jnp.concatenate([zero(d), d[i]])[jnp.arange(length) // period]
-          for d in delta
-        ]
-        own = [
-          jnp.moveaxis(d, 0, 1) * alive_BxL[..., None, None] * scale_n[i]
-          for d in own
-        ]
-        gate, up, down = (t[i][None, None] + d for t, d in zip(theta, own))
+        mine = []
+        for t, o in zip(theta, own):
+          written = o[i] - jax.lax.stop_gradient(t[i])[None, None]
+          written = written[jnp.arange(length) // period] * scale_n[i]
+          written = jnp.moveaxis(written, 0, 1) * alive_BxL[..., None, None]
+          mine.append(t[i][None, None] + written)
+        gate, up, down = mine
         h = jnp.einsum('bld,bldf->blf', z_BxLxD, gate + up)
         y_BxLxD += jnp.einsum('blf,blfd->bld', h, down)
     return y_BxLxD
@@ -139,7 +135,11 @@ def toy(slow, through=True, periods=None):
     count_B = scored_BxL.sum(1).astype(jnp.float32)
     return jnp.where(scored_BxL, half_BxL, 0.0).sum(1), count_B
 
-  return Net(forward, loss, through, whole=whole if periods else None)
+  def own(k, delta):
+    return Theta(*(t[:, None] + d for t, d in zip(slow[k], delta)))
+
+  at_once = {'whole': whole, 'own': own} if periods else {}
+  return Net(forward, loss, through, **at_once)
 
 
 def toy_levels(cfg, rows=B):
