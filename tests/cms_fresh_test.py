@@ -62,7 +62,8 @@ def test_writes_in_proportion_to_two_rates_are_read_by_chunks(
 
   def run():
     net = cases.toy(slow[:2])
-    net = net._replace(whole=lambda writes, piece: 'at once')
+    whole, own = lambda writes, piece: 'at once', lambda k, delta: delta
+    net = net._replace(whole=whole, own=own)
     given = cases.toy_levels(cfg), cases.toy_mixers(), cases.piece(x_BxLxD)
     found.append(fresh.run(cfg, net, rates[:2], *given)[0])
 
