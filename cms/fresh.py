@@ -52,12 +52,25 @@ def run(
   if _at_once(cfg, net):
     return _twice(cfg, net, rates, levels, mixers, piece)
   full = cfg.differentiate == 'full'
-  chunk = functools.partial(_chunk, cfg, net, None if full else still(net))
+  hooks = _hooks(cfg, net, None if full else still(net), piece)
   if full or remat:
-    chunk = jax.checkpoint(chunk, prevent_cse=False)
-  hooks = Hooks(chunk)
-  end, y, _ = walk(cfg, rates, hooks, mixers, levels, piece, full)
+    chunk = jax.checkpoint(hooks.chunk, prevent_cse=False)
+    hooks = hooks._replace(chunk=chunk)
+  end, (y, _), _ = walk(cfg, rates, hooks, mixers, levels, piece, full)
   return y, end.levels, end.surprise_B
+
+
+def _hooks(cfg: StreamConfig, net: Net, constant, piece: Piece) -> Hooks:
+  """How chunks are read: the `y` of a walk is (the network's, factors)."""
+  if constant is not None or not net.tapped:
+    return Hooks(functools.partial(_chunk, cfg, net, constant))
+  return Hooks(
+    functools.partial(_tapped, cfg, net),
+    gather=functools.partial(_gathered, cfg),
+    rest=lambda k, y: (y[0], (*y[1][:k], None, *y[1][k + 1 :])),
+    # a document's start leaves a sequence without what is added up here
+    own=net.own if piece.reset_BxL is None else lambda k, delta: None,
+  )
 
 
 def _at_once(cfg: StreamConfig, net: Net) -> bool:
@@ -85,19 +98,14 @@ def _write(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
     made_before = carry.own[k] is not None
     return carry.own[k] if made_before else net.own(k, carry.levels[k].delta)
 
-  hooks = Hooks(
-    lambda carry, piece: (_chunk(cfg, net, None, carry, piece)[0], ()),
-    note=made,
-  )
-  if net.tapped:
-    hooks = hooks._replace(
-      chunk=functools.partial(_tapped, cfg, net),
-      gather=functools.partial(_gathered, cfg),
-      rest=lambda k, y: (*y[:k], None, *y[k + 1 :]),
-    )
-    # a document's start leaves a sequence without what is added up here
-    if piece.reset_BxL is None:
-      hooks = hooks._replace(own=net.own)
+  hooks = _hooks(cfg, net, None, piece)
+  read = hooks.chunk
+
+  def chunk(carry, piece):
+    carry, (_, found) = read(carry, piece)
+    return carry, (None, found)
+
+  hooks = hooks._replace(chunk=chunk, note=made)
   end, _, notes = walk(cfg, rates, hooks, mixers, levels, piece)
   return end, notes
 
@@ -123,7 +131,7 @@ def _chunk(cfg: StreamConfig, net: Net, constant, carry: Carry, piece: Piece):
   given = written(carry.levels), carry.mixers, piece, None, alive_BxL
   if piece.tokens_BxL.shape[1] < cfg.periods[0]:
     mixers, y, _ = net.forward(*given)
-    return carry._replace(mixers=mixers), y
+    return carry._replace(mixers=mixers), (y, ())
   mixers, y, grads, *sums = gradients(net, constant, *given)
   carry = carry._replace(
     mixers=mixers,
@@ -132,27 +140,27 @@ def _chunk(cfg: StreamConfig, net: Net, constant, carry: Carry, piece: Piece):
       for s, g in zip(carry.levels, grads)
     ),
   )
-  return _ended(carry, *sums, learn_B), y
+  return _ended(carry, *sums, learn_B), (y, ())
 
 
 def _tapped(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
-  """Reads a chunk as `_chunk` does; gives the `Factors` of gradients for y."""
+  """`_chunk` by the factors of gradients, which totals are to be made of."""
   carry, alive_BxL, learn_B = _begun(carry, piece)
   length, own = piece.tokens_BxL.shape[1], carry.own
   if own[0] is None:
     own = tuple(map(net.own, range(len(carry.levels)), written(carry.levels)))
   is_own = lambda x: isinstance(x, Own)  # noqa: E731
   weights = jax.tree.map(lambda x: factors.tap(x, length), own, is_leaf=is_own)
-  given = weights, carry.mixers, piece, None, alive_BxL
-  if length < cfg.periods[0]:
-    mixers, _, _ = net.forward(*given)
-    return carry._replace(mixers=mixers), _by_token(weights)
-  mixers, _, grads, *sums = gradients(net, None, *given)
+  given = carry.mixers, piece, None, alive_BxL
+  if length < cfg.periods[0]:  # nothing is learned, and taps have no use
+    mixers, y, _ = net.forward(written(carry.levels), *given)
+    return carry._replace(mixers=mixers), (y, _by_token(weights))
+  mixers, y, grads, *sums = gradients(net, None, weights, *given)
   carry = carry._replace(
     mixers=mixers,
     levels=tuple(levels_.count(s, sums[1], learn_B) for s in carry.levels),
   )
-  return _ended(carry, *sums, learn_B), _by_token(grads)
+  return _ended(carry, *sums, learn_B), (y, _by_token(grads))
 
 
 def _by_token(tapped):
@@ -171,11 +179,12 @@ def _gathered(cfg: StreamConfig, k: int, level: LevelState, y, piece: Piece):
   kept_BxP = None
   if piece.reset_BxL is not None:
     kept_BxP = factors.kept(piece.reset_BxL, cfg.periods[0])
-  if isinstance(y[k], list):
-    blocks = [factors.added_up(f, kept_BxP) for f in y[k]]
+  found = y[1][k]
+  if isinstance(found, list):
+    blocks = [factors.added_up(f, kept_BxP) for f in found]
     grads = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
   else:
-    found = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), y[k])
+    found = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), found)
     grads = factors.added_up(found, kept_BxP)
   return levels_.accumulate(level, grads, jnp.zeros_like(level.count_B))
 

@@ -56,23 +56,25 @@ def twice(fast: Callable, slow: Callable) -> Callable:
     slow: the same function, differentiable twice.
   """
 
-  def pull(function, floats, others, d_out):
-    _, back = jax.vjp(lambda floats: function(floats, others), floats)
-    return back(d_out)[0]
-
   @jax.custom_vjp
   def gradient(floats, others, d_out):
-    return pull(fast, floats, others, d_out)
+    _, back = jax.vjp(lambda floats: fast(floats, others), floats)
+    return back(d_out)[0]
 
   def keep(floats, others, d_out):
     return gradient(floats, others, d_out), (floats, others, d_out)
 
   def second(kept, d_gradient):
+    # Of one number, the outputs times `d_out`, the second derivative is
+    # symmetric: what comes back along a direction is how the gradient changes
+    # in that direction, which stores nothing on the way.
     floats, others, d_out = kept
-    _, back = jax.vjp(
-      lambda floats, d_out: pull(slow, floats, others, d_out), floats, d_out
-    )
-    d_floats, dd_out = back(d_gradient)
+
+    def both(floats):
+      out, back = jax.vjp(lambda floats: slow(floats, others), floats)
+      return out, back(d_out)[0]
+
+    _, (dd_out, d_floats) = jax.jvp(both, (floats,), (d_gradient,))
     return d_floats, None, dd_out
 
   gradient.defvjp(keep, second)
