@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from nestax.cms import factors, update
 from nestax.cms import level as levels_
-from nestax.cms.level import LevelState, Own, Writes
+from nestax.cms.level import Writes
 from nestax.cms.stream import (
   Net,
   Piece,
@@ -56,18 +56,25 @@ def run(
   if full or remat:
     chunk = jax.checkpoint(hooks.chunk, prevent_cse=False)
     hooks = hooks._replace(chunk=chunk)
-  end, (y, _), _ = walk(cfg, rates, hooks, mixers, levels, piece, full)
+  end, y = walk(cfg, rates, hooks, mixers, levels, piece, full)
   return y, end.levels, end.surprise_B
 
 
 def _hooks(cfg: StreamConfig, net: Net, constant, piece: Piece) -> Hooks:
-  """How chunks are read: the `y` of a walk is (the network's, factors)."""
+  """How chunks are read: by factors where the network can."""
   if constant is not None or not net.tapped:
     return Hooks(functools.partial(_chunk, cfg, net, constant))
+
+  def room(k, delta):
+    shapes = jax.eval_shape(
+      lambda delta: _by_token(_tap(net.own(k, delta), cfg.periods[k])), delta
+    )
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
   return Hooks(
     functools.partial(_tapped, cfg, net),
+    room=room,
     gather=functools.partial(_gathered, cfg),
-    rest=lambda k, y: (y[0], (*y[1][:k], None, *y[1][k + 1 :])),
     # a document's start leaves a sequence without what is added up here
     own=net.own if piece.reset_BxL is None else lambda k, delta: None,
   )
@@ -83,31 +90,26 @@ def _at_once(cfg: StreamConfig, net: Net) -> bool:
 def _twice(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
   """`run` of what can be read at once."""
   inputs = jax.lax.stop_gradient((rates, levels, mixers, piece))
-  found = _write(cfg, still(net), *inputs)
   # a network that has no constant form is a constant from here on
-  end, notes = jax.lax.stop_gradient(found)
+  end = jax.lax.stop_gradient(_write(cfg, still(net), *inputs))
   scales = [_scale(cfg, rate_n) for rate_n in rates]
-  y = net.whole(tuple(map(_writes, scales, notes)), piece)
+  y = net.whole(tuple(map(_writes, scales, end.notes)), piece)
   return y, end.levels, end.surprise_B
 
 
 def _write(cfg: StreamConfig, net: Net, rates, levels, mixers, piece: Piece):
-  """(the end, what each level is read with in each of its periods)."""
-
-  def made(k, carry):
-    made_before = carry.own[k] is not None
-    return carry.own[k] if made_before else net.own(k, carry.levels[k].delta)
-
+  """The end, whose notes are what levels are read with in each period."""
   hooks = _hooks(cfg, net, None, piece)
-  read = hooks.chunk
 
   def chunk(carry, piece):
-    carry, (_, found) = read(carry, piece)
-    return carry, (None, found)
+    carry, _, found = read(carry, piece)
+    return carry, None, found
 
-  hooks = hooks._replace(chunk=chunk, note=made)
-  end, _, notes = walk(cfg, rates, hooks, mixers, levels, piece)
-  return end, notes
+  def note(k, own, delta):
+    return net.own(k, delta) if own is None else own
+
+  read, hooks = hooks.chunk, hooks._replace(chunk=chunk, note=note)
+  return walk(cfg, rates, hooks, mixers, levels, piece)[0]
 
 
 def _writes(scale_n, note):
@@ -131,7 +133,7 @@ def _chunk(cfg: StreamConfig, net: Net, constant, carry: Carry, piece: Piece):
   given = written(carry.levels), carry.mixers, piece, None, alive_BxL
   if piece.tokens_BxL.shape[1] < cfg.periods[0]:
     mixers, y, _ = net.forward(*given)
-    return carry._replace(mixers=mixers), (y, ())
+    return carry._replace(mixers=mixers), y, None
   mixers, y, grads, *sums = gradients(net, constant, *given)
   carry = carry._replace(
     mixers=mixers,
@@ -140,7 +142,7 @@ def _chunk(cfg: StreamConfig, net: Net, constant, carry: Carry, piece: Piece):
       for s, g in zip(carry.levels, grads)
     ),
   )
-  return _ended(carry, *sums, learn_B), (y, ())
+  return _ended(carry, *sums, learn_B), y, None
 
 
 def _tapped(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
@@ -149,37 +151,38 @@ def _tapped(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
   length, own = piece.tokens_BxL.shape[1], carry.own
   if own[0] is None:
     own = tuple(map(net.own, range(len(carry.levels)), written(carry.levels)))
-  is_own = lambda x: isinstance(x, Own)  # noqa: E731
-  weights = jax.tree.map(lambda x: factors.tap(x, length), own, is_leaf=is_own)
+  weights = tuple(_tap(one, length) for one in own)
   given = carry.mixers, piece, None, alive_BxL
   if length < cfg.periods[0]:  # nothing is learned, and taps have no use
     mixers, y, _ = net.forward(written(carry.levels), *given)
-    return carry._replace(mixers=mixers), (y, _by_token(weights))
+    return carry._replace(mixers=mixers), y, tuple(map(_by_token, weights))
   mixers, y, grads, *sums = gradients(net, None, weights, *given)
   carry = carry._replace(
     mixers=mixers,
     levels=tuple(levels_.count(s, sums[1], learn_B) for s in carry.levels),
   )
-  return _ended(carry, *sums, learn_B), (y, _by_token(grads))
+  return _ended(carry, *sums, learn_B), y, tuple(map(_by_token, grads))
+
+
+def _tap(own, L: int):
+  """A level's weights of all its blocks, to be read by L tokens."""
+  if isinstance(own, list):
+    return [factors.tap(one, L) for one in own]
+  return factors.tap(own, L)
 
 
 def _by_token(tapped):
   """The factors, or the zeros in place of them, with `[B, L]` in front."""
-
-  def one(tapped):
-    if isinstance(tapped, list):
-      return [t.taps for t in tapped]
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), tapped.taps)
-
-  return tuple(map(one, tapped))
+  if isinstance(tapped, list):
+    return [one.taps for one in tapped]
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), tapped.taps)
 
 
-def _gathered(cfg: StreamConfig, k: int, level: LevelState, y, piece: Piece):
+def _gathered(cfg: StreamConfig, k: int, level, found, piece: Piece):
   """Level k with the gradient of the period that `piece` is."""
   kept_BxP = None
   if piece.reset_BxL is not None:
     kept_BxP = factors.kept(piece.reset_BxL, cfg.periods[0])
-  found = y[1][k]
   if isinstance(found, list):
     blocks = [factors.added_up(f, kept_BxP) for f in found]
     grads = jax.tree.map(lambda *x: jnp.stack(x), *blocks)

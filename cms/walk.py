@@ -18,26 +18,30 @@ class Carry(NamedTuple):
   levels: tuple[LevelState, ...]
   own: tuple[Any, ...]  # made of each level's writes when it has committed
   surprise_B: jax.Array  # mean objective of the last chunk learned from
+  at: jax.Array  # int32, tokens read
+  found: tuple[Any, ...]  # of each level's period, `[B, period, ...]`, or None
+  notes: tuple[Any, ...]  # of each level, stacked by its periods, or None
 
 
 class Hooks(NamedTuple):
   """What is done on a walk.
 
   Attributes:
-    chunk: `(carry, piece) -> (carry, y)`, reads at most a smallest period;
-      leaves of `y` are `[B, length, ...]`.
+    chunk: `(carry, piece) -> (carry, y, found)`, reads at most a smallest
+      period; leaves of `y` and of each level's `found` are `[B, length, ...]`.
     own: `(k, delta) -> ` level k's part of `Carry.own`.
-    note: `(k, carry) -> ` what to remember of level k before each period.
-    gather: `(k, level, y, piece) -> ` level k with its total, from the `y` of
-      the piece that was its period; None where every chunk adds to totals.
-    rest: `(k, y) -> y` without what level k alone is to gather from.
+    note: `(k, own, delta) -> ` what to remember of level k before each period.
+    room: `(k, delta) -> ` zeros for all that is found in a period of level k.
+    gather: `(k, level, found, piece) -> ` level k with its total, from what
+      was found in the piece that was its period; None where every chunk adds
+      to totals.
   """
 
   chunk: Callable
   own: Callable = lambda k, delta: None
-  note: Callable = lambda k, carry: None
+  note: Callable = lambda k, own, delta: None
+  room: Callable = lambda k, delta: None
   gather: Callable | None = None
-  rest: Callable = lambda k, y: y
 
 
 def walk(
@@ -61,8 +65,7 @@ def walk(
     remat: the backward pass recomputes the scans by groups.
 
   Returns:
-    (the last carry, `y` of every token, the notes of each level stacked by
-    its periods, the last of which may be a part of one).
+    (the last carry, `y` of every token).
   """
   B, L = piece.tokens_BxL.shape
   K = len(cfg.periods)
@@ -71,62 +74,102 @@ def walk(
   def part(k, carry, piece):
     """Reads a piece in which levels up to k commit."""
     if k < 0:
-      carry, y = hooks.chunk(carry, piece)
-      return carry, (y, (None,) * K)
+      # what is kept beside it is no input of a chunk that is recomputed
+      kept = carry.found, carry.notes
+      carry, y, found = hooks.chunk(carry._replace(found=(), notes=()), piece)
+      carry = carry._replace(found=kept[0], notes=kept[1])
+      return _put(cfg, carry, found, piece), y
     P, length = cfg.periods[k], piece.tokens_BxL.shape[1]
-    n = length // P
-    found = []
+    n, ys = length // P, []
     if n:
       whole = jax.tree.map(lambda x: x[:, : n * P], piece)
-      carry, one = loop(k, n, carry, whole)
-      found.append(one)
+      carry, y = loop(k, n, carry, whole)
+      ys.append(y)
     if length > n * P:
       rest = jax.tree.map(lambda x: x[:, n * P :], piece)
-      note = jax.tree.map(lambda x: x[None], hooks.note(k, carry))
-      carry, (y, notes) = part(k - 1, gathering(carry, k), rest)
-      found.append((hooks.rest(k, y), _with(notes, k, note)))
-    ys, notes = zip(*found)
-    y = jax.tree.map(lambda *y: jnp.concatenate(y, 1), *ys)
-    return carry, (y, tuple(map(_stacked, *notes)))
+      carry, y = part(k - 1, gathering(_noted(cfg, hooks, k, carry), k), rest)
+      ys.append(y)
+    return carry, jax.tree.map(lambda *y: jnp.concatenate(y, 1), *ys)
 
   def loop(k, n, carry, piece):
     # what the slower levels have written is a constant of this scan
     fixed = _slower(carry, k)
 
     def body(carry, piece):
-      carry = _whole(carry, k, fixed)
-      note = hooks.note(k, carry)
+      carry = _noted(cfg, hooks, k, _whole(carry, k, fixed))
       if k:  # the total of the fastest is one chunk's gradient
         carry = gathering(carry, k)
-      carry, (y, notes) = part(k - 1, carry, piece)
+      carry, y = part(k - 1, carry, piece)
       if hooks.gather:
-        level = hooks.gather(k, carry.levels[k], y, piece)
+        level = hooks.gather(k, carry.levels[k], carry.found[k], piece)
         carry = carry._replace(levels=_with(carry.levels, k, level))
-      carry = _committed(cfg, rates, hooks, k, carry)
-      return _moving(carry, k), (hooks.rest(k, y), _with(notes, k, note))
+      return _moving(_committed(cfg, rates, hooks, k, carry), k), y
 
     if k == group:
       body = jax.checkpoint(body, prevent_cse=False)
     xs = jax.tree.map(lambda x: _cut(x, n), piece)
     carry = _moving(carry, k)
-    carry, (ys, notes) = _scan(body, carry, xs, n, remat and group is None)
-    faster = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), notes[:k])
-    found = jax.tree.map(_join, ys), (*faster, *notes[k:])
-    return _whole(carry, k, fixed), found
+    carry, ys = _scan(body, carry, xs, n, remat and group is None)
+    return _whole(carry, k, fixed), jax.tree.map(_join, ys)
 
   def gathering(carry, k):
     return carry if hooks.gather else _gathering(carry, k)
 
+  def begun(make):
+    return tuple(make(k, s.delta) for k, s in enumerate(levels))
+
+  def stack(k, delta):
+    shapes = jax.eval_shape(lambda d: hooks.note(k, hooks.own(k, d), d), delta)
+    m = -(-L // cfg.periods[k])
+    return jax.tree.map(lambda x: jnp.zeros((m, *x.shape), x.dtype), shapes)
+
+  def room(k, delta):
+    return hooks.room(k, delta) if cfg.periods[k] <= L else None
+
   carry = Carry(
     mixers,
     tuple(s._replace(total=None) for s in levels),
-    tuple(hooks.own(k, s.delta) for k, s in enumerate(levels)),
+    begun(hooks.own),
     jnp.zeros((B,), jnp.float32),
+    jnp.int32(0),
+    begun(room),
+    begun(stack),
   )
-  carry, (y, notes) = part(K - 1, carry, piece)
+  carry, y = part(K - 1, carry, piece)
   for k in range(K):
     carry = _gathering(carry, k)
-  return carry, y, notes
+  return carry, y
+
+
+def _put(cfg: StreamConfig, carry: Carry, found, piece: Piece) -> Carry:
+  """Lays what a chunk has found where it stands in each level's period."""
+
+  def put(period, room, new):
+    if room is None:
+      return None
+    place = carry.at % period
+    return jax.tree.map(
+      lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, place, 1),
+      room,
+      new,
+    )
+
+  if found is not None:
+    found = tuple(map(put, cfg.periods, carry.found, found))
+    carry = carry._replace(found=found)
+  return carry._replace(at=carry.at + piece.tokens_BxL.shape[1])
+
+
+def _noted(cfg: StreamConfig, hooks: Hooks, k: int, carry: Carry) -> Carry:
+  """Remembers level k as it is before a period of its own."""
+  note = hooks.note(k, carry.own[k], carry.levels[k].delta)
+  place = carry.at // cfg.periods[k]
+  note = jax.tree.map(
+    lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, place, 0),
+    carry.notes[k],
+    note,
+  )
+  return carry._replace(notes=_with(carry.notes, k, note))
 
 
 def _committed(cfg: StreamConfig, rates, hooks: Hooks, k, carry) -> Carry:
@@ -142,15 +185,6 @@ def _with(items, k: int, new) -> tuple:
   return (*items[:k], new, *items[k + 1 :])
 
 
-def _stacked(*notes):
-  notes = [note for note in notes if note is not None]
-  if not notes:
-    return None
-  if len(notes) == 1:
-    return notes[0]
-  return jax.tree.map(lambda *x: jnp.concatenate(x, 0), *notes)
-
-
 def _gathering(carry: Carry, k: int) -> Carry:
   """Level k with a total that can be added to in a scan."""
   levels = list(carry.levels)
@@ -161,8 +195,8 @@ def _gathering(carry: Carry, k: int) -> Carry:
 
 
 def _slower(carry: Carry, k: int):
-  slow = zip(carry.levels[k + 1 :], carry.own[k + 1 :])
-  return [(s.delta, s.moment, own) for s, own in slow]
+  slow = zip(carry.levels, carry.own, carry.notes)
+  return [(s.delta, s.moment, *rest) for s, *rest in slow][k + 1 :]
 
 
 def _moving(carry: Carry, k: int) -> Carry:
@@ -171,16 +205,18 @@ def _moving(carry: Carry, k: int) -> Carry:
   return carry._replace(
     levels=(*carry.levels[: k + 1], *slow),
     own=(*carry.own[: k + 1], *[None] * len(slow)),
+    notes=(*carry.notes[: k + 1], *[None] * len(slow)),
   )
 
 
 def _whole(moving: Carry, k: int, fixed) -> Carry:
   """Undoes `_moving`; `fixed` is what `_slower` gave."""
   slow = zip(moving.levels[k + 1 :], fixed)
-  slow = [s._replace(delta=d, moment=m) for s, (d, m, _) in slow]
+  slow = [s._replace(delta=d, moment=m) for s, (d, m, *_) in slow]
   return moving._replace(
     levels=(*moving.levels[: k + 1], *slow),
-    own=(*moving.own[: k + 1], *(own for *_, own in fixed)),
+    own=(*moving.own[: k + 1], *(own for *_, own, _ in fixed)),
+    notes=(*moving.notes[: k + 1], *(notes for *_, notes in fixed)),
   )
 
 

@@ -200,22 +200,21 @@ def _net(
       if segment.offset is not None:
         _, options['deltas'] = _of_segment(cfg, segment, weights)
         options['alive_BxL'] = alive_BxL
+      given = None
       if begun and i == 0:
         options['part'] = 'levels'
+      else:
+        at = segment.start - first - begun
+        given = layers(mixers, at, at + segment.stop - segment.start)
       state, x_BxLxD, seen = run_blocks(
-        cfg,
-        own,
-        segment,
-        layers(mixers, segment.start - first, segment.stop - first),
-        x_BxLxD,
-        piece.reset_BxL,
-        **options,
+        cfg, own, segment, given, x_BxLxD, piece.reset_BxL, **options
       )
-      states.append(state)
+      states += [] if given is None else [state]
       if segment.offset is not None:
         keys.append(seen)
-    states, keys = (jax.tree.map(_join, *parts) for parts in (states, keys))
-    return states, x_BxLxD, keys
+    if states:
+      mixers = jax.tree.map(_join, *states)
+    return mixers, x_BxLxD, jax.tree.map(_join, *keys)
 
   def theta(slot, numbers):
     if len(numbers) > FEW:
@@ -309,7 +308,7 @@ def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
   B, L = tokens_BxL.shape
   C = cfg.stream.periods[0]
   one = blocks.init_state(cfg, B, -(-L // C) * C, whole=True)
-  n = cfg.N - cfg.adapting[0]
+  n = cfg.N - cfg.adapting[0] - 1
   mixers = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (n, *x.shape)), one)
   names = blocks.BlockState(axes.stacked(one.mixer.axes(), 'layers'))
   first = _first(cfg)
