@@ -67,8 +67,7 @@ def walk(
   Returns:
     (the last carry, `y` of every token).
   """
-  B, L = piece.tokens_BxL.shape
-  K = len(cfg.periods)
+  L = piece.tokens_BxL.shape[1]
   group = _remat_level(cfg.periods, L) if remat else None
 
   def part(k, carry, piece):
@@ -115,10 +114,21 @@ def walk(
   def gathering(carry, k):
     return carry if hooks.gather else _gathering(carry, k)
 
-  def begun(make):
+  carry = _start(cfg, hooks, mixers, levels, piece)
+  carry, y = part(len(cfg.periods) - 1, carry, piece)
+  for k in range(len(cfg.periods)):
+    carry = _gathering(carry, k)
+  return carry, y
+
+
+def _start(cfg: StreamConfig, hooks: Hooks, mixers, levels, piece) -> Carry:
+  """What goes into the first chunk of a piece."""
+  B, L = piece.tokens_BxL.shape
+
+  def each(make):
     return tuple(make(k, s.delta) for k, s in enumerate(levels))
 
-  def stack(k, delta):
+  def notes(k, delta):
     shapes = jax.eval_shape(lambda d: hooks.note(k, hooks.own(k, d), d), delta)
     m = -(-L // cfg.periods[k])
     return jax.tree.map(lambda x: jnp.zeros((m, *x.shape), x.dtype), shapes)
@@ -126,19 +136,15 @@ def walk(
   def room(k, delta):
     return hooks.room(k, delta) if cfg.periods[k] <= L else None
 
-  carry = Carry(
+  return Carry(
     mixers,
     tuple(s._replace(total=None) for s in levels),
-    begun(hooks.own),
+    each(hooks.own),
     jnp.zeros((B,), jnp.float32),
     jnp.int32(0),
-    begun(room),
-    begun(stack),
+    each(room),
+    each(notes),
   )
-  carry, y = part(K - 1, carry, piece)
-  for k in range(K):
-    carry = _gathering(carry, k)
-  return carry, y
 
 
 def _put(cfg: StreamConfig, carry: Carry, found, piece: Piece) -> Carry:

@@ -188,14 +188,14 @@ def _net(
   if begun:
     segments = (_first(cfg), *_but_first(segments))
 
-  def own_blocks():
+  def apart():
     return [one_by_one(params['blocks'], s) for s in segments]
 
-  ready = own_blocks() if often else None
+  ready = apart() if often else None
 
   def forward(weights, mixers, piece: Piece, length_B, alive_BxL):
     x_BxLxD, states, keys = piece.x_BxLxD, [], []
-    for i, (segment, own) in enumerate(zip(segments, ready or own_blocks())):
+    for i, (segment, each) in enumerate(zip(segments, ready or apart())):
       options = {'length_B': length_B, 'aligned': aligned, 'owned': owned}
       if segment.offset is not None:
         _, options['deltas'] = _of_segment(cfg, segment, weights)
@@ -207,7 +207,7 @@ def _net(
         at = segment.start - first - begun
         given = layers(mixers, at, at + segment.stop - segment.start)
       state, x_BxLxD, seen = run_blocks(
-        cfg, own, segment, given, x_BxLxD, piece.reset_BxL, **options
+        cfg, each, segment, given, x_BxLxD, piece.reset_BxL, **options
       )
       states += [] if given is None else [state]
       if segment.offset is not None:
@@ -215,21 +215,6 @@ def _net(
     if states:
       mixers = jax.tree.map(_join, *states)
     return mixers, x_BxLxD, jax.tree.map(_join, *keys)
-
-  def theta(slot, numbers):
-    if len(numbers) > FEW:
-      return _theta(params, slot, jnp.array(numbers))
-    return [_theta(params, slot, at) for at in numbers]
-
-  thetas = [theta(group.slot, group.blocks) for group in cfg.groups]
-
-  def own(k, delta):
-    if isinstance(thetas[k], Theta):
-      return chain.own(thetas[k], delta, cfg.compute_dtype)
-    return [
-      chain.own(one, layer(delta, i), cfg.compute_dtype)
-      for i, one in enumerate(thetas[k])
-    ]
 
   def whole(writes, piece: Piece):
     x_BxLxD = piece.x_BxLxD
@@ -258,7 +243,29 @@ def _net(
     return sum_B, count_B
 
   through, tapped = cms.objective == 'next_token', not cms.keeps_inputs
+  own = _owner(cfg, params)
   return Net(forward, loss, through, constant, whole, own, tapped)
+
+
+def _owner(cfg: ModelConfig, params):
+  """`Net.own`; the slow weights are picked here, outside of any loop."""
+
+  def theta(slot, numbers):
+    if len(numbers) > FEW:
+      return _theta(params, slot, jnp.array(numbers))
+    return [_theta(params, slot, at) for at in numbers]
+
+  thetas = [theta(group.slot, group.blocks) for group in cfg.groups]
+
+  def own(k, delta):
+    if isinstance(thetas[k], Theta):
+      return chain.own(thetas[k], delta, cfg.compute_dtype)
+    return [
+      chain.own(one, layer(delta, i), cfg.compute_dtype)
+      for i, one in enumerate(thetas[k])
+    ]
+
+  return own
 
 
 def _local(cfg: ModelConfig, params, group, delta, keys, scored_BxL):

@@ -325,6 +325,29 @@ def test_no_resets_are_resets_nowhere(monkeypatch):
   close(read(None)()[1], want)
 
 
+@pytest.mark.parametrize('broken', [False, True])
+def test_factors_change_no_outer_gradient_in_full(monkeypatch, broken):
+  cms = {'objective': 'next_token', 'optimizer': 'momentum', 'periods': (2, 4)}
+  cms |= {'variant': 'nested', 'blocks': 'all'}
+  cfg = config('windowed', N=1, cms=cms)
+  model, tokens = language_model.LanguageModel(cfg), distinct()[:2, :9]
+  reset = jnp.asarray(resets()[:2, 5:14]) if broken else None
+  boxed = jax.jit(model.init)(jax.random.key(0), None, tokens[:, :1])
+
+  def loss(params):
+    _, logits = model.apply({'params': params}, None, tokens, reset)
+    return jnp.square(jnp.sin(logits)).mean()
+
+  got = jax.jit(jax.grad(loss))(nn.unbox(boxed['params']))
+  made = active._net
+  monkeypatch.setattr(
+    active, '_net', lambda *given: made(*given)._replace(tapped=False)
+  )
+  want = jax.jit(jax.grad(loss))(nn.unbox(boxed['params']))
+  assert np.abs(want['log_rate']).min() > 1e-7
+  jax.tree.map(lambda a, b: close(a, b, 1e-7), got, want)
+
+
 # of first order: in full, chunks are recomputed whatever the config says
 @pytest.mark.parametrize('name', ['groups'])
 def test_remat_changes_no_value(name):
