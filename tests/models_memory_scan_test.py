@@ -61,7 +61,7 @@ def everything(cfg, implementation, dtype):
 # Each differs from others by what they try alone.
 SLOW = (
   'one_chunk', 'rest_slower', 'deep_rest', 'unbounded', 'deep_boundary_read',
-  'anchor_zero', 'slow_gates', 'no_remat',
+  'anchor_zero', 'slow_gates', 'no_remat', 'running_dot',
 )  # fmt: skip
 
 
