@@ -27,6 +27,7 @@ def run(
   mixers,
   piece: Piece,
   remat: bool = False,
+  sparing: bool = True,
 ):
   """Reads fresh sequences of any one length.
 
@@ -44,6 +45,8 @@ def run(
     piece: the whole stream.
     remat: what is read by chunks is recomputed in the backward pass; 'full'
       always is. `net.whole` sees to itself.
+    sparing: 'full' is recomputed by groups of chunks too, so that what is kept
+      grows as the square root of their number; else each is read once less.
 
   Returns:
     (`y` of every token, the levels at the end, the mean objective of the last
@@ -53,10 +56,11 @@ def run(
     return _twice(cfg, net, rates, levels, mixers, piece)
   full = cfg.differentiate == 'full'
   hooks = _hooks(cfg, net, None if full else still(net), piece)
-  if full or remat:
+  how = '' if not full else 'groups' if sparing else 'chunks'
+  if how == 'groups' or (remat and not full):
     chunk = jax.checkpoint(hooks.chunk, prevent_cse=False)
     hooks = hooks._replace(chunk=chunk)
-  end, y = walk(cfg, rates, hooks, mixers, levels, piece, full)
+  end, y = walk(cfg, rates, hooks, mixers, levels, piece, how)
   return y, end.levels, end.surprise_B
 
 

@@ -51,7 +51,7 @@ def walk(
   mixers,
   levels,
   piece: Piece,
-  remat: bool = False,
+  remat: str = '',
 ):
   """Reads a piece chunk by chunk; every level commits at its own period.
 
@@ -62,13 +62,16 @@ def walk(
     mixers: fresh state of the mixers.
     levels: fresh LevelStates.
     piece: the whole stream, the grid of all periods starting with it.
-    remat: the backward pass recomputes the scans by groups.
+    remat: what the backward pass recomputes: '' nothing, 'chunks' each chunk
+      with its commits, 'groups' the scans by groups of about a square root of
+      the chunks, beside what `hooks.chunk` does by itself.
 
   Returns:
     (the last carry, `y` of every token).
   """
   L = piece.tokens_BxL.shape[1]
-  group = _remat_level(cfg.periods, L) if remat else None
+  grouped = remat == 'groups'
+  group = _remat_level(cfg.periods, L) if grouped else None
 
   def part(k, carry, piece):
     """Reads a piece in which levels up to k commit."""
@@ -104,11 +107,11 @@ def walk(
         carry = carry._replace(levels=_with(carry.levels, k, level))
       return _moving(_committed(cfg, rates, hooks, k, carry), k), y
 
-    if k == group:
+    if k == (0 if remat == 'chunks' else group):
       body = jax.checkpoint(body, prevent_cse=False)
     xs = jax.tree.map(lambda x: _cut(x, n), piece)
     carry = _moving(carry, k)
-    carry, ys = _scan(body, carry, xs, n, remat and group is None)
+    carry, ys = _scan(body, carry, xs, n, grouped and group is None)
     return _whole(carry, k, fixed), jax.tree.map(_join, ys)
 
   def gathering(carry, k):

@@ -40,7 +40,9 @@ class ModelConfig:
     dtype: of activations and matmuls; states, norms and logits are float32.
     remat: what the backward pass recomputes per block: 'none', 'kernels'
       (keeps products of weights and what the kernels of memory and attention
-      give), 'dots' (keeps products of weights) or 'full'.
+      give), 'dots' (keeps products of weights) or 'full'. Of levels learned
+      in full, 'kernels' and 'dots' keep the start of every chunk, the others
+      those of some.
     unroll: blocks that the compiler sees in one round of the loop over them;
       N leaves no loop, so that what the backward pass needs is not copied
       into stacks and out again, and takes longer to compile.

@@ -36,7 +36,8 @@ def fresh_whole(name, differentiate='full'):
     piece = cases.piece(x_BxLxD, reset_BxL)
     levels = cases.toy_levels(cfg, len(x_BxLxD))
     mixers = cases.toy_mixers(len(x_BxLxD))
-    return fresh.run(cfg, net, rates, levels, mixers, piece)
+    given = rates, levels, mixers, piece
+    return fresh.run(cfg, net, *given, sparing=name != 'one level')
 
   return jax.jit(lambda s, r, x, reset: run(s[:K], r[:K], x, reset))
 

@@ -394,11 +394,12 @@ def test_flush_writes_what_is_pending_and_moves_no_clock(name):
 
 @pytest.mark.parametrize('differentiate', ['first_order', 'full'])
 def test_levels_learn_through_kernels(differentiate):
-  tokens = jax.random.randint(jax.random.key(2), (1, 16), 0, V)
+  # two chunks of the memory in a period
+  tokens = jax.random.randint(jax.random.key(2), (1, 20), 0, V)
 
   def grads(implementation):
     memory = {'chunk_mem': 8, 'chunk_rest': 8, 'implementation': implementation}
-    cms = {'periods': (8,), 'differentiate': differentiate}
+    cms = {'periods': (16,), 'differentiate': differentiate}
     cms |= {'variant': 'sequential', 'optimizer': 'sgd'}
     cfg = config('hope', N=1, H=1, cms=cms, memory=memory)
     model = language_model.LanguageModel(cfg)

@@ -5,6 +5,8 @@ Kernels give a value and its gradient; the derivative of that gradient is the
 one of `scan.run`'s, the definition that the kernels are held to.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +14,8 @@ import jax.numpy as jnp
 
 from nestax.models.memory import scan
 from nestax.models.memory.types import Inputs, MemoryConfig, MemoryState
+
+FEW = 4  # chunks up to which they are walked without a loop
 
 
 def run(
@@ -40,12 +44,30 @@ def run(
 
   floats = [x for x, move in zip(leaves, moves) if move]
   others = [x for x, move in zip(leaves, moves) if not move]
-  end, out = twice(by(kernels), by(scan.run))(floats, others)
+  slow = functools.partial(scan.run, walk=_walk)
+  end, out = twice(by(kernels), by(slow))(floats, others)
   if state is None:
     return None, out
   count = inputs.query.shape[1] if length_B is None else length_B
   position_B = (state.position_B + count) % cfg.chunks[1]
   return MemoryState(*end, position_B), out
+
+
+def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
+  """`scan._walk`, of few chunks one after the other with all they compute.
+
+  A loop would stack it, or compute it again, in kernels that are far too small
+  for that.
+  """
+  n, out = ends_nxB.shape[0], []
+  if n > FEW:
+    return scan._walk(cfg, initial, slow, carry, xs, ends_nxB, dtype)
+  cfg = dataclasses.replace(cfg, remat=False)
+  for i in range(n):
+    part = jax.tree.map(lambda x, i=i: x[i : i + 1], (xs, ends_nxB))
+    carry, one = scan._walk(cfg, initial, slow, carry, *part, dtype)
+    out.append(one)
+  return carry, jnp.concatenate(out)
 
 
 def twice(fast: Callable, slow: Callable) -> Callable:
