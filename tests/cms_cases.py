@@ -295,12 +295,13 @@ def descend(tree, grads, rate):
   return Theta(*(w - rate[:, None, None] * g for w, g in zip(tree, grads)))
 
 
-# name: (family, continuum); two blocks, see `models_active_test.config`. Muon's
+# name: (family, continuum); two blocks if not said otherwise, see
+# `models_active_test.config`. Muon's
 # steps are of one size however small the gradient, so that rounding grows fast:
 # it gets a smaller rate.
 MODELS = {
   'hope': (
-    {'family': 'hope'},
+    {'family': 'hope', 'N': 1},
     {
       'periods': (4, 8),
       'blocks': 'all',

@@ -1,6 +1,7 @@
 """A run small enough for a test: a corpus, a config, a model of two blocks."""
 
 import os
+import pathlib
 import random
 import subprocess
 import sys
@@ -32,6 +33,12 @@ for i, words in enumerate(sys.argv[2:]):
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   print(code, flush=True)
 """
+
+
+def path():
+  """`PYTHONPATH` of a process that imports these cases too."""
+  here = str(pathlib.Path(__file__).parent)
+  return os.pathsep.join([here, os.environ.get('PYTHONPATH', '')])
 
 
 def forked(module, cwd, lines):

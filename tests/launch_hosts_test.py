@@ -5,7 +5,6 @@ the next start goes on to the end, on the curve of one process of eight devices.
 """
 
 import os
-import pathlib
 import shutil
 import signal
 import socket
@@ -59,9 +58,7 @@ def start(folder, workdir, process):
       'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
-      'PYTHONPATH': os.pathsep.join(
-        [str(pathlib.Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
-      ),
+      'PYTHONPATH': cases.path(),
     },
     stdout=(folder / f'out{process}').open('w'),
     stderr=subprocess.STDOUT,

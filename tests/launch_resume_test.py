@@ -1,7 +1,6 @@
 """kill -9 at a random moment, the same command: the same curve to the bit."""
 
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -33,7 +32,7 @@ def command(tmp_path_factory):
     '  return config\n'
   )
   environment = {
-    'PYTHONPATH': str(pathlib.Path(__file__).parent),
+    'PYTHONPATH': cases.path(),
     'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -68,7 +67,7 @@ def test_a_config_file_trains_and_its_keys_can_be_set(tmp_path):
     '--config.train.steps=2',
     '--config.log.sample_tokens=2',
     cwd=tmp_path,
-    PYTHONPATH=str(pathlib.Path(__file__).parent),
+    PYTHONPATH=cases.path(),
   )
   out, err = process.communicate(timeout=300)
   assert process.returncode == 0, err

@@ -59,6 +59,26 @@ CASES = {
     {'adaptive': ('v',), 'given': ('eta',), 'retention': False},
   ),
   'plain_keys': (4, 4, {'key_norm': False, 'delta': False, 'objective': 'dot'}),
+  # several options at once, each of which also stands alone above
+  'adaptive_boundary_read': (
+    4,
+    4,
+    {
+      'adaptive': ('q', 'k', 'v', 'eta', 'alpha'),
+      'read': 'boundary',
+      'value_norm': False,
+    },
+  ),
+  'plain_keys_through_k': (
+    4,
+    4,
+    {
+      'key_norm': False,
+      'delta': False,
+      'objective': 'dot',
+      'identity': ('k', 'mem'),
+    },
+  ),
 }
 
 

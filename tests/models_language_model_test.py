@@ -78,14 +78,14 @@ def close(a, b, atol=1e-5):
 @pytest.mark.parametrize(
   'name,reset',
   [slow(name, resets(), quick=(*QUICK, 'titans_mac')) for name in FAMILIES]
-  + [slow(name, None, quick=('transformer', 'hope')) for name in QUICK[:4]],
+  + [slow(name, None, quick=('transformer',)) for name in QUICK[:4]],
 )
 def test_a_stream_in_pieces_gives_the_logits_of_one_read(name, reset):
   _, want = apply(name, None, tokens(), reset)
   want_state, again = apply(name, fresh(name), tokens(), reset)
   close(again, want)
   state, at, out = fresh(name), 0, []
-  for size in [8, 1, 1, 6, 8]:
+  for size in [5, 5, 1, 1, 1, 1, 5, 5]:  # over the bounds of chunks
     piece = slice(at, at + size)
     reset_piece = None if reset is None else reset[:, piece]
     state, logits = apply(name, state, tokens()[:, piece], reset_piece)
@@ -168,28 +168,33 @@ def test_every_parameter_gets_a_gradient(name):
     assert np.all(per_layer > 1e-9), (jax.tree_util.keystr(path), per_layer)
 
 
+@functools.cache
+def gradients_and_jaxpr(remat):
+  model, boxed, _ = build('transformer', remat=remat)
+
+  @jax.jit
+  def loss(params):
+    return jnp.sum(jnp.sin(model.apply({'params': params}, None, tokens())[1]))
+
+  return jax.grad(loss)(nn.unbox(boxed)), str(
+    jax.make_jaxpr(jax.grad(loss))(nn.unbox(boxed))
+  )
+
+
 @pytest.mark.parametrize('policy', ['kernels', 'dots', 'full'])
 def test_remat_changes_no_value(policy):
-  def grads(remat):
-    model, boxed, _ = build('transformer', remat=remat)
-
-    @jax.jit
-    def loss(params):
-      return jnp.sum(
-        jnp.sin(model.apply({'params': params}, None, tokens())[1])
-      )
-
-    return jax.grad(loss)(nn.unbox(boxed)), str(
-      jax.make_jaxpr(jax.grad(loss))(nn.unbox(boxed))
-    )
-
-  (want, plain), (got, wrapped) = grads('none'), grads(policy)
+  want, plain = gradients_and_jaxpr('none')
+  got, wrapped = gradients_and_jaxpr(policy)
   assert 'remat' in wrapped and 'remat' not in plain
   jax.tree.map(lambda a, b: close(a, b, 1e-4), got, want)
 
 
 @pytest.mark.parametrize(
-  'name,remat', [('transformer', 'dots'), ('hope', 'none')]
+  'name,remat',
+  [
+    ('transformer', 'dots'),
+    pytest.param('hope', 'none', marks=pytest.mark.slow),
+  ],
 )
 def test_unrolled_blocks_change_no_value(name, remat):
   def grads(unroll):
@@ -205,7 +210,8 @@ def test_unrolled_blocks_change_no_value(name, remat):
     return grad(nn.unbox(boxed)), text.count('stablehlo.while')
 
   (want, loops), (two, _), (all_, none) = map(grads, (1, 2, 9))
-  assert none <= loops - 2, 'forward and back'
+  if name == 'transformer':  # the others have loops of their own
+    assert none <= loops - 2, 'forward and back'
   jax.tree.map(lambda a, b: close(a, b, 1e-4), two, want)
   jax.tree.map(lambda a, b: close(a, b, 1e-4), all_, want)
 

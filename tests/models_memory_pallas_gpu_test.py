@@ -14,7 +14,11 @@ C = 16
 LENGTH = 2 * C + 5  # the last chunk is not filled
 RULES = {
   'default': {},
-  'boundary_read': {'read': 'boundary'},
+  'boundary_read': {
+    'read': 'boundary',
+    'retention': False,
+    'value_norm': False,
+  },  # fmt: skip
   'dot': {'objective': 'dot', 'identity': ('k', 'mem')},
   'one_slow_gate': {'adaptive': ('v', 'alpha')},
   'mem_alone': {
@@ -25,7 +29,6 @@ RULES = {
   },
   'titans': {'adaptive': (), 'generated': False, 'delta': False},
   'values_not_generated': {'adaptive': ('k', 'v'), 'generated': False},
-  'no_retention': {'retention': False, 'value_norm': False},
 }
 
 
@@ -85,7 +88,11 @@ def apart(cfg, initial):
 
 
 @pytest.mark.parametrize(
-  'name,resets', [('default', False), *((name, True) for name in RULES)]
+  'name,resets',
+  [
+    pytest.param('default', False, marks=pytest.mark.slow),
+    *((name, True) for name in RULES),
+  ],
 )
 def test_kernels_equal_the_token_rule(name, resets):
   cfg = rule(**RULES[name])
@@ -168,7 +175,8 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets):
     return jnp.sum(out) + jnp.sum(end.boundary.stack)
 
   device = jax.sharding.AbstractDevice('NVIDIA H100', 132, 'gpu')
-  mesh = jax.sharding.AbstractMesh((1,), ('x',), abstract_device=device)
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.sharding.AbstractMesh((1,), ('x',), auto, abstract_device=device)
   with jax.sharding.use_abstract_mesh(mesh):
     traced = jax.jit(jax.grad(loss, (0, 1))).trace(initial, inputs.query)
     text = traced.lower(lowering_platforms=('cuda',)).as_text()

@@ -58,19 +58,22 @@ def everything(cfg, implementation, dtype):
   return run
 
 
-# Each differs from others by what they try alone.
+# What they try, others try too: alone, or beside something else.
 SLOW = (
   'one_chunk', 'rest_slower', 'deep_rest', 'unbounded', 'deep_boundary_read',
-  'anchor_zero', 'slow_gates', 'no_remat', 'running_dot',
+  'anchor_zero', 'slow_gates', 'no_remat', 'running_dot', 'no_momentum',
+  'deep_mem', 'boundary_read', 'adaptive_q', 'dot', 'no_retention',
+  'plain_keys',
 )  # fmt: skip
+
+
+def slow(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
   'name',
-  [
-    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
-    for name in cases.CASES
-  ],
+  [slow(name) if name in SLOW else name for name in cases.CASES],
 )
 def test_scan_equals_token_in_value_and_gradient(name):
   cfg = cases.config(name)
@@ -86,9 +89,14 @@ def test_scan_equals_token_in_value_and_gradient(name):
     cases.assert_close(got, want, 1e-10)
 
 
-@pytest.mark.parametrize('name', ['default', 'deep_mem'])
 @pytest.mark.parametrize(
-  'dtype,tolerance', [('float32', 2e-5), ('bfloat16', 6e-2)]
+  'name,dtype,tolerance',
+  [
+    ('deep_mem', 'float32', 2e-5),
+    ('default', 'bfloat16', 6e-2),
+    slow('default', 'float32', 2e-5),
+    slow('deep_mem', 'bfloat16', 6e-2),
+  ],
 )
 def test_fresh_scan_equals_token_at_working_precision(name, dtype, tolerance):
   cfg = cases.config(name)
@@ -148,7 +156,7 @@ def test_one_sequence_cannot_change_a_bit_of_another():
     np.testing.assert_array_equal(x[0], y[0])
 
 
-@pytest.mark.parametrize('name', ['default', 'deep', 'adaptive_q'])
+@pytest.mark.parametrize('name', ['default', slow('deep'), 'adaptive_q'])
 def test_no_output_depends_on_a_later_token(name):
   cfg = cases.config(name)
   initial = cases.initial_values(cfg, jnp.float32)
@@ -170,7 +178,7 @@ def test_no_output_depends_on_a_later_token(name):
     assert np.all(np.tril(size).sum(axis=0) > 0)
 
 
-@pytest.mark.parametrize('name', ['default', 'deep', 'no_momentum'])
+@pytest.mark.parametrize('name', [slow('default'), 'deep', 'no_momentum'])
 def test_every_initial_value_gets_an_outer_gradient(name):
   cfg = cases.config(name)
   initial = cases.initial_values(cfg, jnp.float32)

@@ -27,11 +27,12 @@ def test_reads_as_the_model_does_until_a_level_would_commit(family, blocks):
   day = cases.day(cfg, B)
   model, reader = language_model.LanguageModel(cfg), readers.of_model(cfg)
   new = cases.tokens(B, 3, seed=2)  # the fastest period is 4
+  read = jax.jit(reader.read)
   state = reader.fresh(readers.learned(day), B, 32)
   _, want = jax.jit(model.apply)({'params': params}, day, new)
-  _, got = reader.read(params, state, new)
+  _, got = read(params, state, new)
   close(got, want)
-  slow = reader.read(params, reader.fresh(None, B, 32), new)[1]
+  slow = read(params, reader.fresh(None, B, 32), new)[1]
   assert np.abs(slow - got).max() > 1e-4  # the levels had learned something
 
 
@@ -40,12 +41,13 @@ def test_nothing_is_learned_and_pieces_equal_the_whole():
   params, B = cases.params_of(cfg), 2
   day = cases.day(cfg, B)
   reader, new = readers.of_model(cfg), cases.tokens(B, 20, seed=2)
+  read = jax.jit(reader.read)
   state = reader.fresh(readers.learned(day), B, 32)
-  whole, want = reader.read(params, state, new)
+  whole, want = read(params, state, new)
   close(whole.written, state.written, atol=0)
   parts = []
-  for a, b in ((0, 3), (3, 11), (11, 20)):
-    state, part = reader.read(params, state, new[:, a:b])
+  for a, b in ((0, 3), (3, 6), (6, 20)):
+    state, part = read(params, state, new[:, a:b])
     parts.append(part)
   close(jnp.concatenate(parts, 1), want)
 
@@ -57,11 +59,10 @@ def test_rows_of_an_owner_read_with_what_the_owner_has_learned(family):
   day = cases.day(cfg, O)
   context, reader = readers.learned(day), readers.of_model(cfg)
   new = cases.tokens(O * R, 6, seed=2)
-  state, got = jax.jit(reader.read)(
-    params, reader.fresh(context, O * R, 32), new
-  )
+  read = jax.jit(reader.read)
+  state, got = read(params, reader.fresh(context, O * R, 32), new)
   each = jax.tree.map(lambda x: jnp.repeat(x, R, axis=1), context)
-  want_state, want = reader.read(params, reader.fresh(each, O * R, 32), new)
+  want_state, want = read(params, reader.fresh(each, O * R, 32), new)
   close(got, want)
   close(state.mixers, want_state.mixers)
 
@@ -130,7 +131,8 @@ def test_scores_are_those_the_sampler_saw():
   said = jax.jit(
     lambda p: readers.sample(reader, params, context, p, jax.random.key(0), 0.0)
   )(prompts)
-  logits = readers.score(reader, params, context, said.tokens_BxL)
+  score = jax.jit(lambda tokens: readers.score(reader, params, context, tokens))
+  logits = score(said.tokens_BxL)
   first = np.asarray(logits.argmax(-1))
   mask = np.asarray(said.said_BxL)[:, 1:]
   np.testing.assert_array_equal(
@@ -150,15 +152,18 @@ def test_what_does_not_count_of_a_row_changes_no_state(family, blocks):
   params, O = cases.params_of(cfg), 2  # noqa: E741
   context = readers.learned(cases.day(cfg, O))
   reader, new = readers.of_model(cfg), cases.tokens(4, 9, seed=2)
-  length = jnp.array([3, 9, 1, 5])
-  begun = reader.fresh(context, 4, 32)
-  state, padded = jax.jit(reader.read)(params, begun, new, length)
+  read, fresh = (
+    jax.jit(reader.read),
+    jax.jit(reader.fresh, static_argnums=(1, 2)),
+  )
+  length = np.array([3, 9, 1, 3])  # few sizes, or each is compiled again
+  state, padded = read(params, fresh(context, 4, 32), new, length)
   after = cases.tokens(4, 3, seed=5)
-  _, got = reader.read(params, state, after)
+  _, got = read(params, state, after)
   for row, n in enumerate(length):
     whole = jnp.concatenate([new[row, :n], after[row]])[None]
     each = jax.tree.map(lambda x, o=row // 2: x[:, o : o + 1], context)
-    _, want = reader.read(params, reader.fresh(each, 1, 32), whole)
+    _, want = read(params, fresh(each, 1, 32), whole)
     close(padded[row, :n], want[0, :n])
     close(got[row], want[0, n:])
 
