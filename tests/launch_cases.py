@@ -51,7 +51,7 @@ def forked(module, cwd, lines):
   codes = subprocess.run(
     [sys.executable, '-W', 'ignore', '-c', _FORKS, module, *words],
     cwd=cwd, capture_output=True, text=True, check=True,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    env=os.environ | QUICK | {'JAX_PLATFORMS': 'cpu'},
   ).stdout.split()  # fmt: skip
   return [
     ((cwd / f'out{i}').read_text(), (cwd / f'err{i}').read_text(), int(code))

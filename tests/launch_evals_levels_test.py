@@ -9,6 +9,7 @@ import launch_cases as cases
 import numpy as np
 import pytest
 
+from nestax.launch import command
 from nestax.launch.evals import cells as kept
 from nestax.launch.evals import levels, novel, reading
 from nestax.models import language_model
@@ -96,15 +97,14 @@ def test_a_pretrained_model_can_compute_in_bfloat16(config, tmp_path):
   assert made.model.cfg.dtype == 'bfloat16'
 
 
-def test_the_command_refuses_in_words():
-  def run(*words):
-    command = [sys.executable, '-m', 'nestax.launch.evals.levels', *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    return done.stderr
-
-  assert 'novel' in run('--levels=0')
-  said = run('--novel=x.txt', '--model=m.gguf', '--levels=0')
+def test_the_command_refuses_in_words(capsys):
+  line = [sys.executable, '-m', 'nestax.launch.evals.levels', '--levels=0']
+  done = subprocess.run(line, capture_output=True, text=True)
+  assert done.returncode == 2 and 'novel' in done.stderr
+  parse = command.parser('levels', '', levels.FLAGS, 'novels')
+  words = ['--novel=x.txt', '--model=m.gguf', '--levels=0']
+  assert levels.main(parse(['levels', *words])) == 2
   assert (
-    said == 'levels: --tune=TEXT: a text to pick the inner rate on is needed\n'
+    capsys.readouterr().err
+    == 'levels: --tune=TEXT: a text to pick the inner rate on is needed\n'
   )

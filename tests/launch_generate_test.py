@@ -1,9 +1,5 @@
 """nestax-generate: a run's model goes on from a prompt, or says why not."""
 
-import os
-import subprocess
-import sys
-
 import launch_cases as cases
 import pytest
 
@@ -13,32 +9,24 @@ from nestax.launch import run, trained
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('generate')
-  config = cases.make_config(cases.write_corpus(folder / 'corpus'), 'hope')
+  config = cases.make_config(cases.write_corpus(folder / 'corpus'))
   config.train.steps = 2
   run.train(run.prepare(config, folder / 'run'))
   return folder / 'run'
 
 
-def generate(*arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'nestax.launch.generate', *arguments],
-    capture_output=True,
-    text=True,
-    timeout=300,
-    env=os.environ | cases.QUICK,
-  )
-
-
 def test_a_prompt_from_a_file_is_continued_the_same_way(workdir, tmp_path):
   prompt = tmp_path / 'prompt.txt'
   prompt.write_text('chunk tok')
-  by_file = generate(
-    f'--workdir={workdir}', f'--prompt_file={prompt}', '--tokens=8'
+  usual = [f'--workdir={workdir}', '--tokens=8']
+  ways = f'--prompt_file={prompt}', '--prompt=chunk tok'
+  by_file, by_word = cases.forked(
+    'nestax.launch.generate', tmp_path, [[*usual, way] for way in ways]
   )
-  by_word = generate(f'--workdir={workdir}', '--prompt=chunk tok', '--tokens=8')
-  assert by_file.returncode == 0, by_file.stderr
-  assert by_file.stdout.startswith('chunk tok')
-  assert by_file.stdout == by_word.stdout
+  out, err, code = by_file
+  assert code == 0, err
+  assert out.startswith('chunk tok')
+  assert by_word[0] == out
 
 
 def test_the_newest_checkpoint_is_loaded(workdir):
