@@ -29,7 +29,10 @@ MAPS = pathlib.Path('/proc/self/maps')
 MANY = 15_000
 
 # Files that take longest begin first, or the last one runs alone at the end.
-FIRST = ('notebooks_', 'models_active', 'launch_resume', 'launch_nights')
+FIRST = (
+  'notebooks_', 'models_active', 'models_memory_scan', 'launch_resume',
+  'models_memory_pallas_gpu', 'models_language_model', 'launch_nights',
+)  # fmt: skip
 
 
 def pytest_configure(config):

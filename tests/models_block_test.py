@@ -17,9 +17,9 @@ from nestax.optim import labels
 
 
 def logits(cfg, params, learning):
-  model, tokens = language_model.LanguageModel(cfg), cases.tokens(2, 12)
+  tokens = cases.tokens(2, 12)
   state = language_model.init_state(cfg, 2, 16) if learning else None
-  return jax.jit(model.apply)({'params': params}, state, tokens)[1]
+  return cases.applied(cfg)({'params': params}, state, tokens)[1]
 
 
 def with_slot(params, level, change):

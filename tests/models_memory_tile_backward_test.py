@@ -93,8 +93,20 @@ def by_tiles(cfg, marks, together, given, gradients):
   return values, (d_initial, (d_before, unlay(cfg, d_running)), d_tokens)
 
 
-@pytest.mark.parametrize('name', list(RULES))
-@pytest.mark.parametrize('resets,together', [(True, False), (False, True)])
+# what the rules differ in does not ask where the boundary is
+@pytest.mark.parametrize(
+  'name,resets,together',
+  [
+    *((name, True, False) for name in RULES),
+    *(
+      pytest.param(
+        *(name, False, True),
+        marks=() if name == 'default' else pytest.mark.slow,
+      )
+      for name in RULES
+    ),
+  ],
+)
 def test_tiles_equal_chunk_step_in_value_and_gradient(name, resets, together):
   cfg = MemoryConfig(chunk_mem=C, chunk_rest=C, **RULES[name])
   with jax.enable_x64(True):

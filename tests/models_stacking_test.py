@@ -1,5 +1,7 @@
 """Stacked levels: at rate 0 the Transformer, at another rate a learner."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -44,18 +46,21 @@ def trained():
   return params, tokens_BxL, logits(BASE, params, tokens_BxL)
 
 
+@functools.cache
+def applied(cfg):
+  return jax.jit(language_model.LanguageModel(cfg).apply)
+
+
 def logits(cfg, params, tokens_BxL):
-  apply = jax.jit(language_model.LanguageModel(cfg).apply)
-  return apply({'params': params}, None, tokens_BxL)[1]
+  return applied(cfg)({'params': params}, None, tokens_BxL)[1]
 
 
 def stream(cfg, params, tokens_BxL, size):
   """Logits of the tokens read in pieces, the state carried over."""
-  apply = jax.jit(language_model.LanguageModel(cfg).apply)
   state = language_model.init_state(cfg, tokens_BxL.shape[0], length=LENGTH)
   found = []
   for piece in jnp.split(tokens_BxL, tokens_BxL.shape[1] // size, 1):
-    state, y_BxLxV = apply({'params': params}, state, piece)
+    state, y_BxLxV = applied(cfg)({'params': params}, state, piece)
     found.append(y_BxLxV)
   return jnp.concatenate(found, 1)
 

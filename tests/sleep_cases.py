@@ -36,6 +36,12 @@ def params_of(cfg, seed=0):
   return nn.unbox(model.init(jax.random.key(seed), None, tokens)['params'])
 
 
+@functools.cache
+def applied(cfg):
+  """The model's `apply`, compiled once."""
+  return jax.jit(language_model.LanguageModel(cfg).apply)
+
+
 def tokens(B, L, seed=1):
   return jax.random.randint(jax.random.key(seed), (B, L), 0, V)
 

@@ -17,8 +17,8 @@ def model(**cms):
 
 
 def logits(cfg, params):
-  apply = jax.jit(language_model.LanguageModel(cfg).apply)
-  return apply({'params': params}, None, cases.tokens(2, 8))[1]
+  given = {'params': params}, None, cases.tokens(2, 8)
+  return cases.applied(cfg)(*given)[1]
 
 
 def filled(cfg, params, k, index, size=0.3):
