@@ -2,13 +2,16 @@
 
 import json
 
+import launch_cases
 import notebook_cases as cases
 import pytest
 
 pytestmark = pytest.mark.source
 
 
-def test_the_night_of_sleep_keeps_the_days_and_the_core(tmp_path):
+def test_the_night_of_sleep_keeps_the_days_and_the_core(tmp_path, monkeypatch):
+  for name, value in launch_cases.QUICK.items():
+    monkeypatch.setenv(name, value)
   cases.execute('a_night_of_sleep.ipynb', tmp_path)
 
   lines = (tmp_path / 'runs/sleep/life/night.jsonl').read_text().splitlines()
