@@ -3,114 +3,167 @@
 See `gpu_adjoint`. Two sums of logarithms are told apart, `total` of the forget
 gate and `total_b` of the momentum's. `A_p[t, i] = sum_s G_p[t, s] B[s, i]`
 holds, besides those of t and i, a term `total_b - total` at each s between,
-whose share is the diagonal of `G_p^T d_A_p B^T`. The weights of the momentum
-at the boundary are those of the first token times its gate, `b_0`: gradients
-of c_p go to the first column of A_p, where those of its gate cancel.
+whose share is the diagonal of `G_p^T d_A_p B^T`; so does `c_p = G_p b`.
+
+All is linear in what reaches the chunk, and found in two pieces, a program
+each: what was written, through U and P, and the system with what it takes of
+the fast parts and momenta. Each alone fits the registers.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import gpu_gates, gpu_momentum
-from nestax.models.memory.gpu_adjoint import Tokens
+from nestax.models.memory import gpu_adjoint, gpu_gates, gpu_momentum
+from nestax.models.memory.gpu_layout import Shape
+
+ROWS = ('total', 'enters', 'eta', 'total_b')
 
 
-class Reached(NamedTuple):
-  """Of what a chunk is made of; letters of `gpu_momentum`.
+class Piece(NamedTuple):
+  """Of a chunk's keys and values, and their scalars, see `gpu_adjoint`."""
+
+  k: jax.Array  # [C, K]
+  v: jax.Array | None
+  rows: tuple  # ROWS, [C] float32
+
+
+class Written(NamedTuple):
+  """Of what a chunk writes; letters of `gpu_momentum`.
 
   Tiles are functions that make them, `[C, K]`, called where they are used up:
   all of them at once do not fit the registers.
   """
 
   last_Ak: Callable
+  P: Callable | None  # of d_last_Ak, `[C, C]`; None: no system
   kb: Callable
-  ld: Callable | None  # with these four a system
-  ls: Callable | None
-  last_k: Callable | None
-  turned: Callable | None  # (last_k, last_Ak) -> (of L, its sign turned; of P)
+  lw: Callable  # and of ld, for the tokens that read the fast parts
+  target: Callable | None  # of `mem`, where it has one
   kept: float  # scalars: of what is kept of fast parts and momenta
   c: float
   b: float
+
+
+class System(NamedTuple):
+  """Of what the system is made of, likewise."""
+
+  ld: Callable
+  ls: Callable
+  last_k: Callable
+  L: Callable  # of d_last_k, `[C, C]`, its sign turned
+
+
+def pieces(shape: Shape) -> int:
+  return 2 if shape.cfg.delta else 1
 
 
 def _rows(x, y):
   return jnp.sum(x * y, axis=1)
 
 
-def first(x_C):
-  """The first entry of `[C]`, as a scalar."""
-  return jnp.sum(jnp.where(gpu_gates.iota(x_C.shape, 0) == 0, x_C, 0.0))
-
-
-def first_column(x_C):
-  """The tile `[C, C]` that begins with this column, else zero."""
-  C = x_C.shape[0]
-  return jnp.where(gpu_gates.iota((C, C), 1) == 0, x_C[:, None], 0.0)
-
-
 def at_end(C: int, scalar):
   return jnp.where(gpu_gates.iota((C,), 0) == C - 1, scalar, 0.0)
 
 
-def through_chunk(shape, chunk, A_p, d: Reached):
-  """(Tokens, gradient of total_b) by all that stands in `d`."""
-  decay, push, C = chunk.decay, chunk.push, shape.C
-  k = chunk.k.astype(jnp.float32)
+def put_piece(refs: Piece, j: int, at, piece: Piece) -> None:
+  """Writes piece j, `at` a chunk or a head."""
+  put_tile(refs.k, (*at, j), piece.k)
+  if piece.v is not None:
+    put_tile(refs.v, at, piece.v)
+  for row, x in enumerate(piece.rows):
+    refs.rows[(*at, j, row, slice(None))] = x
+
+
+def put_tile(ref, at, x) -> None:
+  ref[(*at, slice(None), slice(None))] = x.astype(ref.dtype)
+
+
+def add_piece(piece: Piece, refs: Piece, j: int, at) -> Piece:
+  """With piece j of the references."""
+  v = piece.v
+  if v is not None:
+    v = v + refs.v[at].astype(jnp.float32)
+  return Piece(
+    piece.k + refs.k[(*at, j)].astype(jnp.float32),
+    v,
+    tuple(x + refs.rows[(*at, j, row, slice(None))]
+          for row, x in enumerate(piece.rows)),
+  )  # fmt: skip
+
+
+def _ended(shape, chunk, total, total_b, between, end):
+  """(total, total_b) with what stands between tokens, and at the end."""
+  return total - between + at_end(shape.C, end), total_b + between
+
+
+def through_written(shape: Shape, chunk, A_p, d: Written) -> Piece:
+  """Through U and P, what is kept, and the errors."""
+  decay, push, dots, C = chunk.decay, chunk.push, shape.dots, shape.C
+  k, v = chunk.k.astype(jnp.float32), chunk.v.astype(jnp.float32)
   last = gpu_momentum.last_live(decay, chunk.marks)
-  b_0 = first(push.b)
-  d_kb = push.last_b[:, None] * d.kb()
-  d_last_b = _rows(d_kb, k)
   d_last_Ak = d.last_Ak()
   d_A = _rows(d_last_Ak, k)
-  d_k = d_kb + push.last_A[:, None] * d_last_Ak
   d_last_A = d_A * push.last_A
-  total_b = at_end(C, jnp.sum(d_last_b) + push.b_end * d.b)
-  total_b = total_b - d_last_A - d_last_b
-  end = jnp.sum(d_last_A) + decay.kept * d.kept + push.c_end * d.c
-  place = gpu_gates.iota((C,), 0)
-  d_A = d_A + jnp.where(place == 0, b_0 * d.c, 0.0)
-  between = last[:, None] * d_A[None, :]
-  enters = total = jnp.zeros_like(decay.eta)
-  if shape.cfg.delta:
-    d_last_k = d.last_k()
-    d_last = decay.last * _rows(d_last_k, k)
-    d_k = d_k + decay.last[:, None] * d_last_k
-    keys, enters, total, d_A_p, of_b = _through_system(
-      shape, chunk, A_p, d, d.turned(d_last_k, d_last_Ak), b_0
-    )
+  d_k = push.last_A[:, None] * d_last_Ak
+  between, total_b = last[:, None] * d_A[None, :], -d_last_A
+  enters = jnp.zeros_like(d_A)
+  if d.P is not None:
+    keys, enters, columns, d_A_p = _through_P(shape, chunk, A_p, d.P(d_last_Ak))
     G_p = gpu_momentum.before(chunk.gate, chunk.marks)
-    between = between + shape.dots.tn(G_p, d_A_p)
-    end, total = end + jnp.sum(d_last), total - d_last
-    d_k, total_b = d_k + keys, total_b + of_b
-  B = gpu_momentum.pushes(chunk.total_b, chunk.marks)
-  between = _rows(between, B)
-  total = total - between + at_end(C, end)
-  zero = jnp.zeros_like(enters)
-  tokens = Tokens(d_k, jnp.zeros_like(d_k), total, enters, zero)
-  return tokens, total_b + between
+    between = between + dots.tn(G_p, d_A_p)
+    d_k, total_b = d_k + keys, total_b - columns
+  between = _rows(between, gpu_momentum.pushes(chunk.total_b, chunk.marks))
+  # of the momentum at the boundary, in the memory at the end
+  between = between + last * push.b * d.c
+  d_kb = push.last_b[:, None] * d.kb()
+  d_last_b = _rows(d_kb, k)
+  d_k, total_b = d_k + d_kb, total_b - d_last_b
+  total_b = total_b + at_end(C, jnp.sum(d_last_b) + push.b_end * d.b)
+  end = jnp.sum(d_last_A) + decay.kept * d.kept + push.c_end * d.c
+  targets = [] if d.target is None else [('mem', d.target())]
+  errors = gpu_adjoint.through_errors(shape, decay, k, v, d.lw(), targets)
+  total, total_b = _ended(shape, chunk, enters, total_b, between, end)
+  return Piece(d_k + errors.k, errors.v, (total, enters, errors.eta, total_b))
 
 
-def _through_system(shape, chunk, A_p, d: Reached, turned, b_0):
-  """Of (k, log (eta g_p), log g, A_p, total_b) by L, P, ld and ls."""
-  decay, push, dots = chunk.decay, chunk.push, shape.dots
-  k, eta, (d_L, d_P) = chunk.k.astype(jnp.float32), decay.eta, turned
-  of_L = -gpu_gates.coupling(chunk.gate, chunk.marks) * d_L
-  d_P = eta[:, None] * d_P
+def _through_P(shape: Shape, chunk, A_p, d_P):
+  """(Of k, log (eta g_p), minus that of total_b, of A_p) by P."""
+  dots, k = shape.dots, chunk.k.astype(jnp.float32)
+  d_P = chunk.decay.eta[:, None] * d_P
   of_P = (A_p.astype(jnp.float32) * d_P).astype(shape.dtype)
-  of_L = of_L.astype(shape.dtype)
   # sums over rows and columns of what is beside (k k^T)
-  rows = dots.nn(of_L, chunk.k) + dots.nn(of_P, chunk.k)
-  columns_L, columns_P = dots.tn(of_L, chunk.k), dots.tn(of_P, chunk.k)
-  enters = _rows(rows, k)
-  total, total_b = -_rows(columns_L, k), -_rows(columns_P, k)
-  d_k = rows + columns_L + columns_P
+  rows, columns = dots.nn(of_P, chunk.k), dots.tn(of_P, chunk.k)
+  d_A_p = dots.nt(chunk.k, chunk.k) * d_P
+  return rows + columns, _rows(rows, k), _rows(columns, k), d_A_p
+
+
+def through_system(shape: Shape, chunk, d: System) -> Piece:
+  """Through L, ld and ls, and the keys that Z is written with."""
+  decay, push, dots = chunk.decay, chunk.push, shape.dots
+  k, coupling = chunk.k.astype(jnp.float32), None
+  coupling = gpu_gates.coupling(chunk.gate, chunk.marks)
+  d_last_k = d.last_k()
+  d_last = decay.last * _rows(d_last_k, k)
+  d_k = decay.last[:, None] * d_last_k
+  of_L = (-coupling * d.L(d_last_k)).astype(shape.dtype)
+  rows, columns = dots.nn(of_L, chunk.k), dots.tn(of_L, chunk.k)
+  enters, total = _rows(rows, k), -d_last - _rows(columns, k)
+  d_k = d_k + rows + columns
   d_ls = d.ls()
-  d_c_p = -eta * _rows(d_ls, k)
-  d_k = d_k - (eta * push.c_p)[:, None] * d_ls
+  of_c_p = -_rows(d_ls, k)  # over eta
+  d_k = d_k - (decay.eta * push.c_p)[:, None] * d_ls
+  # a token reads what is before it: its own gate is not in it
+  between = jnp.sum(coupling * of_c_p[:, None], axis=0) * push.b
+  if push.live is not None:
+    between = push.live * between
   d_ld = -decay.eta_g[:, None] * d.ld()
   d_k = d_k + d_ld
-  enters = enters + d_c_p * push.c_p + _rows(d_ld, k)
-  d_A_p = dots.nt(chunk.k, chunk.k) * d_P + first_column(b_0 * d_c_p)
-  return d_k, enters, total + enters, d_A_p, total_b
+  enters = enters + decay.eta * push.c_p * of_c_p + _rows(d_ld, k)
+  total, total_b = _ended(
+    shape, chunk, total + enters, 0.0, between, jnp.sum(d_last)
+  )
+  zero = jnp.zeros_like(total)
+  return Piece(d_k, None, (total, enters, zero, total_b))

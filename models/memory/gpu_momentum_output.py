@@ -17,8 +17,6 @@ from nestax.models.memory.gpu_layout import (
   Shape,
   array,
   call,
-  groups,
-  over_group,
   put,
   put_tokens,
   tokens_of,
@@ -26,7 +24,6 @@ from nestax.models.memory.gpu_layout import (
 from nestax.models.memory.gpu_momentum_link import system_P
 
 WARPS = 4
-STAGES = 1
 
 
 class Steps(NamedTuple):
@@ -54,27 +51,20 @@ def output(shape: Shape, save: bool, slow, stream, walked, both):
   """
   B, _, H, K = stream.query.shape
   return call(
-    _output_kernel, shape, (groups(shape), H, B),
+    _output_kernel, shape, (H, B, shape.n),
     (slow.maps['mem'], slow.folded['mem'], stream,
      walked._replace(start=None), both),
     (jax.ShapeDtypeStruct(stream.query.shape, jnp.float32),
      steps_of(shape, B, H) if save else None),
-    'memory_momentum_output', WARPS, STAGES,
+    'memory_momentum_output', WARPS, 1,
   )  # fmt: skip
 
 
-def _output_kernel(shape: Shape, W, folded, stream, walked, both, out, steps):
-  h = pl.program_id(1)
-  # read once: they stay in shared memory
-  slow = W[h, :, :], folded[h, :, :]
-  refs = stream, walked, both, out, steps
-  over_group(shape, lambda at, _: _output_chunk(shape, slow, refs, at))
-
-
-def _output_chunk(shape: Shape, slow, refs, at):
-  cfg, dots, (W, folded) = shape.cfg, shape.dots, slow
-  stream, walked, both, out, saved = refs
-  b, h, i = at
+def _output_kernel(shape: Shape, W, folded, stream, walked, both, out, saved):
+  cfg, dots = shape.cfg, shape.dots
+  h, b, i = (pl.program_id(axis) for axis in range(3))
+  at = b, h, i
+  W, folded = W[h, :, :], folded[h, :, :]
   chunk = gpu_momentum.here(shape, stream, walked, at)
   D, S = (ref[b, h, i] for ref in both)
   steps = None

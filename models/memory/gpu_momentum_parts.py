@@ -5,40 +5,38 @@ chunk, which `gpu_momentum_link` has taken back before, and what
 `gpu_momentum_read` has found of the output.
 """
 
-from typing import NamedTuple
+import functools
 
-import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from nestax.models.memory import (
   gpu_adjoint,
   gpu_momentum,
   gpu_momentum_adjoint,
+  gpu_steps,
+  gpu_tile,
 )
-from nestax.models.memory.gpu_layout import (
-  Shape,
-  array,
-  call,
-  put,
-  put_rows,
+from nestax.models.memory.gpu_layout import Shape, array, call, put
+from nestax.models.memory.gpu_momentum_adjoint import (
+  ROWS,
+  Piece,
+  System,
+  Written,
 )
-from nestax.models.memory.gpu_momentum_adjoint import Reached
 
-WARPS = 8
+WARPS = 4
 
 
-class Parts(NamedTuple):
-  """What reaches a chunk's tokens by `mem`, `[B, H, n, ...]`."""
-
-  k: jax.Array  # [C, K]
-  v: jax.Array
-  # the rest of `gpu_adjoint.Tokens`, and of total_b, [4, C], float32
-  scalars: jax.Array
+def pieces_of(shape: Shape, B: int, H: int) -> Piece:
+  """Shapes of what reaches each chunk's tokens, `[B, H, n, pieces, ...]`."""
+  make, C, K = array(shape, B, H), shape.C, shape.K
+  count = gpu_momentum_adjoint.pieces(shape)
+  rows = make(count, len(ROWS), C, dtype='float32')
+  return Piece(make(count, C, K), make(C, K), rows)
 
 
 def parts(shape: Shape, slow, stream, saved, read, d_both):
-  """(Parts, gradient of what is written into `mem`).
+  """(Piece, gradient of what is written into `mem`).
 
   Args:
     shape: of the walk.
@@ -49,67 +47,96 @@ def parts(shape: Shape, slow, stream, saved, read, d_both):
     d_both: of fast part and momentum of `mem` after each chunk.
   """
   B, H = stream.query.shape[0], stream.query.shape[2]
-  make, C, K = array(shape, B, H), shape.C, shape.K
   walked, both, steps = saved
   saved = walked._replace(start=None), both, steps
+  count = gpu_momentum_adjoint.pieces(shape)
   return call(
-    _parts_kernel, shape, (shape.n, H, B),
+    _parts_kernel, shape, (H, B, count * shape.n),
     (slow.folded['mem'], stream, saved, read, d_both),
-    (Parts(make(C, K), make(C, K), make(4, C, dtype='float32')), make(C, K)),
+    (pieces_of(shape, B, H), array(shape, B, H)(shape.C, shape.K)),
     'memory_momentum_parts', WARPS, 1,
   )  # fmt: skip
 
 
 def _parts_kernel(shape: Shape, folded, stream, saved, read, d_both, parts,
                   d_U_ref):  # fmt: skip
-  i, h, b = (pl.program_id(axis) for axis in range(3))
-  at = b, h, i
-  cfg, dots = shape.cfg, shape.dots
-  walked, both, steps = saved
+  refs = folded, stream, saved, read, d_both, parts, d_U_ref
+  finds = (_by_written, _by_system)[: gpu_momentum_adjoint.pieces(shape)]
+  gpu_steps.each_chunk(*(functools.partial(f, shape, refs) for f in finds))
+
+
+def _of_steps(dots, found, *by_end):
+  """What reaches the steps `[C, K]` by the output and by the chunk's end."""
+  total = 0.0 if found is None else found.astype(jnp.float32)
+  for keys, d in by_end:
+    total = total + dots.nt(keys, d)
+  return total.astype(dots.dtype)
+
+
+def _by_written(shape: Shape, refs, at):
+  folded, stream, (walked, both, steps), read, d_both, parts, d_U_ref = refs
+  cfg, dots, (b, h, i) = shape.cfg, shape.dots, at
   chunk = gpu_momentum.here(shape, stream, walked, at)
-  A_p = walked.A_p[b, h, i]
-  D, S = (ref[b, h, i] for ref in both)
-  E, F = (ref[b, h, i] for ref in d_both)
-  U = steps.U[b, h, i]
+  D, S = (ref[at] for ref in both)
+  E, F = (ref[at] for ref in d_both)
+  U = steps.U[at]
   kb = gpu_momentum.sides_of(shape, chunk).kb
-  d_U = dots.nt(walked.ku[b, h, i], E) + dots.nt(kb, F)
-  if read.steps is not None:
-    d_U = d_U + read.steps.U[b, h, i].astype(jnp.float32)
-  d_U = d_U.astype(shape.dtype)
+  found = (None, None) if read.steps is None else [
+    None if ref is None else ref[at] for ref in read.steps
+  ]  # fmt: skip
+  d_U = _of_steps(dots, found[0], (walked.ku[at], E), (kb, F))
   put(d_U_ref, at, d_U)
-  system = (None,) * 4
+  of_P = None
   if cfg.delta:
-    Z = steps.Z[b, h, i]
-    d_R = dots.nt(walked.turned_k[b, h, i], E)
-    if read.steps is not None:
-      d_R = d_R + read.steps.Z[b, h, i].astype(jnp.float32)
-    d_R = d_R.astype(shape.dtype)
-    system = (
-      lambda: dots.nn(d_R, D),
-      lambda: dots.nn(d_R, S),
-      lambda: dots.nn(Z, E),
-      lambda last_k, last_Ak: (dots.nt(d_R, Z), -dots.nt(d_R, U)),
-    )
-  wide = (x.astype(jnp.float32) for x in (D, S, E, F))
-  D_, S_, E_, F_ = wide
-  ends = jnp.sum(E_ * D_), jnp.sum(E_ * S_), jnp.sum(F_ * S_)
-  reached = Reached(
-    lambda: dots.nn(U, E), lambda: dots.nn(U, F), *system, *ends
+    d_R = _of_steps(dots, found[1], (walked.turned_k[at], E))
+    of_P = lambda _: -dots.nt(d_R, U)  # noqa: E731
+  wide_D, wide_S, wide_E, wide_F = (x.astype(jnp.float32) for x in (D, S, E, F))
+
+  def of_lw():
+    d_lw = gpu_adjoint.alive_only(chunk.decay, dots.nn(d_U, D))
+    return d_lw + dots.nn(d_U, folded[h, :, :])
+
+  target = None
+  if any(gpu_tile.targets(cfg, 'mem')):
+    target = lambda: d_U.astype(jnp.float32)  # noqa: E731
+  piece = gpu_momentum_adjoint.through_written(
+    shape,
+    chunk,
+    walked.A_p[at],
+    Written(
+      lambda: dots.nn(U, E),
+      of_P,
+      lambda: dots.nn(U, F),
+      of_lw,
+      target,
+      jnp.sum(wide_E * wide_D),
+      jnp.sum(wide_E * wide_S),
+      jnp.sum(wide_F * wide_S),
+    ),
   )
-  tokens, total_b = gpu_momentum_adjoint.through_chunk(
-    shape, chunk, A_p, reached
-  )
-  k, v = chunk.k.astype(jnp.float32), chunk.v.astype(jnp.float32)
-  d_sides = gpu_adjoint.alive_only(chunk.decay, dots.nn(d_U, D))
-  d_sides = d_sides + dots.nn(d_U, folded[h, :, :])
-  tokens = tokens + gpu_adjoint.through_errors(
-    shape, chunk.decay, k, v, d_sides, [('mem', d_U.astype(jnp.float32))]
-  )
-  d_k, (total, enters, eta) = tokens.k, tokens[2:]
   if read.steps is not None:
-    d_k = d_k + read.k[b, h, i].astype(jnp.float32)
+    total, enters, eta, total_b = piece.rows
     total = total + read.scalars[b, h, i, 0, :]
     total_b = total_b + read.scalars[b, h, i, 1, :]
-  put(parts.k, at, d_k)
-  put(parts.v, at, tokens.v)
-  put_rows(parts.scalars, at, (total, enters, eta, total_b))
+    d_k = piece.k + read.k[at].astype(jnp.float32)
+    piece = Piece(d_k, piece.v, (total, enters, eta, total_b))
+  gpu_momentum_adjoint.put_piece(parts, 0, at, piece)
+
+
+def _by_system(shape: Shape, refs, at):
+  _, stream, (walked, both, steps), read, d_both, parts, _ = refs
+  dots, chunk = shape.dots, gpu_momentum.here(shape, stream, walked, at)
+  E, Z = d_both[0][at], steps.Z[at]
+  found = None if read.steps is None else read.steps.Z[at]
+  d_R = _of_steps(dots, found, (walked.turned_k[at], E))
+  piece = gpu_momentum_adjoint.through_system(
+    shape,
+    chunk,
+    System(
+      lambda: dots.nn(d_R, both[0][at]),
+      lambda: dots.nn(d_R, both[1][at]),
+      lambda: dots.nn(Z, E),
+      lambda _: dots.nt(d_R, Z),
+    ),
+  )
+  gpu_momentum_adjoint.put_piece(parts, 1, at, piece)

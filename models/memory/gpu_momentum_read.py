@@ -26,7 +26,6 @@ from nestax.models.memory.gpu_layout import (
   put_rows,
   put_tokens,
 )
-from nestax.models.memory.gpu_momentum_adjoint import first, first_column
 from nestax.models.memory.gpu_momentum_link import system_P
 from nestax.models.memory.gpu_momentum_output import Steps, steps_of
 
@@ -116,7 +115,7 @@ def _inside(shape: Shape, refs, chunk, q, d_out, d_c, d_q, at):
   put(read.k, at, columns)
   total = total + jnp.sum(rows * q, axis=1)
   # of A itself, in which c is the first column times the first gate
-  d_A = dots.nt(q, chunk.k) * d_A + first_column(first(push.b) * d_c)
+  d_A = dots.nt(q, chunk.k) * d_A + _first_column(_first(push.b) * d_c)
   G_p = gpu_momentum.before(chunk.gate, chunk.marks)
   between = dots.tn(G_p, push.alpha[:, None] * d_A)
   between = between + (d_A if push.live is None else push.live[:, None] * d_A)
@@ -146,3 +145,14 @@ def _of_mem(shape: Shape, refs, chunk, q, d_out, at):
   put(read.steps.U, at, d_U)
   put(read.mem[0], at, of_D + dots.tn(d_U, side.alive_lw))
   put(read.mem[1], at, of_S)
+
+
+def _first(x_C):
+  """The first entry of `[C]`, as a scalar."""
+  return jnp.sum(jnp.where(gpu_gates.iota(x_C.shape, 0) == 0, x_C, 0.0))
+
+
+def _first_column(x_C):
+  """The tile `[C, C]` that begins with this column, else zero."""
+  C = x_C.shape[0]
+  return jnp.where(gpu_gates.iota((C, C), 1) == 0, x_C[:, None], 0.0)

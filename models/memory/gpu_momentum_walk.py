@@ -31,7 +31,6 @@ from nestax.models.memory.gpu_layout import (
 from nestax.models.memory.gpu_tile import COLUMNS
 
 WARPS = 4
-WRITERS = 8
 
 
 class Both(NamedTuple):
@@ -111,11 +110,10 @@ def walk(shape: Shape, save: bool, slow, both: Both, stream):
 
   kernels = (
     gpu_steps.Kernel(_read_kernel, 'memory_momentum_walk', WARPS),
-    gpu_steps.Kernel(_write_kernel, 'memory_momentum_write', WRITERS),
+    gpu_steps.Kernel(_write_kernel, 'memory_momentum_write', WARPS),
   )
-  walked, state = gpu_steps.walk(
-    kernels, shape, (B, H), (slow, stream), (both, boundary), shapes, kept
-  )
+  steps = gpu_steps.Walk(shape, (B, H), (slow, stream), shapes)
+  walked, state = steps.run(kernels, (both, boundary), kept)
   both, boundary = kept(shape.n, state)
   return walked, boundary, both
 

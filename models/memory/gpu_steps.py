@@ -2,10 +2,12 @@
 
 With momentum the addresses, masks and tiles of a whole chunk are several times
 the registers, and what is put aside and read again exceeds the caches. So a
-chunk is cut into kernels and the loop is outside of them: the state goes
-through memory, and what chunks leave is written into arrays that all share.
+chunk is cut into kernels, each of several programs a head, and the loop is
+outside of them: the state goes through memory, and what chunks leave is
+written into arrays that all share.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,59 +29,89 @@ class Kernel(NamedTuple):
   run: Callable  # of references; `step` holds the number of the step, `[1]`
   name: str
   warps: int
+  programs: int = 1  # a head: the grid's last axis
 
 
-def walk(kernels, shape: Shape, grid, args, state, outs, before):
-  """Runs the kernels one after the other, n times.
+class Walk(NamedTuple):
+  """What all kernels of a walk are called with."""
 
-  Args:
-    kernels: of a step.
-    shape: of the walk.
-    grid: of every kernel.
-    args: arrays that are only read.
-    state: arrays handed from kernel to kernel; old and new are one.
-    outs: shapes of arrays of which each step writes its own part.
-    before: `(step, state) -> state`, between the steps.
+  shape: Shape
+  grid: tuple[int, int]  # sequences and heads
+  args: tuple  # arrays that are only read
+  outs: tuple  # shapes of arrays of which each step writes its own part
 
-  Returns:
-    (outs, state).
+  def run(self, kernels, state, before, last=None):
+    """Runs the kernels one after the other, n times.
+
+    Args:
+      kernels: of a step.
+      state: arrays handed from kernel to kernel; old and new are one.
+      before: `(step, state) -> state`, between the steps.
+      last: the one after the last, or None.
+
+    Returns:
+      (outs, state).
+    """
+
+    def steps(i, outs, state):
+      state = before(i, state)
+      for kernel in kernels:
+        outs, state = self._run(kernel, i, outs, state)
+      return outs, state
+
+    # the first makes the arrays that the others write on into
+    carry = steps(jnp.int32(0), None, state)
+    carry = jax.lax.fori_loop(1, self.shape.n, lambda i, x: steps(i, *x), carry)
+    if last is None:
+      return carry
+    return self._run(last, jnp.int32(self.shape.n), *carry)
+
+  def _run(self, kernel: Kernel, i, outs, state):
+    everywhere = pl.BlockSpec(memory_space=pl.ANY)
+    inputs = (jnp.reshape(i, (1,)), self.args, state, outs)
+    results = jax.tree.map(like, (self.outs, state))
+
+    def run(step, args, state, _, outs, new):
+      kernel.run(self.shape, step, *args, state, outs, new)
+
+    # the state and, once they are made, the arrays written are the same
+    count = len(jax.tree.leaves(inputs))
+    size, held = (len(jax.tree.leaves(x)) for x in (self.outs, state))
+    made = 0 if outs is None else size
+    first = count - held - made
+    aliases = {first + j: size + j for j in range(held)}
+    aliases |= {first + held + j: j for j in range(made)}
+    return pl.pallas_call(
+      run,
+      grid=(*self.grid, kernel.programs),
+      in_specs=jax.tree.map(lambda _: everywhere, inputs),
+      out_specs=jax.tree.map(lambda _: everywhere, results),
+      out_shape=results,
+      input_output_aliases=aliases,
+      interpret=self.shape.interpret,
+      compiler_params=plgpu.CompilerParams(
+        num_warps=kernel.warps, num_stages=1
+      ),
+      name=kernel.name,
+    )(*inputs)
+
+
+def each_program(*bodies) -> None:
+  """Of a head's programs, each runs its own body."""
+  for j, body in enumerate(bodies):
+    pl.when(pl.program_id(2) == j)(body)
+
+
+def each_chunk(*bodies) -> None:
+  """Runs `body((b, h, i))`, each body of a chunk in a program of its own.
+
+  The grid is of heads, sequences and, bodies times chunks, programs.
   """
-
-  def step(i, outs, state, made):
-    state = before(i, state)
-    for kernel in kernels:
-      outs, state = _run(kernel, shape, grid, args, i, state, outs, made)
-      made = True
-    return outs, state
-
-  # the first makes the arrays that the others write on into
-  carry = step(jnp.int32(0), outs, state, False)
-  return jax.lax.fori_loop(1, shape.n, lambda i, x: step(i, *x, True), carry)
-
-
-def _run(kernel: Kernel, shape: Shape, grid, args, i, state, outs, made):
-  everywhere = pl.BlockSpec(memory_space=pl.ANY)
-  inputs = (jnp.reshape(i, (1,)), args, state, outs if made else None)
-  results = jax.tree.map(like, (outs, state))
-
-  def run(step, args, state, _, outs, new):
-    kernel.run(shape, step, *args, state, outs, new)
-
-  # the state and, once they are made, the arrays written are the same
-  count = len(jax.tree.leaves(inputs))
-  size, held = (len(jax.tree.leaves(x)) for x in (outs, state))
-  first = count - held - (size if made else 0)
-  aliases = {first + j: size + j for j in range(held)}
-  if made:
-    aliases |= {first + held + j: j for j in range(size)}
-  return pl.pallas_call(
-    run,
-    grid=grid,
-    in_specs=jax.tree.map(lambda _: everywhere, inputs),
-    out_specs=jax.tree.map(lambda _: everywhere, results),
-    out_shape=results,
-    input_output_aliases=aliases,
-    interpret=shape.interpret,
-    compiler_params=plgpu.CompilerParams(num_warps=kernel.warps, num_stages=1),
-    name=kernel.name,
-  )(*inputs)
+  h, b, j = (pl.program_id(axis) for axis in range(3))
+  count = len(bodies)
+  at = b, h, j // count
+  for which, body in enumerate(bodies):
+    if count == 1:
+      body(at)
+    else:
+      pl.when(j % count == which)(functools.partial(body, at))

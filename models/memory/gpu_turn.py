@@ -204,12 +204,12 @@ def read_back(shape: Shape, stream, decay, at, E: Fast, d_k, d_v, d_logits):
   if 'k' in maps:
     maps['k'] = maps['k'] + dots.tn(d_k, key)
   if gates is not None:
-    columns = gpu_tile.columns(_of_memories(shape, d_logits))
+    columns = gpu_tile.columns(of_memories(shape, d_logits))
     gates = gates + dots.tn(key, columns)
   return Fast(maps, gates, None)
 
 
-def _of_memories(shape: Shape, d_logits):
+def of_memories(shape: Shape, d_logits):
   """Gradients of the gates' logits, zero for gates that are no memories."""
   return [
     d if gate in shape.cfg.gates else jnp.zeros_like(d)
