@@ -123,13 +123,16 @@ def test_kernels_with_momentum_alone_equal_the_token_rule():
   cases.assert_close(got, everything(*args, 'token'), 3e-5)
 
 
-def test_a_stream_with_momentum_from_inside_a_chunk_equals_the_token_rule():
+@pytest.mark.parametrize('stream', [False, True], ids=['fresh', 'stream'])
+def test_kernels_with_momentum_equal_the_token_rule(stream):
+  """Without documents; from inside a chunk, with some."""
   cfg = rule(momentum=True)
   initial = cases.initial_values(cfg, jnp.float32)
-  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=False)
+  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=stream)
   # momenta that last from chunk to chunk, and multiply what is rounded
   inputs = inputs._replace(log_beta=0.1 * inputs.log_beta)
-  args = cfg, initial, apart(cfg, initial), inputs, 'float32'
+  state = apart(cfg, initial) if stream else None
+  args = cfg, initial, state, inputs, 'float32'
   got = everything(*args, 'gpu')
   cases.assert_close(got, everything(*args, 'token'), 1e-4)
 
@@ -160,10 +163,18 @@ def test_an_aligned_stream_of_rows_of_unequal_length_equals_scan():
   cases.assert_close(got, everything(*args, 'scan', **options), 3e-5)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('resets', [False, True], ids=['', 'resets'])
-def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets):
-  cfg = rule()
+@pytest.mark.parametrize(
+  'dtype,resets,momentum',
+  [
+    ('float32', False, False),
+    ('float32', True, False),
+    ('bfloat16', True, False),
+    ('bfloat16', False, False),
+    ('bfloat16', True, True),
+  ],
+)
+def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets, momentum):
+  cfg = rule(momentum=momentum)
   initial = cases.initial_values(cfg, jnp.float32)
   inputs = cases.inputs(cfg, jnp.float32, resets=resets)
   inputs = inputs._replace(query=inputs.query.astype(dtype))
@@ -180,15 +191,13 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets):
   with jax.sharding.use_abstract_mesh(mesh):
     traced = jax.jit(jax.grad(loss, (0, 1))).trace(initial, inputs.query)
     text = traced.lower(lowering_platforms=('cuda',)).as_text()
-  names = ('walk', 'link', 'carry', 'output')
-  names += (
-    'by_output',
-    'carry_back',
-    'parts',
-    'turn',
-    'collect',
-    'collect_mem',
-  )
+  names = ('walk', 'link', 'carry', 'output', 'carry_back', 'parts', 'turn')
+  if momentum:
+    names = (*names, 'write', 'read', 'over', 'last')
+    names = tuple(f'momentum_{name}' for name in names)
+  else:
+    names = (*names, 'by_output')
+  names = (*names, 'collect', 'collect_mem')
   assert [name for name in names if f'memory_{name}' not in text] == []
 
 
