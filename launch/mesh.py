@@ -6,6 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nestax.models import axes
@@ -61,12 +62,25 @@ def make(sizes, rows: int, length: int, devices=None) -> Mesh:
       f'mesh sizes {sizes} take {used} devices, and there are {len(devices)}'
     )
   _check_batch(sizes, rows, length)
-  # Auto: the partitioner decides; `make_mesh` alone makes explicit axes.
-  return jax.make_mesh(
-    tuple(sizes.values()),
+  # Auto: the partitioner decides.
+  return Mesh(
+    _laid(tuple(sizes.values()), devices[:used]),
     tuple(sizes),
     axis_types=(AxisType.Auto,) * len(sizes),
-    devices=devices[:used],
+  )
+
+
+def _laid(shape: tuple[int, ...], devices: list) -> np.ndarray:
+  """The devices in the shape of a mesh, neighbours near each other."""
+  slices = {getattr(device, 'slice_index', 0) for device in devices}
+  if len(slices) > 1:
+    raise MeshError(
+      f'the devices are of {len(slices)} TPU slices: a run takes one'
+    )
+  # `jax.make_mesh` cuts no axis of the wires in two, unless on v5e: 16 by 16
+  # devices then do not fit 8 x 8 x 4.
+  return mesh_utils.create_device_mesh(
+    shape, devices, allow_split_physical_axes=True
   )
 
 

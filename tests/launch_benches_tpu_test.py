@@ -5,6 +5,7 @@ without it the compilations are skipped. To record the counts of today in
 tests/tpu_bundles.json: `python tests/launch_benches_tpu_test.py`.
 """
 
+import importlib.metadata
 import json
 import pathlib
 
@@ -23,6 +24,14 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+def compiler() -> str:
+  """The version of libtpu; '' for one that no package brought."""
+  try:
+    return importlib.metadata.version('libtpu')
+  except importlib.metadata.PackageNotFoundError:
+    return ''
+
+
 def counts(topology: str, size: int) -> dict[str, list[int]]:
   """Kernel -> [bundles, spills] of one grid step."""
   shape = kernel.Shape(1, 4 * size, 2, size, 'bfloat16')
@@ -35,13 +44,16 @@ def counts(topology: str, size: int) -> dict[str, list[int]]:
 @pytest.mark.parametrize('topology', TOPOLOGIES)
 @pytest.mark.parametrize('size', SIZES)
 def test_kernels_compile_at_the_recorded_cost(topology, size):
-  golden = json.loads(GOLDEN.read_text())[topology][str(size)]
+  golden = json.loads(GOLDEN.read_text())
+  if golden['libtpu'] != compiler():
+    pytest.skip(f'recorded by libtpu {golden["libtpu"]}, not {compiler()!r}')
+  golden = golden[topology][str(size)]
   found = counts(topology, size)
   assert found.keys() == golden.keys()
   for name, (bundles, _) in found.items():
     assert bundles == pytest.approx(golden[name][0], rel=TOLERANCE), (
       f'{name} for {topology}, {size}: {golden[name][0]} bundles recorded; if '
-      'a change is meant, or libtpu is another one, record it (see above)'
+      'a change is meant, record it (see above)'
     )
 
 
@@ -115,7 +127,7 @@ def record() -> None:
   found = {
     t: {str(size): counts(t, size) for size in SIZES} for t in TOPOLOGIES
   }
-  lines = ['{']
+  lines = ['{', f'"libtpu": "{compiler()}",']
   for i, (topology, sizes) in enumerate(found.items()):
     lines.append(f'"{topology}": {{')
     rows = [f'  "{size}": {json.dumps(row)}' for size, row in sizes.items()]
