@@ -130,18 +130,20 @@ class Life:
       past.marks.append(days.mark(day))
     # those who are gone do not read; their rows stay
     names = [x if x in past.present else '' for x in past.owners]
-    total = sum(days.left(day, names, {}))
+    total, nats, count = sum(days.left(day, names, {})), 0.0, 0
     while (call := days.call(day, names, past.done, options.piece)) is not None:
-      self._read(call, day.name, names)
+      nats += self._read(call, day.name, names)
+      count += call.reads_B.sum() * call.tokens_BxL.shape[1]
       done = total - sum(days.left(day, names, past.done))
-      words = f'{self._read_loss:.3f} nats a token'
+      words = f'{nats / count:.3f} nats a token'
       self.show.update(f'day {day.name}', done, total, words)
       self._stop_if_asked()
       if options.sleep_every and past.since >= options.sleep_every:
         return not any(days.left(day, names, past.done))
     return True
 
-  def _read(self, call: days.Call, name: str, names) -> None:
+  def _read(self, call: days.Call, name: str, names) -> float:
+    """Reads a call of a day; gives what its tokens cost together, nats."""
     being, past = self.being, self.past
     state, logits, nats_B = life.read(
       self.plan.made.model,
@@ -153,7 +155,6 @@ class Life:
     )
     self.being = being._replace(state=state, logits_BxV=logits)
     nats_B, width = np.asarray(nats_B), call.tokens_BxL.shape[1]
-    self._read_loss = float(nats_B[call.reads_B].mean() / width)
     for row in np.flatnonzero(call.reads_B):
       tokens = tuple(map(int, call.tokens_BxL[row]))
       piece = replay.Piece(
@@ -163,6 +164,7 @@ class Life:
       (past.replay.add if whole else past.replay.extend)(piece)
       past.done[names[row]] = past.done.get(names[row], 0) + width
     past.since += width
+    return float(nats_B[call.reads_B].sum())
 
   def sleep(self) -> None:
     """One night, if the limit allows it and there is something to sleep on."""

@@ -37,8 +37,11 @@ def begun(plan, out):
 class Quiet:
   received = 0
 
+  def __init__(self):
+    self.told = []
+
   def update(self, *words):
-    pass
+    self.told.append(words)
 
   def say(self, line):
     pass
@@ -104,12 +107,17 @@ def test_a_life_read_in_parts_is_the_same_to_the_bit(whole, texts, tmp_path):
     life._stop_if_asked = stop
 
   for times in (3, 35):
-    life = nights.Life(plan, tmp_path, Quiet(), Quiet())
+    life = nights.Life(plan, tmp_path, show := Quiet(), Quiet())
     stop_at(life, times)
     with pytest.raises(Interrupted, match='SIGTERM: saved checkpoint'):
       life.go_on()
     life.store.close()
     assert seen[-1] == (times == 35)  # in a night
+    if times == 3:  # shown is what all that was read of the day has cost
+      read = life.past.replay.pieces()
+      cost = sum(p.surprise * len(p.tokens) for p in read)
+      mean = float(show.told[-1][-1].removesuffix(' nats a token'))
+      assert abs(mean - cost / sum(len(p.tokens) for p in read)) < 1e-3
     seen.clear()
   nights.live(plan, tmp_path)
   assert cases.rows(tmp_path) == cases.rows(whole)
