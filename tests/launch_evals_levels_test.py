@@ -22,7 +22,6 @@ def config(tmp_path_factory):
   config = cases.make_config(corpus, 'hope_attention')
   cms = {'periods': (4, 8), 'multiple': 4, 'blocks': '1', 'rate': 0.3}
   config.model.cms.update(cms | {'differentiate': 'first_order'})
-  config.train.steps = 2
   return config
 
 

@@ -78,7 +78,9 @@ def test_at_rate_0_the_logits_are_the_originals(trained, how):
   np.testing.assert_allclose(logits(*stacked, tokens_BxL), want, atol=1e-4)
 
 
-@WAYS
+@pytest.mark.parametrize(
+  'how', ['groups', pytest.param('copies', marks=pytest.mark.slow)]
+)
 def test_a_stream_at_rate_0_gives_the_originals_logits(trained, how):
   params, tokens_BxL, want = trained
   stacked = stacking.stack(BASE, params, how, cms())

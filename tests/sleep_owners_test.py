@@ -28,12 +28,15 @@ HOW = CycleConfig(
 )
 NAMES = ('ann', 'bob', 'cid')
 CFG = cases.config(slots=2, rank=4, scope='owner')
-PARAMS = cases.params_of(CFG)
 
 
 @functools.cache
 def tools(how=HOW):
   return tools_.of_model(CFG, how, Words(bos=0, eos=-1, pad=0))
+
+
+def model_params():
+  return cases.params_of(CFG)
 
 
 def same(a, b):
@@ -66,11 +69,11 @@ def test_everybody_reads_with_slots_of_their_own():
     taught(language_model.init_state(CFG, 2, 12)),
     cases.tokens(2, 9),
   )
-  after, logits = read(PARAMS, state, tokens)
+  after, logits = read(model_params(), state, tokens)
   plain = language_model.init_state(CFG, 2, 12)
-  assert np.abs(read(PARAMS, plain, tokens)[1] - logits).max() > 0.1
+  assert np.abs(read(model_params(), plain, tokens)[1] - logits).max() > 0.1
   for row in range(2):
-    mine = owners.personal(PARAMS, state, row)
+    mine = owners.personal(model_params(), state, row)
     alone = language_model.take_row(state, row)._replace(owned=None)
     end, want = read(mine, alone, tokens[row : row + 1])
     np.testing.assert_allclose(logits[row : row + 1], want, atol=2e-5)
@@ -87,11 +90,13 @@ def test_everybody_reads_with_slots_of_their_own():
 def test_empty_slots_of_their_own_change_no_logit():
   tokens = cases.tokens(2, 9)
   state = language_model.init_state(CFG, 2, 12)
-  _, want = read(PARAMS, state, tokens)
+  _, want = read(model_params(), state, tokens)
   grown = tuple(experts.activate(slots, 1) for slots in state.owned)
-  assert same(read(PARAMS, state._replace(owned=grown), tokens)[1], want)
+  assert same(
+    read(model_params(), state._replace(owned=grown), tokens)[1], want
+  )
   # another program, to the bit or nearly so
-  _, shared = read(PARAMS, state._replace(owned=None), tokens)
+  _, shared = read(model_params(), state._replace(owned=None), tokens)
   np.testing.assert_allclose(want, shared, atol=1e-6)
 
 
@@ -123,14 +128,14 @@ def gathered(names=NAMES[:2]):
 def sleep(names=NAMES[:2], how=HOW):
   core = Said(cases.tokens(4, 10, 9), jnp.full(4, 1), jnp.full(4, 10))
   state = cases.day(CFG, 3)
-  args = PARAMS, state, gathered(names), core, 1, jax.random.key(0)
+  args = model_params(), state, gathered(names), core, 1, jax.random.key(0)
   return state, owners.night(tools(how), *args)
 
 
 def test_a_night_teaches_owners_and_leaves_the_weights_of_all():
   state, slept = sleep()
   assert slept.decision.accepted and slept.owners == NAMES[:2]
-  assert same(slept.params, PARAMS)
+  assert same(slept.params, model_params())
   assert owners.used(CFG, slept.params, slept.state) == [0, 2]
   for row in (0, 1):
     assert not same(
