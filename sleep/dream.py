@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from nestax.models.config import ModelConfig
+from nestax.sleep import distributions, seed
 from nestax.sleep import reader as readers
-from nestax.sleep import seed
 from nestax.sleep.reader import Reader, Said
 
 
@@ -124,7 +124,7 @@ def row_scores(reader: Reader, params, context, texts: Said):
   """Mean log-probability of what each row says, `[B]`; 0 if it says nothing."""
   logits = readers.score(reader, params, context, texts.tokens_BxL)
   mask = texts.said_BxL[:, 1:]
-  log_B = seed.log_chance(logits, texts.tokens_BxL[:, 1:], mask)
+  log_B = distributions.log_chance(logits, texts.tokens_BxL[:, 1:], mask)
   return log_B / jnp.maximum(mask.sum(1), 1)
 
 

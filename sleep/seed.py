@@ -24,11 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nestax.sleep import imitate
+from nestax.sleep import distributions, imitate
 from nestax.sleep import reader as readers
 from nestax.sleep.reader import Reader, Said
-
-DIVERGENCES = ('forward_kl', 'reverse_kl', 'jsd')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +69,9 @@ class SeedConfig:
   keep: float = 1.0
 
   def __post_init__(self):
-    if self.divergence not in DIVERGENCES:
-      raise ValueError(
-        f'divergence={self.divergence!r}: one of {", ".join(DIVERGENCES)}'
-      )
+    if self.divergence not in distributions.DIVERGENCES:
+      names = ', '.join(distributions.DIVERGENCES)
+      raise ValueError(f'divergence={self.divergence!r}: one of {names}')
     for name in ('alpha', 'on_policy', 'gamma', 'bound', 'last'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name}={getattr(self, name)}: from 0 to 1')
@@ -110,34 +107,11 @@ class Side(NamedTuple):
   context: Any  # see `reader.Reader`
 
 
-def divergence(name: str, teacher_BxLxV, student_BxLxV):
-  """Of two next-token distributions given by logits, nats, `[B, L]`."""
-  t = jax.nn.log_softmax(teacher_BxLxV)
-  s = jax.nn.log_softmax(student_BxLxV)
-
-  def kl(p, q):
-    return (jnp.exp(p) * (p - q)).sum(-1)
-
-  if name == 'forward_kl':
-    return kl(t, s)
-  if name == 'reverse_kl':
-    return kl(s, t)
-  middle = jnp.logaddexp(t, s) - jnp.log(2.0)
-  return 0.5 * kl(t, middle) + 0.5 * kl(s, middle)
-
-
 def advantage(reward_B, group: int):
   """Reward less the mean of the group's others; groups are neighbours."""
   reward_PxG = reward_B.reshape(-1, group)
   others = (reward_PxG.sum(1, keepdims=True) - reward_PxG) / (group - 1)
   return (reward_PxG - others).reshape(-1)
-
-
-def log_chance(logits_BxLxV, tokens_BxL, mask_BxL):
-  """Log-probability of each row's masked tokens together, `[B]`."""
-  logs = jax.nn.log_softmax(logits_BxLxV)
-  picked = jnp.take_along_axis(logs, tokens_BxL[..., None], -1)[..., 0]
-  return jnp.where(mask_BxL, picked, 0.0).sum(1)
 
 
 def _mean(x_BxL, mask_BxL):
@@ -218,23 +192,29 @@ def loss(
     said=said,
   )
   if 'texts' in own:
-    apart = divergence(cfg.divergence, heard.texts_BxLxV, own['texts'])
+    apart = distributions.divergence(
+      cfg.divergence, heard.texts_BxLxV, own['texts']
+    )
     parts['divergence'] = _mean(apart, texts.said_BxL[:, 1:])
     total += cfg.alpha * (1 - on_policy) * parts['divergence']
   if 'kept' in own:
-    apart = divergence(cfg.divergence, heard.kept_BxLxV, own['kept'])
+    apart = distributions.divergence(
+      cfg.divergence, heard.kept_BxLxV, own['kept']
+    )
     parts['kept'] = _mean(apart, kept.said_BxL[:, 1:])
     total += cfg.keep * parts['kept']
   if said is None:
     return total, parts
   mask = said.said_BxL[:, 1:]
   if cfg.alpha and on_policy:
-    apart = divergence(cfg.divergence, heard.said_BxLxV, own['said'])
+    apart = distributions.divergence(
+      cfg.divergence, heard.said_BxLxV, own['said']
+    )
     parts['on_policy_divergence'] = _mean(apart, mask)
     total += cfg.alpha * on_policy * parts['on_policy_divergence']
   if cfg.alpha < 1:
     drawn = own['said'] / cfg.temperature  # the chance that it was drawn with
-    log_B = log_chance(drawn, said.tokens_BxL[:, 1:], mask)
+    log_B = distributions.log_chance(drawn, said.tokens_BxL[:, 1:], mask)
     paid_B = jax.lax.stop_gradient(advantage(heard.reward_B, cfg.group))
     gain = (paid_B * log_B).sum() / jnp.maximum(mask.sum(), 1)
     total -= (1 - cfg.alpha) * gain

@@ -9,7 +9,7 @@ import pytest
 import sleep_cases as cases
 
 from nestax.launch.evals import sleepers
-from nestax.sleep import gate, seed
+from nestax.sleep import distributions, gate, seed
 from nestax.sleep import reader as readers
 from nestax.sleep.reader import Said
 from nestax.sleep.texts import Day, TextsConfig, Words
@@ -92,7 +92,7 @@ def test_distillation_without_growth_teaches_mlps_what_the_levels_hold(drawn):
     readers.score(reader, *side, rows)
     for side in ((given.params, context), (given.params, None), (params, None))
   )
-  apart = functools.partial(seed.divergence, 'reverse_kl', teacher)
+  apart = functools.partial(distributions.divergence, 'reverse_kl', teacher)
   assert apart(after).mean() < 0.8 * apart(before).mean()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sleep_cases as cases
 
-from nestax.sleep import gate, seed
+from nestax.sleep import distributions, gate, seed
 from nestax.sleep import reader as readers
 from nestax.sleep.seed import SeedConfig, Side
 
@@ -49,37 +49,8 @@ def teach(cfg, L=8):
     jax.random.key(1),
     lambda step, parts: rewards.append(float(parts.get('reward', 0))),
   )
-  apart = lambda x: seed.divergence('forward_kl', target, x).mean()  # noqa: E731
+  apart = lambda x: distributions.divergence('forward_kl', target, x).mean()  # noqa: E731
   return apart(jnp.zeros((W, W))), apart(trained), rewards, parts
-
-
-def plain_divergence(name, t, s):
-  p = np.exp(t) / np.exp(t).sum()
-  q = np.exp(s) / np.exp(s).sum()
-  m = (p + q) / 2
-  kl = lambda a, b: (a * np.log(a / b)).sum()  # noqa: E731
-  return {
-    'forward_kl': kl(p, q),
-    'reverse_kl': kl(q, p),
-    'jsd': kl(p, m) / 2 + kl(q, m) / 2,
-  }[name]
-
-
-@pytest.mark.parametrize('name', seed.DIVERGENCES)
-def test_divergences_are_what_they_are_called(name):
-  t, s = table(0), table(1)
-  got = seed.divergence(name, t[None], s[None])[0]
-  want = [plain_divergence(name, *row) for row in zip(np.array(t), np.array(s))]
-  np.testing.assert_allclose(got, want, rtol=1e-4)
-
-
-@pytest.mark.parametrize('name', seed.DIVERGENCES)
-def test_words_that_are_not_allowed_make_no_divergence(name):
-  t, s = (x.at[:, 0].set(readers.NEVER)[None] for x in (table(0), table(1)))
-  got, grad = jax.value_and_grad(lambda s: seed.divergence(name, t, s).sum())(s)
-  cut = seed.divergence(name, t[..., 1:], s[..., 1:]).sum()
-  np.testing.assert_allclose(got, cut, rtol=1e-5)
-  assert jnp.isfinite(grad).all()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +121,9 @@ def test_the_parts_of_the_objective_have_their_weights(speaks):
       readers.score(reader, table(x), None, tokens) for x in (teacher, 1)
     )
     mask = rows[name].said_BxL[:, 1:]
-    apart[name] = seed.divergence('reverse_kl', heard[name], own)[mask].mean()
+    apart[name] = distributions.divergence('reverse_kl', heard[name], own)[
+      mask
+    ].mean()
   reward = jnp.array([1.0, 0.0, 0.2, 0.6])
   got, parts = seed.loss(
     cfg,
@@ -340,8 +313,8 @@ def test_what_is_kept_stays_as_the_slow_weights_had_it(keep, kept):
     keep=(lambda key: held) if kept else None,
   )
   assert ('kept' in parts) == bool(keep and kept)
-  moved = float(seed.divergence('forward_kl', target, trained)[3])
-  first = float(seed.divergence('forward_kl', target, drift)[3])
+  moved = float(distributions.divergence('forward_kl', target, trained)[3])
+  first = float(distributions.divergence('forward_kl', target, drift)[3])
   assert moved < 0.1 * first if keep and kept else moved == first
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
+from nestax.sleep import distributions
 from nestax.sleep import reader as readers
-from nestax.sleep import seed
 from nestax.sleep.reader import Rows
 
 AT_ONCE = 4096  # tokens a call at most: their logits have to fit into memory
@@ -111,7 +111,7 @@ def _judge(logits_RxLxV, tokens_RxL, length_R, start_R=None):
   mask_RxL = place_1xL < length_R[:, None]
   if start_R is not None:
     mask_RxL &= place_1xL >= start_R[:, None]
-  log_R = seed.log_chance(logits_RxLxV, tokens_RxL, mask_RxL)
+  log_R = distributions.log_chance(logits_RxLxV, tokens_RxL, mask_RxL)
   same_RxL = logits_RxLxV.argmax(-1) == tokens_RxL
   return log_R, (same_RxL | ~mask_RxL).all(1)
 

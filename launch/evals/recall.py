@@ -15,8 +15,8 @@ import numpy as np
 
 from nestax.launch.data.tokenizers import Tokenizer
 from nestax.launch.evals.facts import Fact
+from nestax.sleep import distributions
 from nestax.sleep import reader as readers
-from nestax.sleep import seed
 from nestax.sleep.reader import Reader, Said
 
 
@@ -69,7 +69,7 @@ def ask(tokenizer: Tokenizer, facts: Sequence[Fact]) -> Questions:
 def _logs(reader: Reader, params, context, rows: Said):
   logits = readers.score(reader, params, context, rows.tokens_BxL)
   mask = rows.said_BxL[:, 1:]
-  return seed.log_chance(logits, rows.tokens_BxL[:, 1:], mask)
+  return distributions.log_chance(logits, rows.tokens_BxL[:, 1:], mask)
 
 
 def right(
