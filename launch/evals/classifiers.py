@@ -15,8 +15,8 @@ from nestax.launch.evals import asking, classes, contexts
 from nestax.models import active, language_model
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
+from nestax.sleep import distributions
 from nestax.sleep import reader as readers
-from nestax.sleep import seed as seeding
 from nestax.sleep.reader import Said
 
 
@@ -116,7 +116,7 @@ def _update(cfg: ModelConfig, rate: float, params, opt_state, rows: Said):
   def loss(params):
     logits = readers.score(readers.of_model(cfg), params, None, rows.tokens_BxL)
     mask = rows.said_BxL[:, 1:]
-    logs = seeding.log_chance(logits, rows.tokens_BxL[:, 1:], mask)
+    logs = distributions.log_chance(logits, rows.tokens_BxL[:, 1:], mask)
     return -logs.sum() / jnp.maximum(mask.sum(), 1)
 
   grads = jax.grad(loss)(params)
