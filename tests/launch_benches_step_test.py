@@ -53,7 +53,7 @@ def test_a_step_trains(table):
     ['tiny'], [*TINY, 'model.family=transformer'], ['8'], ['full'], '', 2
   ).values()
   assert not cfg.stream, 'a Transformer is only timed frozen'
-  run = step.prepare(config, cfg, keep=True).run
+  run = step.prepare(config, cfg, keep=True, documents=4).run
   losses = [float(run()['loss']) for _ in range(20)]
   assert losses[-1] < losses[0]
 
@@ -75,6 +75,14 @@ def test_targets_are_not_the_tokens():
   batch = step.random_batch(step.ModelConfig(), 2, 64)
   assert (batch['tokens'] != batch['targets']).mean() > 0.9
   assert jax.tree.leaves(batch)[0].shape == (2, 64)
+
+
+def test_documents_have_the_length_that_is_asked_for():
+  cfg = step.ModelConfig()
+  assert step.random_batch(cfg, 2, 64)['reset'] is None
+  starts = step.random_batch(cfg, 8, 4096, documents=64)['reset']
+  assert starts.shape == (8, 4096)
+  assert starts.mean() == pytest.approx(1 / 64, rel=0.15)
 
 
 @pytest.mark.parametrize('length', ['0', '-8', 'long'])

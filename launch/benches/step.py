@@ -1,11 +1,13 @@
 """Times training steps: `nestax-bench step --config=hope_135m`.
 
-A step is that of nestax-train, optimiser included, on random tokens without
-documents' starts. A config's levels are frozen inside the sequence, or learn
-(`--levels`); a Transformer has none and is timed once. `--repeats=0` compiles
-only, for compile time and memory. MFU counts the matmuls of the model with its
-levels frozen: what learning adds is overhead, and so is recomputation.
-`--top=10` traces one step of each and shows the ten dearest operations.
+A step is that of nestax-train, optimiser included, on random tokens.
+nestax-train says where documents start; rows here are of one document, which
+takes shorter paths, unless `--documents` gives their mean length. A config's
+levels are frozen inside the sequence, or learn (`--levels`); a Transformer has
+none and is timed once. `--repeats=0` compiles only, for compile time and
+memory. MFU counts the matmuls of the model with its levels frozen: what
+learning adds is overhead, and so is recomputation. `--top=10` traces one step
+of each and shows the ten dearest operations.
 """
 
 import time
@@ -38,6 +40,10 @@ _LENGTH = flags.DEFINE_list(
 _BATCH = flags.DEFINE_integer(
   'batch', 4, 'Rows a step.', lower_bound=1, flag_values=FLAGS
 )
+_DOCUMENTS = flags.DEFINE_integer(
+  'documents', 0, 'Mean tokens of a document; 0: all rows are of one.',
+  lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
 _LEVELS = flags.DEFINE_list(
   'levels', ['frozen'], 'Of frozen, first_order, full.', flag_values=FLAGS
 )
@@ -116,8 +122,12 @@ def cases(names, changes, lengths, levels, blocks, batch: int):
   return made
 
 
-def random_batch(cfg: ModelConfig, rows: int, length: int):
-  """Random tokens as the pipeline would give them, in one document a row."""
+def random_batch(cfg: ModelConfig, rows: int, length: int, documents: int = 0):
+  """Random tokens as the pipeline would give them.
+
+  A document starts at one of `documents` tokens, at random; 0 is one document
+  a row, of which nothing is said.
+  """
   shape = (rows, length)
   tokens, targets = jax.random.randint(
     jax.random.key(1), (2, *shape), 0, cfg.V, jnp.int32
@@ -128,17 +138,22 @@ def random_batch(cfg: ModelConfig, rows: int, length: int):
     'weights': jnp.ones(shape, jnp.float32),
     'bytes': jnp.ones(shape, jnp.int32),
     # None, so that attention may take its fused path
-    'reset': None,
+    'reset': _starts(shape, documents) if documents else None,
   }
 
 
-def prepare(config, cfg: ModelConfig, keep: bool) -> Step:
+def _starts(shape, documents: int):
+  return jax.random.bernoulli(jax.random.key(2), 1 / documents, shape)
+
+
+def prepare(config, cfg: ModelConfig, keep: bool, documents: int = 0) -> Step:
   """Compiles a step.
 
   Args:
     config: ConfigDict of the run.
     cfg: the model, levels as they shall learn.
     keep: whether to make the state and `run`.
+    documents: see `random_batch`.
   """
   rows, length = config.train.batch, config.data.length
   parts = config.train.accumulate
@@ -157,15 +172,16 @@ def prepare(config, cfg: ModelConfig, keep: bool) -> Step:
       piece=config.train.loss_piece,
     )
     part = meshes.part(mesh, rows)
-    batch = meshes.put(mesh, _numpy(random_batch(cfg, rows, length)), part)
+    batch = random_batch(cfg, rows, length, documents)
+    reset = {} if documents else {'reset': batch.pop('reset')}
+    batch = meshes.put(mesh, jax.device_get(batch), part) | reset
     start = time.perf_counter()
-    compiled = step.lower(abstract, batch | {'reset': None}).compile()
+    compiled = step.lower(abstract, batch).compile()
     seconds = time.perf_counter() - start
     peak = timing.compiled_peak(compiled)
     if not keep:
       return Step(None, mesh.size, seconds, peak, compiled.as_text)
     held = [steps.init_state(model, tx, mesh, config.seed)]
-  batch['reset'] = None
 
   def run():
     state, numbers = compiled(held.pop(), batch)
@@ -175,12 +191,13 @@ def prepare(config, cfg: ModelConfig, keep: bool) -> Step:
   return Step(run, mesh.size, seconds, peak, compiled.as_text)
 
 
-def _numpy(batch):
-  return {name: jax.device_get(x) for name, x in batch.items() if x is not None}
-
-
 def measure(
-  made, repeats: int, peer: str, peak_flops: float, top: int = 0
+  made,
+  repeats: int,
+  peer: str,
+  peak_flops: float,
+  top: int = 0,
+  documents: int = 0,
 ) -> tuple[list[dict], dict[str, list[dict]]]:
   """Times all steps in one process, in turn.
 
@@ -190,6 +207,7 @@ def measure(
     peer: config whose frozen tokens/s the others are held against.
     peak_flops: of a device; 0 takes the table's.
     top: operations to name of each step, see `trace.top`.
+    documents: see `random_batch`.
 
   Returns:
     Rows and, for each case by name, the rows of its operations. A row: ms a
@@ -199,7 +217,7 @@ def measure(
   """
   runs, texts, rows, dearest = {}, {}, [], {}
   for case, (config, cfg) in made.items():
-    made_step = prepare(config, cfg, keep=repeats > 0)
+    made_step = prepare(config, cfg, repeats > 0, documents)
     runs[case.name], texts[case.name] = made_step.run, made_step.hlo
     tokens = config.train.batch * case.length
     flops = 3 * language_model.flops_per_token(
@@ -257,9 +275,12 @@ def main() -> None:
   if _PEER.value and _PEER.value not in names:
     raise ValueError(f'--peer={_PEER.value}: none of --config={names}')
   rows, dearest = measure(
-    made, _REPEATS.value, _PEER.value or names[-1], _PEAK.value, _TOP.value
-  )
-  timing.show(rows, f'{_BATCH.value} rows a step; {timing.device()}')
+    made, _REPEATS.value, _PEER.value or names[-1], _PEAK.value, _TOP.value,
+    _DOCUMENTS.value,
+  )  # fmt: skip
+  documents = f' of documents of {_DOCUMENTS.value} tokens'
+  title = f'{_BATCH.value} rows a step{documents if _DOCUMENTS.value else ""}'
+  timing.show(rows, f'{title}; {timing.device()}')
   for name, operations in dearest.items():
     if operations:
       timing.show(operations, f'\n{name}: operations of one step')
