@@ -25,6 +25,11 @@ def test_the_sizes_are_the_benchmarks():
   every = mad.settings(dataclasses.replace(options, harder=True))
   # 1 + 3 + 3 + 4; noise has 3 shares more, copying 3 numbers and a length less
   assert len(every) == 3 * 11 + 14 + 13 + 6
+  hard = mad.groups(dataclasses.replace(options, harder=True))
+  counts = {task: len(names) for task, names in hard.items()}
+  assert list(counts) == list(mad.BASE) and sum(counts.values()) == len(every)
+  assert counts['memorization'] == 6 and 'memorization' in hard['memorization']
+  assert mad.groups(options) == {}
   cells = [*mad.cells(options, suite.Asked(('transformer',)))]
   steps = [cell.key['training']['steps'] for cell in cells]
   assert steps == [20_000] * 5 + [400]

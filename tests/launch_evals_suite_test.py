@@ -121,6 +121,28 @@ def test_the_report_has_every_cell_of_the_workdir(tmp_path):
   assert (tmp_path / 'made.png').stat().st_size > 1000
 
 
+def test_settings_of_one_task_are_averaged_beside_the_paper(tmp_path):
+  fields = {'paper': {'A': {'both': 7.0}}, 'source': 'its paper'}
+  groups = {'both': ['easy', 'hard']}
+  made = evaluation(done := [], groups=lambda options: groups, **fields)
+  asked = suite.Asked(('a',), seeds=3, tasks=('both',), workdir=tmp_path)
+  words = scoreboard.write([made], tmp_path, suite.run([made], asked))
+  assert done == [('easy', 'a'), ('hard', 'a')]
+  lines = words.splitlines()
+  assert '| a | 71.0 ± 1.0 | 71.0 | 3 |' in lines
+  assert '| A (its paper) | 7 | - | - |' in lines
+  assert '| a | 91.0 ± 1.0 | 51.0 ± 1.0 | 41.0 ± 1.0 | 61.0 | 3 |' in lines
+  assert 'both 2.' in words and words.count('its paper)') == 1
+  # a setting that is missing: no mean, and nothing of the paper's
+  alone = dataclasses.replace(asked, models=('b',), tasks=('easy',))
+  words = scoreboard.write([made], tmp_path, suite.run([made], alone))
+  lines = [line for line in words.splitlines() if line.startswith('| b')]
+  assert lines == ['| b | 91.0 ± 1.0 | - | - | - | 3 |']
+  nothing = made._replace(groups=lambda options: {})
+  words = scoreboard.write([nothing], tmp_path, [])
+  assert 'its paper)' not in words and 'means over all settings' in words
+
+
 def test_scores_along_an_axis_are_lines(tmp_path):
   score = scoreboard.Score(50.0, 1.0, 3)
   scores = {'a': {('one', '1024'): score, ('one', '512'): score}}

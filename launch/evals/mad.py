@@ -10,6 +10,11 @@ settings. 12,800 rows to train on for 200 epochs (256 rows in memorization),
 weight decay is one (0.1), not the better of 0 and 0.1; and rows are drawn from
 another random generator, so they are not bit for bit the benchmark's.
 
+Papers print MAD scores: `--set=mad.harder=true` is what compares with them. The
+base settings alone are easier: memorization's is learned to 100, while over its
+six settings 88.0 is the most that a map learned from the rows can score, since
+of 4,095 keys 63% are shown in training, and an id said in vain counts.
+
 Accuracy is the benchmark's: in every batch the mean over ids of the share of
 their targets that was right (an id that was only predicted counts as 0), then
 the mean over batches.
@@ -309,6 +314,14 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
     yield from trials.cells([problem(task, name, size)], train, asked)
 
 
+def groups(options: Options) -> dict[str, list[str]]:
+  """The settings whose mean is a task's MAD score, where all are run."""
+  found: dict[str, list[str]] = {}
+  for task, name in settings(options) if options.harder else ():
+    found.setdefault(task, []).append(name)
+  return found
+
+
 def _paper(*numbers: float) -> dict[str, float]:
   names = [name for name in BASE if name != 'noisy in-context recall']
   return dict(zip(names, numbers))
@@ -327,4 +340,5 @@ EVALUATION = suite.Evaluation(
     'Hope': _paper(51.2, 100, 52.1, 99.7, 85.2),
   },
   'NL, Table 4',
+  groups=groups,
 )

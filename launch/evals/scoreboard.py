@@ -48,12 +48,12 @@ def write(
   grouped = _grouped(evaluations, workdir, rows)
   with (workdir / 'results.jsonl').open('w', encoding='utf-8') as file:
     file.writelines(json.dumps(_line(cell)) + '\n' for cell in grouped)
-  boards = [_board(one, grouped) for one in evaluations]
-  boards = [board for board in boards if board.scores]
-  words = '\n\n'.join(map(table, boards))
+  boards = [_boards(one, grouped) for one in evaluations]
+  boards = [those for those in boards if those]
+  words = '\n\n'.join(table(board) for those in boards for board in those)
   (workdir / 'table.md').write_text(words + '\n', encoding='utf-8')
-  for board in boards:
-    draw(board, workdir / f'{board.evaluation.name}.png')
+  for first, *_ in boards:
+    draw(first, workdir / f'{first.evaluation.name}.png')
   return words
 
 
@@ -94,6 +94,56 @@ def _score(rows: list[dict], name: str) -> Score:
   values = np.array([math.nan if x is None else x for x in values])
   spread = values.std(ddof=1) if len(values) > 1 else 0.0
   return Score(float(values.mean()), float(spread), len(values))
+
+
+def _boards(evaluation, grouped) -> list[Board]:
+  """Its table, after that of the groups' means where there are any."""
+  whole = _board(evaluation, grouped)
+  if not whole.scores:
+    return []
+  if not evaluation.groups:
+    return [whole]
+  note = (
+    f"{evaluation.source}'s numbers are means over all settings of a task: "
+    'they stand where all of them were run.'
+  )
+  alone = evaluation._replace(paper={}, words=f'{evaluation.words} {note}')
+  many = {name: len(tasks) for name, tasks in evaluation.grouped().items()}
+  counts = ', '.join(f'{name} {count}' for name, count in many.items())
+  words = f'{evaluation.words} Means over the settings of a task: {counts}.'
+  of_means = evaluation._replace(words=words)
+  means = _board(of_means, _means(evaluation, grouped))
+  rest = whole._replace(evaluation=alone)
+  return [means, rest] if means.scores else [rest]
+
+
+def _means(evaluation, grouped) -> list[list[dict]]:
+  """Rows of groups: what a seed has on average in all tasks of one."""
+  cells = {
+    (rows[0]['model'], rows[0]['task']): {row['seed']: row for row in rows}
+    for rows in grouped
+    if rows[0]['suite'] == evaluation.name
+  }
+  made = []
+  for model in dict.fromkeys(model for model, _ in cells):
+    for group, tasks in evaluation.grouped().items():
+      parts = [cells.get((model, task), {}) for task in tasks]
+      name = {'suite': evaluation.name, 'task': group, 'model': model}
+      rows = [
+        name | {'seed': seed, 'scores': _mean([part[seed] for part in parts])}
+        for seed in parts[0]
+        if all(seed in part for part in parts)
+      ]
+      made += [rows] if rows else []
+  return made
+
+
+def _mean(rows: list[dict]) -> dict[str, float | None]:
+  found = {}
+  for name in rows[0]['scores']:
+    values = [row['scores'].get(name) for row in rows]
+    found[name] = None if None in values else sum(values) / len(values)
+  return found
 
 
 def _board(evaluation, grouped) -> Board:

@@ -106,6 +106,9 @@ class Evaluation(NamedTuple):
       along this axis.
     decimals: of the table's numbers.
     mixed: the scores are of different units; no average is taken of them.
+    groups: options -> name -> the tasks that are settings of one task of a
+      benchmark whose score, as `paper` has it, is their mean; the table begins
+      with these means. --tasks takes the names too.
   """
 
   name: str
@@ -117,6 +120,11 @@ class Evaluation(NamedTuple):
   axis: str = ''
   decimals: int = 1
   mixed: bool = False
+  groups: Callable[[Any], Mapping[str, Sequence[str]]] | None = None
+
+  def grouped(self) -> Mapping[str, Sequence[str]]:
+    """The groups with the options as they are."""
+    return self.groups(self.options) if self.groups else {}
 
 
 def configure(
@@ -155,9 +163,11 @@ def run(evaluations: Sequence[Evaluation], asked: Asked) -> list[dict]:
   todo = [
     (one, cell) for one in evaluations for cell in one.cells(one.options, asked)
   ]
-  _check_tasks(asked.tasks, [cell.task for _, cell in todo])
   if asked.tasks:
-    todo = [pair for pair in todo if pair[1].task in asked.tasks]
+    groups = [one.grouped() for one in evaluations]
+    _check_tasks(asked.tasks, [cell.task for _, cell in todo], groups)
+    wanted = {x for g in groups for n in asked.tasks for x in g.get(n, [n])}
+    todo = [pair for pair in todo if pair[1].task in wanted]
   with _progress(len(todo)) as progress:
     return [
       row
@@ -171,7 +181,8 @@ def folder(workdir: pathlib.Path, name: str) -> pathlib.Path:
   return workdir / name / 'cells'
 
 
-def _check_tasks(wanted, known) -> None:
+def _check_tasks(wanted, known, groups) -> None:
+  known = [*(name for group in groups for name in group), *known]
   for task in wanted:
     if task not in known:
       known = ', '.join(dict.fromkeys(known))
