@@ -36,6 +36,24 @@ PROBLEM = trials.Problem(
 )
 
 
+def test_training_ends_where_it_is_enough():
+  training = dataclasses.replace(
+    TRAINING, rates=(3e-2, 5e-2), evaluations=8, enough=1.0
+  )
+  asked = suite.Asked(('transformer',), seeds=2)
+  (cell,) = trials.cells([PROBLEM], training, asked)
+  told = []
+  rows = cell.run(lambda done, of: told.append(done))
+  # told to the end of training only where a run has not been there before
+  assert told == [5 * i for i in range(1, len(told) + 1)] and told[-1] < 40
+  for row in rows:
+    at = [step for step, valid, _ in row['curve'] if valid >= 1.0]
+    assert row['step'] == at[0] and None not in row['scores'].values()
+    assert [step for step, *_ in row['curve']] == told
+  with pytest.raises(ValueError, match='enough=101: 0 to 100'):
+    dataclasses.replace(training, enough=101)
+
+
 @pytest.mark.parametrize('best', [False, True])
 def test_the_better_rate_is_picked_and_scored(best):
   asked = suite.Asked(('transformer',), seeds=2)
@@ -86,7 +104,7 @@ def test_what_does_not_fit_is_done_by_halves(monkeypatch):
     return [{'rate': rates[0]}]
 
   monkeypatch.setattr(sweep, 'run', run)
-  rows = trials._within_memory(None, None, (1, 2, 3), (1, 8, 4), None)
+  rows = trials._within_memory(None, None, (1, 2, 3), (1, 8, 4), ())
   assert done == [(1,), (2,), (3,)] and [r['rate'] for r in rows] == [1, 2, 3]
   with pytest.raises(jax.errors.JaxRuntimeError):
     monkeypatch.setattr(
@@ -94,7 +112,7 @@ def test_what_does_not_fit_is_done_by_halves(monkeypatch):
       'run',
       lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError('other')),
     )
-    trials._within_memory(None, None, (1, 2), (1, 8, 4), None)
+    trials._within_memory(None, None, (1, 2), (1, 8, 4), ())
 
 
 def test_scores_of_rows_and_of_tokens():
@@ -180,3 +198,9 @@ def test_a_run_is_scored_at_its_end_or_where_it_was_best():
   assert [(row['seed'], row['valid']) for row in last] == [(0, 60.0), (1, None)]
   best = picking.scored(rows, True)
   assert [(row['seed'], row['step']) for row in best] == [(0, 30), (1, 30)]
+  # the first that is enough; where there is none, as without
+  for enough, steps in ((50.0, [10, 10]), (90.0, [20, 20]), (99.0, [40, 40])):
+    found = picking.scored(rows, False, enough)
+    assert [row['step'] for row in found] == steps
+    assert picking.all_reached(rows, enough) is (enough < 99)
+  assert not picking.all_reached(rows, 0.0)

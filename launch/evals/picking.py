@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def scored(rows: Sequence[dict], best: bool) -> list[dict]:
+def scored(rows: Sequence[dict], best: bool, enough: float = 0.0) -> list[dict]:
   """Gives of every run the evaluation that counts.
 
   Args:
@@ -14,11 +14,35 @@ def scored(rows: Sequence[dict], best: bool) -> list[dict]:
       `loss`; None for what is not finite.
     best: that whose `valid` is best, of equal ones that of the lowest loss;
       False: the last one.
+    enough: the first one whose `valid` is no less, if any is; 0: not asked.
   """
-  runs = {}
+  runs = by_run(rows).values()
+  return [
+    next(
+      (row for row in run if reached(row, enough)),
+      max(run, key=_worth) if best else run[-1],
+    )
+    for run in runs
+  ]
+
+
+def by_run(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
+  """The rows of each rate and seed."""
+  runs: dict[tuple, list[dict]] = {}
   for row in rows:
     runs.setdefault((row['rate'], row['seed']), []).append(row)
-  return [max(run, key=_worth) if best else run[-1] for run in runs.values()]
+  return runs
+
+
+def reached(row: dict, enough: float) -> bool:
+  """Whether `valid` is `enough` in a row; never if that is 0."""
+  return bool(enough) and row['valid'] is not None and row['valid'] >= enough
+
+
+def all_reached(rows: Sequence[dict], enough: float) -> bool:
+  """Whether every run has been there."""
+  runs = by_run(rows).values()
+  return all(any(reached(row, enough) for row in run) for run in runs)
 
 
 def _worth(row):

@@ -44,6 +44,7 @@ def run(
   steps: int,
   every: int,
   say: Callable[[int, float], None] = lambda step, seconds: None,
+  enough: Callable[[Sequence[dict]], bool] = lambda rows: False,
 ) -> list[dict]:
   """Trains `len(rates) * seeds` runs side by side.
 
@@ -56,6 +57,8 @@ def run(
     every: steps between two evaluations; a divisor of `steps`.
     say: told the step and the seconds since the first evaluation, which
       leave compilation out.
+    enough: given all rows so far after each evaluation; training ends where it
+      says so.
 
   Returns:
     A row for each run and evaluation: `rate`, `seed`, `step`, `train` (mean
@@ -96,6 +99,8 @@ def run(
     for i, (rate, seed) in enumerate(grid):
       row = {'rate': rate, 'seed': seed, 'step': first + every}
       rows.append(row | {k: _finite(x[i]) for k, x in numbers.items()})
+    if enough(rows):
+      break
   return rows
 
 

@@ -104,6 +104,7 @@ class Training:
   decay: float = 0.1
   evaluations: int = 8
   best: bool = False
+  enough: float = 0.0
 
   def __post_init__(self):
     for name in ('D', 'N', 'H', 'steps', 'batch', 'examples', 'evaluations'):
@@ -111,6 +112,8 @@ class Training:
         raise ValueError(f'{name}={getattr(self, name)}: at least 1')
     if self.tests < 2:
       raise ValueError(f'tests={self.tests}: at least 2')
+    if not 0 <= self.enough <= 100:
+      raise ValueError(f'enough={self.enough}: 0 to 100, in %')
     if not self.rates or not all(0 < r < math.inf for r in self.rates):
       raise ValueError(f'rates={self.rates}: one or more, above 0 and finite')
 
@@ -189,8 +192,11 @@ def train(
     told.append((step, seconds))
     say(step, training.steps)
 
-  rows = _within_memory(task, make, training.rates, grid, tell)
-  scored = picking.scored(rows, training.best)
+  def enough(rows):
+    return picking.all_reached(rows, training.enough)
+
+  rows = _within_memory(task, make, training.rates, grid, (tell, enough))
+  scored = picking.scored(rows, training.best, training.enough)
   rate, means = picking.pick(scored, training.rates)
   ends = min(training.rates), max(training.rates)
   edge = len(training.rates) > 1 and rate in ends
@@ -219,17 +225,19 @@ def _every(steps: int, evaluations: int) -> int:
   return math.gcd(steps, max(1, steps // evaluations))
 
 
-def _within_memory(task, make, rates, grid, say) -> list[dict]:
+def _within_memory(task, make, rates, grid, calls) -> list[dict]:
   """All rates in one program, or by halves if they do not fit in memory."""
   try:
-    return sweep.run(task, make, rates, *grid, say)
+    return sweep.run(task, make, rates, *grid, *calls)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error) or len(rates) == 1:
       raise
   half = len(rates) // 2
   parts = rates[:half], rates[half:]
   return [
-    row for part in parts for row in _within_memory(task, make, part, grid, say)
+    row
+    for part in parts
+    for row in _within_memory(task, make, part, grid, calls)
   ]
 
 
@@ -280,8 +288,9 @@ def make_task(
     said['loss'] = sum(loss for _, loss in valid) / len(valid)
     # mostly at the end only; the step is the same in all runs of a sweep
     nothing = dict.fromkeys(data['tests'], jnp.float32(jnp.nan))
+    always = training.best or training.enough > 0
     tests = jax.lax.cond(
-      training.best | (step == training.steps),
+      always | (step == training.steps),
       lambda: {name: x for name, (x, _) in measure(data['tests']).items()},
       lambda: nothing,
     )
