@@ -1,12 +1,13 @@
 """Runs evaluations: `nestax-evaluate --suite=NAME,... --workdir=W`.
 
 Small models of the named families are trained at every learning rate and seed
-(formal, mad, mqar, needle), or trained ones read (needle: folders of runs,
-pretrained files). Others read the user's own files, with trained models only:
-arc, babilong, incorporation, incremental, translation; each module says how. A
-model may have keys set: `hope:memory.eta_max=1.0`; with a comma inside, put it
-in double quotes. W gets table.md, beside the paper's rows where it has them,
-results.jsonl, a line a cell, and NAME.png.
+(formal, mad, mqar, needle; language on the user's text), or trained ones read
+(needle: folders of runs, pretrained files). Others read the user's own files,
+with trained models only: arc, babilong, incorporation, incremental,
+translation; each module says how. A model may have keys set:
+`hope:memory.eta_max=1.0`; with a comma inside, put it in double quotes. W gets
+table.md, beside the paper's rows where it has them, results.jsonl, a line a
+cell, and NAME.png.
 
 The same command goes on where it stopped, and processes with other --models or
 --tasks may share W; the last one to end writes the whole table.
@@ -26,6 +27,7 @@ from nestax.launch.evals import (
   formal,
   incorporation,
   incremental,
+  language,
   mad,
   mqar,
   needle,
@@ -35,7 +37,14 @@ from nestax.launch.evals import (
 )
 
 GENERATED = (formal, mad, mqar, needle)
-FROM_FILES = (arc, babilong, incorporation, incremental, translation)
+FROM_FILES = (
+  arc,
+  babilong,
+  incorporation,
+  incremental,
+  language,
+  translation,
+)
 EVALUATIONS = {
   module.EVALUATION.name: module.EVALUATION
   for module in (*GENERATED, *FROM_FILES)

@@ -54,11 +54,12 @@ class Problem(NamedTuple):
     tests: name of a score -> the same for rows to test on; may give fewer
       rows than asked for, if there are no more.
     score: (logits, batch) -> sum and weight, scalars; the score is the
-      quotient of all batches' sums, times 100.
+      quotient of all batches' sums, times 100 unless less is better.
     key: plain dict of what the rows depend on.
     base: config keys that all families share here, see `entrants.config`.
     own: the same for one family alone.
     net: what a config is trained as; a language model unless given.
+    less: less is better; `valid` is then the negative score.
   """
 
   name: str
@@ -70,6 +71,7 @@ class Problem(NamedTuple):
   base: dict = {}
   own: dict = {}
   net: Callable[[ModelConfig], Net] | None = None
+  less: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,13 +280,15 @@ def make_task(
   def one(params, batch):
     logits_BxLxV = net.apply(params, batch['tokens'])
     points, weight = problem.score(logits_BxLxV, batch)
+    points = points if problem.less else 100.0 * points
     return points, weight, _sums(logits_BxLxV, batch)
 
   def evaluate(data, params, seed, step):
     del seed
     measure = functools.partial(_measure, functools.partial(one, params))
     valid = measure(data['valid']).values()
-    said = {'valid': sum(score for score, _ in valid) / len(valid)}
+    sign = -1.0 if problem.less else 1.0
+    said = {'valid': sign * sum(score for score, _ in valid) / len(valid)}
     said['loss'] = sum(loss for _, loss in valid) / len(valid)
     # mostly at the end only; the step is the same in all runs of a sweep
     nothing = dict.fromkeys(data['tests'], jnp.float32(jnp.nan))
@@ -322,7 +326,7 @@ def _measure(one, tests: dict) -> dict:
       points, weight, total = jax.tree.map(
         lambda x, start=start, stop=stop: x[start:stop].sum(), sums
       )
-      found[name] = 100.0 * points / weight, loss.means(total)['loss']
+      found[name] = points / weight, loss.means(total)['loss']
       start = stop
   return found
 
