@@ -25,9 +25,11 @@ class Reader(NamedTuple):
   """A model as sleep asks it; two functions, both pure.
 
   Attributes:
-    fresh: `(context, rows, length) -> state` of rows that have read nothing.
-      The context is what all of them know already, a pytree or None; where it
-      is of O owners, row i belongs to owner `i // (rows // O)`.
+    fresh: `(context, rows, length) -> state` of rows that have read nothing
+      and will read `length` tokens, however many at a time; 0 if they are read
+      once and nobody goes on from there, which is cheaper. The context is what
+      all of them know already, a pytree or None; where it is of O owners, row
+      i belongs to owner `i // (rows // O)`.
     read: `(params, state, tokens_BxL, length_B=None) -> (state,
       logits_BxLxV)`, float32; of a row the first `length_B` tokens count, or
       all, and the others change no state.
@@ -40,7 +42,7 @@ class Reader(NamedTuple):
 class Rows(NamedTuple):
   """State of the frozen reader: the mixers go on, the weights stay."""
 
-  mixers: Any  # leaves [N, B, ...]
+  mixers: Any  # leaves [N, B, ...]; None if nobody goes on from what is read
   written: Any  # what levels add to the slow weights, [n, O, ...], or None
 
 
@@ -63,6 +65,8 @@ def of_model(cfg: ModelConfig, allowed_V=None) -> Reader:
           f'{rows} rows cannot be shared out among {owners} owners: give a '
           'multiple'
         )
+    if not length:
+      return Rows(None, context)
     return Rows(language_model.init_state(cfg, rows, length).blocks, context)
 
   def read(params, state, tokens_BxL, length_B=None):
@@ -239,8 +243,7 @@ def score(reader: Reader, params, context, tokens_BxL):
   Returns:
     float32 `[B, L - 1, V]`; entry t is for token t + 1.
   """
-  B, L = tokens_BxL.shape
-  state = reader.fresh(context, B, L)
+  state = reader.fresh(context, len(tokens_BxL), 0)
   _, logits_BxLxV = reader.read(params, state, tokens_BxL[:, :-1])
   return logits_BxLxV
 

@@ -65,6 +65,27 @@ def test_rows_of_an_owner_read_with_what_the_owner_has_learned(family):
   want_state, want = read(params, reader.fresh(each, O * R, 32), new)
   close(got, want)
   close(state.mixers, want_state.mixers)
+  # read once, with no state to go on from
+  close(readers.scored(reader, params, context, new), got[:, :-1])
+
+
+@pytest.mark.parametrize('blocks', ['all', '1'])
+def test_gradients_of_scores_are_those_of_a_reading_that_goes_on(blocks):
+  cfg = cases.config(blocks=blocks)
+  params, B = cases.params_of(cfg), 2
+  reader, context = readers.of_model(cfg), readers.learned(cases.day(cfg, B))
+  new = cases.tokens(B, 7, seed=2)
+  weight = np.linspace(-1, 1, cases.V)[None, None]
+
+  def once(params):
+    return (readers.score(reader, params, context, new) * weight).sum()
+
+  def on(params):
+    state = reader.fresh(context, B, 32)
+    return (reader.read(params, state, new)[1][:, :-1] * weight).sum()
+
+  got, want = jax.jit(lambda p: (jax.grad(once)(p), jax.grad(on)(p)))(params)
+  close(got, want, atol=1e-4)
 
 
 def test_rows_that_owners_cannot_share_are_refused():
