@@ -25,7 +25,8 @@ def report(
   Returns:
     Numbers of one device, but for rows, tokens and tokens/s. 'activations'
     are all temporaries, gradients and gathered parameters among them; 'rest'
-    is the program itself, the batch, and what tiles pad. 'step ms' is the
+    is the program itself, the batch, and what tiles pad; 'host GiB' what
+    waits in the host's memory (`model.remat='offload'`). 'step ms' is the
     longest of the three times above it, as if they overlapped entirely; 'in a
     row' their sum. Of branches (the renewal of slow momenta) the dearest is
     counted; 'usual TFLOP' is a step without it. 'useful' is the share of the
@@ -90,6 +91,7 @@ def _memory(made: ahead.Compiled, peaks) -> dict[str, Any]:
     'activations GiB': activations,
     'rest GiB': total - activations - known,
     'total GiB': total,
+    'host GiB': need.host_temp_size_in_bytes / GIB,
     'HBM GiB': there,
     'fits': None if there is None else total <= there,
   }

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from nestax.cms import chain, experts
 from nestax.cms.level import Own, Theta, Writes
@@ -178,6 +179,7 @@ class Block(nn.Module):
     part='',
   ):
     cfg = self.cfg
+    x_BxLxD = checkpoint_name(x_BxLxD, INPUT)
     if part != 'levels':
       options = reset_BxL, length_B, aligned
       state, x_BxLxD = self._before_levels(state, x_BxLxD, options)
@@ -271,8 +273,15 @@ _dots = jax.checkpoint_policies.save_from_both_policies(
   jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   jax.checkpoint_policies.save_only_these_names(chain.SAVED),
 )
+INPUT = 'block_input'
 POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
+  'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[INPUT],
+    offload_src='device',
+    offload_dst='pinned_host',
+  ),
   'dots': _dots,
   'kernels': jax.checkpoint_policies.save_from_both_policies(
     _dots, _kernels_saveable

@@ -14,7 +14,7 @@ from nestax.models.families import FAMILIES, FAMILY
 from nestax.models.memory.types import MemoryConfig
 
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
-REMATS = ('none', 'kernels', 'dots', 'full')
+REMATS = ('none', 'kernels', 'dots', 'full', 'offload')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,10 @@ class ModelConfig:
     dtype: of activations and matmuls; states, norms and logits are float32.
     remat: what the backward pass recomputes per block: 'none', 'kernels'
       (keeps products of weights and what the kernels of memory and attention
-      give), 'dots' (keeps products of weights) or 'full'. Of levels learned
-      in full, 'kernels' and 'dots' keep the start of every chunk, the others
-      those of some.
+      give), 'dots' (keeps products of weights), 'full' (all but the block's
+      input) or 'offload' (as 'full', and the input waits in the host's
+      memory). Of levels learned in full, 'kernels' and 'dots' keep the start
+      of every chunk, the others those of some.
     unroll: blocks that the compiler sees in one round of the loop over them;
       N leaves no loop, so that what the backward pass needs is not copied
       into stacks and out again, and takes longer to compile.

@@ -59,7 +59,7 @@ def test_a_value_of_another_type_is_refused(values, words):
   [
     ({'family': 'mamba'}, ["family='mamba'", 'hope', 'transformer']),
     ({'dtype': 'float16'}, ["dtype='float16'", 'bfloat16', 'float32']),
-    ({'remat': 'some'}, ["remat='some'", 'none', 'dots', 'full']),
+    ({'remat': 'some'}, ["remat='some'", 'none', 'dots', 'full', 'offload']),
     *(
       ({name: 0}, [f'{name}=0', 'at least 1'])
       for name in ('V', 'D', 'N', 'H', 'F', 'taps', 'unroll')

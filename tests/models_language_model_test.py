@@ -181,11 +181,13 @@ def gradients_and_jaxpr(remat):
   )
 
 
-@pytest.mark.parametrize('policy', ['kernels', 'dots', 'full'])
+@pytest.mark.parametrize('policy', ['kernels', 'dots', 'full', 'offload'])
 def test_remat_changes_no_value(policy):
   want, plain = gradients_and_jaxpr('none')
   got, wrapped = gradients_and_jaxpr(policy)
   assert 'remat' in wrapped and 'remat' not in plain
+  # a block's input goes to the host and comes back
+  assert ('<host>' in wrapped) == (policy == 'offload')
   jax.tree.map(lambda a, b: close(a, b, 1e-4), got, want)
 
 
