@@ -10,6 +10,7 @@ import numpy as np
 from nestax.launch import (
   checkpoint,
   days,
+  filters,
   history,
   life,
   lock,
@@ -228,8 +229,21 @@ class Life:
       past.earlier.clear()
 
   def _filters(self):
-    most = self.plan.options.surprise
-    return [] if most == float('inf') else [replay.surprising(most)]
+    """What says of a piece that it is slept on; tells how many are not."""
+    past, being, plan = self.past, self.being, self.plan
+    pieces = [
+      piece
+      for piece in past.replay.pieces()
+      if not plan.only or piece.owner in plan.only
+    ]
+    keep = filters.of_plan(plan, being.params, being.state, past.owners, pieces)
+    left = len(pieces) - len(list(replay.consolidated(pieces, *keep)))
+    if left:
+      self.show.say(
+        f'{left} of {len(pieces)} pieces are not slept on, and stay in the '
+        'fast levels'
+      )
+    return keep
 
   def _tell(self, k: int, step: int, parts: dict) -> None:
     total = self.plan.options.night.seed.steps

@@ -56,6 +56,8 @@ class Options:
     capacity: tokens of the replay buffer, of each owner.
     surprise: what cost more when it was read is noise and is not consolidated,
       nats a token.
+    disagreement: what costs the slow weights alone more contradicts them and is
+      not consolidated, nats a token.
     rehearsed: rows a night of the texts to rehearse, if there are any.
     earlier: rows a night of each owner's earlier days; 0 for none, and nothing
       of a day is held when it has been slept on.
@@ -75,6 +77,7 @@ class Options:
   window: int = 2048
   capacity: int = 8192
   surprise: float = float('inf')
+  disagreement: float = float('inf')
   rehearsed: int = 512
   earlier: int = 0
   held: int = 65_536
@@ -104,8 +107,9 @@ class Options:
     ):
       if getattr(self, name) < least:
         raise ValueError(f'{name}={getattr(self, name)}: at least {least}')
-    if not self.surprise > 0:
-      raise ValueError(f'surprise={self.surprise}: above 0')
+    for name in ('surprise', 'disagreement'):
+      if not getattr(self, name) > 0:
+        raise ValueError(f'{name}={getattr(self, name)}: above 0')
 
 
 PRETRAINED = Options(capacity=16_384, rank=32, night=LARGE)
@@ -123,6 +127,8 @@ class Plan(NamedTuple):
     only: owners that nights are limited to; none means all.
     tasks: to dream about.
     rehearsed: texts to take some from each night; None for none.
+    keep: what is slept on, besides what the options leave out: all of them say
+      so of a piece of what was read.
   """
 
   made: Trained
@@ -133,6 +139,7 @@ class Plan(NamedTuple):
   only: tuple[str, ...]
   tasks: tuple[Task, ...]
   rehearsed: Said | None = None
+  keep: tuple[replay.Predicate, ...] = ()
 
 
 def of_flags(values: Mapping) -> Plan:
@@ -215,6 +222,7 @@ def prepare(
   only: Sequence[str] = (),
   tasks: Sequence[Task] = (),
   rehearse: Sequence[str] = (),
+  keep: Sequence[replay.Predicate] = (),
 ) -> Plan:
   """Checks that the model can sleep, and makes its programs.
 
@@ -227,6 +235,8 @@ def prepare(
     tasks: to dream about.
     rehearse: globs of texts of the kind that is to stay known, none of them the
       core set's.
+    keep: predicates of pieces of what was read, such as
+      `lambda piece: piece.owner != 'bot'`; what one refuses is not slept on.
 
   Raises:
     ValueError, OSError: in words.
@@ -269,6 +279,7 @@ def prepare(
     tuple(only),
     tuple(tasks),
     rehearsed,
+    tuple(keep),
   )
 
 

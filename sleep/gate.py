@@ -58,33 +58,37 @@ def _sums(logits_BxLxV, tokens_BxL, length_B):
   return jnp.where(mask_BxL, nats_BxL, 0.0).sum(1), mask_BxL.sum(1)
 
 
-def row_losses(reader: Reader, params, context, tokens_BxL, length_B):
-  """Mean nats a token of each row after its first, float `[B]`.
-
-  Rows are texts of their own, levels frozen; a row of one token has loss 0.
-  """
-  nats_B, count_B = _nats(reader, params, context, tokens_BxL, length_B)
-  return np.asarray(nats_B) / np.maximum(np.asarray(count_B), 1)
-
-
-def loss(
+def row_nats(
   reader: Reader, params, context, tokens_NxL, length_N, rows: int = 8
-) -> float:
-  """Mean nats a token over a set of texts, read `rows` at a time.
+):
+  """Nats of each text after its first token, read `rows` at a time.
 
-  One program whatever their number: the last batch is filled with rows that
-  do not count. With a context of owners, `rows` must be a multiple of theirs,
-  and the texts in an order that gives each batch owner by owner.
+  Texts stand alone, levels frozen. One program whatever their number: the last
+  batch is filled with rows that do not count. With a context of owners, `rows`
+  must be a multiple of theirs, and the texts in an order that gives each batch
+  owner by owner.
+
+  Returns:
+    (their sums, the number of tokens that they are of), numpy `[N]`.
   """
-  nats = count = 0.0
+  nats, counts = np.zeros(len(tokens_NxL)), np.zeros(len(tokens_NxL), int)
   for start in range(0, len(tokens_NxL), rows):
     part = np.asarray(tokens_NxL[start : start + rows])
     missing = rows - len(part)
     part = np.pad(part, ((0, missing), (0, 0)))
     length = np.pad(np.asarray(length_N[start : start + rows]), (0, missing))
     a, b = _nats(reader, params, context, jnp.asarray(part), length)
-    nats, count = nats + float(a.sum()), count + float(b.sum())
-  return nats / max(count, 1.0)
+    nats[start : start + rows] = np.asarray(a)[: rows - missing]
+    counts[start : start + rows] = np.asarray(b)[: rows - missing]
+  return nats, counts
+
+
+def loss(
+  reader: Reader, params, context, tokens_NxL, length_N, rows: int = 8
+) -> float:
+  """Mean nats a token over a set of texts, see `row_nats`."""
+  nats, counts = row_nats(reader, params, context, tokens_NxL, length_N, rows)
+  return float(nats.sum() / max(counts.sum(), 1))
 
 
 def decide(cfg: GateConfig, before: dict, after: dict) -> Decision:

@@ -184,6 +184,39 @@ def test_what_is_too_surprising_is_not_slept_on(texts, tmp_path, capsys):
   assert len(cases.rows(tmp_path)) == 1
 
 
+def test_what_contradicts_the_slow_levels_stays_in_the_fast_ones(
+  tmp_path, capsys, monkeypatch
+):
+  """Half of what ann reads is garbage, and all that bob does."""
+  folder = cases.write_texts(tmp_path / 'texts')
+  good, garbage = 'abcab  ' + 'cab cbba' * 3, 'XZ~7%Q^&' * 3
+  (folder / 'ann.txt').write_text(good + garbage)
+  (folder / 'bob.txt').write_text(garbage)
+  plan = cases.plan(folder, count=1, disagreement=3.5)
+  likely = np.zeros((plan.made.model.cfg.V, 1), np.float32)
+  likely[list(b'abc ')] = 6.0
+  embed = plan.made.params['embed']['embedding'] + likely * np.eye(8)[:1]
+  params = plan.made.params | {'embed': {'embedding': embed}}
+  plan = plan._replace(made=plan.made._replace(params=params))
+  slept_on, night = [], nights.owners.night
+  monkeypatch.setattr(
+    nights.owners,
+    'night',
+    lambda *how: slept_on.append(how[3]) or night(*how),
+  )
+  nights.live(plan, tmp_path / 'life')
+  assert 'pieces are not slept on' in capsys.readouterr().out
+  (day,) = slept_on
+  assert day.names == ('ann',)
+  rows = zip(day.read[0].tokens_BxL, day.read[0].length_B)
+  bos, *said = [x for tokens, n in rows for x in tokens[:n]]
+  assert bytes(said).decode() == good
+  life = begun(plan, tmp_path / 'life')
+  assert life.past.replay.owners == ['bob']
+  delta = life.being.state.levels.levels[0].delta
+  assert all(x[:, 1].any() and not x[:, 0].any() for x in delta)
+
+
 def test_nothing_of_a_forgotten_owner_is_left(texts, tmp_path, capsys):
   plan = cases.plan(texts, count=1, nights=0)
   nights.live(plan, tmp_path)

@@ -66,7 +66,13 @@ def test_a_model_that_cannot_sleep_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
   'values',
-  [{'nights': -2}, {'piece': 0}, {'keep': -1}, {'surprise': 0.0}],
+  [
+    {'nights': -2},
+    {'piece': 0},
+    {'keep': -1},
+    {'surprise': 0.0},
+    {'disagreement': 0.0},
+  ],
   ids=str,
 )
 def test_impossible_options_are_refused(values):
