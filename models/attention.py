@@ -7,10 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.models import axes
+from nestax.models import axes, flash_gpu
 from nestax.models.config import ModelConfig
 from nestax.models.layers import LONG_AGO, Linear, rotary, segment_starts
-from nestax.models.persistent import Persistent, Tokens, attend
+from nestax.models.memory.api import say_once
+from nestax.models.persistent import Persistent, Tokens, attend, join
 
 BY_LENGTH = ('batch', 'length', 'heads', None)
 
@@ -74,9 +75,34 @@ def _cudnn(q) -> bool:
   return jax.default_backend() == 'gpu' and fits
 
 
+def _in_blocks(q) -> bool:
+  """Whether the GPU's own kernels attend; says once why not."""
+  if jax.default_backend() != 'gpu':
+    return False
+  reason = flash_gpu.unfit(q.dtype, q.shape[-1])
+  if reason:
+    say_once(f'attention makes all logits of a row at once: {reason}')
+  return not reason
+
+
+def _blocked(window: int, q, k, v, start_BxL, persistent, interpret=False):
+  """`_attend` by the GPU's kernels; see `flash_gpu.attention`."""
+  first_BxL = jnp.zeros(q.shape[:2], jnp.int32)
+  if start_BxL is not None:
+    first_BxL = jnp.maximum(first_BxL, start_BxL)
+  if window:
+    oldest_L = jnp.arange(q.shape[1], dtype=jnp.int32) - (window - 1)
+    first_BxL = jnp.maximum(first_BxL, oldest_L[None])
+  o, lse_BxHxL = flash_gpu.attention(q, k, v, first_BxL, interpret=interpret)
+  return o if persistent is None else join(o, lse_BxHxL, persistent)
+
+
 def _attend(window: int, fused: bool, q, k, v, start_BxL, persistent):
   """Fresh sequences; `fused` allows a kernel, which takes whole lengths."""
-  if start_BxL is None and persistent is None:
+  alone = start_BxL is None and persistent is None
+  if fused and not (alone and _cudnn(q)) and _in_blocks(q):
+    return _blocked(window, q, k, v, start_BxL, persistent)
+  if alone:
     return jax.nn.dot_product_attention(
       q,
       k,

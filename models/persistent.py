@@ -69,3 +69,32 @@ def attend(q, k, v, mask, persistent: Persistent | None = None):
     scale=K**-0.5,
   )
   return y[..., :K]
+
+
+def join(o_BxLxHxK, lse_BxHxL, persistent: Persistent):
+  """What queries read from keys, and what they read from persistent tokens.
+
+  Args:
+    o_BxLxHxK: read from the keys alone.
+    lse_BxHxL: log of the sum of exponentials of those logits, float32.
+    persistent: tokens that all queries see as well.
+
+  Returns:
+    `attend` over both, of o's dtype.
+  """
+  B, L, H, K = o_BxLxHxK.shape
+  P, G = persistent.key_PxGxK.shape[:2]
+  q = persistent.query_BxLxHxK.reshape(B, L, G, H // G, K)
+  logit_BxGxRxLxP = K**-0.5 * jnp.einsum(
+    'blgrk,pgk->bgrlp', q, persistent.key_PxGxK,
+    preferred_element_type=jnp.float32,
+  )  # fmt: skip
+  logit_BxHxLxP = logit_BxGxRxLxP.reshape(B, H, L, P)
+  lse_BxHxLx1 = lse_BxHxL[..., None]
+  share = jax.nn.softmax(jnp.concatenate([lse_BxHxLx1, logit_BxHxLxP], -1))
+  share = share.astype(o_BxLxHxK.dtype)
+  first = jnp.einsum(
+    'bgrlp,pgk->blgrk', share[..., 1:].reshape(B, G, H // G, L, P),
+    persistent.value_PxGxK,
+  ).reshape(o_BxLxHxK.shape)  # fmt: skip
+  return first + o_BxLxHxK * jnp.moveaxis(share[..., :1], 1, 2)
