@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from nestax.models.memory.pallas_gpu import capability
 from nestax.models.memory.types import named
 
 WIDTHS = (16, 32, 64, 128)  # of heads
@@ -285,9 +286,8 @@ def unfit(dtype, width: int) -> str:
     return f'attention in {jnp.dtype(dtype)}: bfloat16 or float32'
   if width not in WIDTHS:
     return f'heads of width {width}: one of {WIDTHS}'
-  capability = getattr(jax.devices()[0], 'compute_capability', None)
-  if capability is None or float(capability) < OLDEST:
-    return f'a GPU of compute capability {capability!r}: {OLDEST} or newer'
+  if float(capability() or 0) < OLDEST:
+    return f'a GPU of compute capability {capability()!r}: {OLDEST} or newer'
   return ''
 
 

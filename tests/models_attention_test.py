@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.models import attention
+from nestax.models import attention, flash_gpu
 from nestax.models.config import ModelConfig
+from nestax.models.memory.api import say_once
+from nestax.models.persistent import Persistent
 
 B, L, D = 2, 11, 16
 CASES = {
@@ -168,3 +170,46 @@ def test_cudnn_is_not_asked_for_odd_lengths(monkeypatch):
     )
   ]
   assert asked == [False, True, False]
+
+
+# documents, persistent tokens, bfloat16, width -> who attends on a GPU
+@pytest.mark.parametrize(
+  'documents,persistent,dtype,K,want',
+  [
+    (False, False, 'bfloat16', 64, 'cudnn'),
+    (True, False, 'bfloat16', 64, 'blocks'),
+    (False, True, 'bfloat16', 64, 'blocks'),
+    (False, False, 'float32', 64, 'blocks'),
+    (True, False, 'bfloat16', 96, 'all logits'),
+    (False, False, 'bfloat16', 96, 'cudnn'),
+  ],
+)
+def test_who_attends_on_a_gpu(
+  monkeypatch, caplog, documents, persistent, dtype, K, want
+):
+  asked = []
+
+  def by_jax(q, *args, implementation='xla', **options):
+    asked.append('cudnn' if implementation == 'cudnn' else 'all logits')
+    return q[..., :K]
+
+  def in_blocks(q, k, v, first, interpret):
+    asked.append('blocks')
+    return q, jnp.zeros((2, 2, 128))
+
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', by_jax)
+  monkeypatch.setattr(flash_gpu, 'attention', in_blocks)
+  monkeypatch.setattr(flash_gpu, 'capability', lambda: '9.0')
+  say_once.cache_clear()
+  q = jnp.zeros((2, 128, 2, K), dtype)
+  start = jnp.zeros((2, 128), jnp.int32) if documents else None
+  first = Persistent(q, *[jnp.zeros((3, 2, K), dtype)] * 2)
+  for _ in range(2):
+    attention._attend(0, True, q, q, q, start, first if persistent else None)
+  assert asked == [want] * 2
+  said = [record.message for record in caplog.records]
+  assert len(said) == (want == 'all logits'), 'no silent fallback, said once'
+  assert all('heads of width 96' in words for words in said)
+  monkeypatch.setattr(flash_gpu, 'capability', lambda: '7.5')
+  assert "compute capability '7.5'" in flash_gpu.unfit(dtype, 64)
