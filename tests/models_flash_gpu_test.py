@@ -27,6 +27,7 @@ def given(B, L, H, G, K, window, documents, dtype, persistent):
 
   q, k, v, g = (normal(B, L, heads, K) for heads in (H, G, G, H))
   begins_BxL = rng.random((B, L)) < documents
+  begins_BxL[-1, 127] = documents > 0  # the last key of a block
   # `segment_starts`: rows begin in a document from before
   start_BxL = np.where(begins_BxL, np.arange(L), -(1 << 30))
   start_BxL = np.maximum.accumulate(start_BxL, axis=1).astype(np.int32)
