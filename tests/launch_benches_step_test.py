@@ -85,6 +85,15 @@ def test_documents_have_the_length_that_is_asked_for():
   assert starts.mean() == pytest.approx(1 / 64, rel=0.15)
 
 
+def test_attention_is_counted_inside_documents():
+  assert step.read_length(2, 64, 0) == 64
+  # every token a document of its own, which sees itself
+  assert step.read_length(2, 64, 1) == 1
+  # with starts that are as likely everywhere, the mean age is that of a token
+  # far from the row's start
+  assert step.read_length(8, 4096, 64) == pytest.approx(2 * 64, rel=0.1)
+
+
 @pytest.mark.parametrize('length', ['0', '-8', 'long'])
 def test_lengths_that_are_none_are_refused(length):
   with pytest.raises(ValueError, match='--length=' + length):

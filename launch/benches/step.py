@@ -5,9 +5,9 @@ nestax-train says where documents start; rows here are of one document, which
 takes shorter paths, unless `--documents` gives their mean length. A config's
 levels are frozen inside the sequence, or learn (`--levels`); a Transformer has
 none and is timed once. `--repeats=0` compiles only, for compile time and
-memory. MFU counts the matmuls of the model with its levels frozen: what
-learning adds is overhead, and so is recomputation. `--top=10` traces one step
-of each and shows the ten dearest operations.
+memory. MFU counts the matmuls of the model with its levels frozen, attention
+inside documents: what learning adds is overhead, and so is recomputation.
+`--top=10` traces one step of each and shows the ten dearest operations.
 """
 
 import time
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from nestax.launch import mesh as meshes
@@ -146,6 +147,15 @@ def _starts(shape, documents: int):
   return jax.random.bernoulli(jax.random.key(2), 1 / documents, shape)
 
 
+def read_length(rows: int, length: int, documents: int) -> float:
+  """Length of a row of one document whose tokens see as many, in mean."""
+  if not documents:
+    return length
+  token_L, reset_BxL = np.arange(length), _starts((rows, length), documents)
+  start_BxL = np.maximum.accumulate(np.where(reset_BxL, token_L, 0), axis=1)
+  return 2 * float(np.mean(token_L - start_BxL + 0.5))
+
+
 def prepare(config, cfg: ModelConfig, keep: bool, documents: int = 0) -> Step:
   """Compiles a step.
 
@@ -210,10 +220,10 @@ def measure(
     documents: see `random_batch`.
 
   Returns:
-    Rows and, for each case by name, the rows of its operations. A row: ms a
-    step, tokens/s, ratios of time to the same config frozen and of speed to
-    the peer at the same length, MFU, seconds to compile, GiB that the compiled
-    step needs. None where not known.
+    Rows and, for each case by name, the rows of its operations. A row: mean
+    tokens of a document, ms a step, tokens/s, ratios of time to the same
+    config frozen and of speed to the peer at the same length, MFU, seconds to
+    compile, GiB that the compiled step needs. None where not known.
   """
   runs, texts, rows, dearest = {}, {}, [], {}
   for case, (config, cfg) in made.items():
@@ -221,10 +231,12 @@ def measure(
     runs[case.name], texts[case.name] = made_step.run, made_step.hlo
     tokens = config.train.batch * case.length
     flops = 3 * language_model.flops_per_token(
-      settings.with_levels(cfg, 'frozen', ''), case.length
+      settings.with_levels(cfg, 'frozen', ''),
+      read_length(config.train.batch, case.length, documents),
     )
     rows.append({
       'name': case.name,
+      'document': documents or case.length,
       'tokens': tokens,
       'flops': flops * tokens / made_step.devices,
       'compile s': made_step.seconds,
@@ -255,6 +267,7 @@ def _numbers(row, ms, frozen: str, other: str, peer: str, peak_flops) -> dict:
   flops = ratio(row['flops'], second)
   return {
     'name': row['name'],
+    'document': row['document'],
     'ms': own,
     'tokens/s': ratio(row['tokens'], second),
     'time / frozen': ratio(own, ms.get(frozen)),
