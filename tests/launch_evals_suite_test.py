@@ -122,7 +122,7 @@ def test_the_report_has_every_cell_of_the_workdir(tmp_path):
 
 
 def test_settings_of_one_task_are_averaged_beside_the_paper(tmp_path):
-  fields = {'paper': {'A': {'both': 7.0}}, 'source': 'its paper'}
+  fields = {'paper': {'A': {'both': 7.0, 'easy': 5.0}}, 'source': 'its paper'}
   groups = {'both': ['easy', 'hard']}
   made = evaluation(done := [], groups=lambda options: groups, **fields)
   asked = suite.Asked(('a',), seeds=3, tasks=('both',), workdir=tmp_path)
