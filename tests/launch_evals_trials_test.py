@@ -204,3 +204,5 @@ def test_a_run_is_scored_at_its_end_or_where_it_was_best():
     assert [row['step'] for row in found] == steps
     assert picking.all_reached(rows, enough) is (enough < 99)
   assert not picking.all_reached(rows, 0.0)
+  other = dict(rows[0], rate=0.2, valid=1.0)
+  assert not picking.all_reached([*rows, other], 50.0)

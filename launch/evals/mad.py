@@ -160,26 +160,21 @@ def _fuzzy_row(size: Size, rng, train: bool):
   """
   ids = size.V - 1  # the last one pads
   keys = ids // 2
-
-  def motif(low, high, least):
-    length = int(rng.integers(least, MOTIF + 1))
-    return tuple((low + rng.permutation(high - low)[:length]).tolist())
-
-  def draw_key():
-    return motif(0, keys, 1 if train else MOTIF)
-
-  probe, answer = draw_key(), motif(keys, ids, 1)
+  most = size.L // 2 + 2  # pairs, of at least two ids
+  drawn_keys = _motifs(rng, 0, keys, 1 if train else MOTIF, most)
+  drawn_values = _motifs(rng, keys, ids, 1, most)
+  probe, answer = next(drawn_keys), next(drawn_values)
   asked = len(probe) + len(answer)
   place = int(rng.integers(0, size.L - 2 * asked))
   value_of, shown, shown_probe = {}, set(), False
   tokens, told = [], []
   while len(tokens) < size.L - asked - 2 * MOTIF:
     forced = len(tokens) >= place and not shown_probe
-    key = probe if forced else draw_key()
+    key = probe if forced else next(drawn_keys)
     if key == probe:
       value, shown_probe = answer, True
     else:
-      value = value_of.setdefault(key, motif(keys, ids, 1))
+      value = value_of.setdefault(key, next(drawn_values))
     tokens += [*key, *value]
     known = key in shown and not forced
     told += [False] * len(key) + [known] * len(value)
@@ -189,6 +184,14 @@ def _fuzzy_row(size: Size, rng, train: bool):
   missing = size.L + 1 - len(tokens)
   tokens = np.array([ids] * missing + tokens)
   return tokens, np.array([False] * missing + told)
+
+
+def _motifs(rng, low: int, high: int, least: int, many: int):
+  """Runs of `least` to MOTIF different ids below `high`, as tuples."""
+  ids = low + rng.random((many, high - low)).argsort(1)[:, :MOTIF]
+  lengths = rng.integers(least, MOTIF + 1, many)
+  runs = zip(ids.tolist(), lengths.tolist())
+  return (tuple(run[:length]) for run, length in runs)
 
 
 def copying(size: Size, rng, rows: int, train: bool) -> trials.Batch:
