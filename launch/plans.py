@@ -16,8 +16,8 @@ from nestax.models.continuum import SCOPES
 from nestax.sleep import grow, owners, replay, tasks
 from nestax.sleep import tools as tools_
 from nestax.sleep.dream import DreamConfig
+from nestax.sleep.objective import SeedConfig
 from nestax.sleep.reader import Said
-from nestax.sleep.seed import SeedConfig
 from nestax.sleep.task import Task
 from nestax.sleep.texts import TextsConfig, Words
 from nestax.sleep.tools import CycleConfig, Tools

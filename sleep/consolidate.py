@@ -6,7 +6,7 @@ import numpy as np
 
 from nestax.cms.experts import SlotsError
 from nestax.sleep import grow, rounds, seed, texts
-from nestax.sleep.seed import Side
+from nestax.sleep.objective import Side
 from nestax.sleep.texts import Day
 from nestax.sleep.tools import Tools
 

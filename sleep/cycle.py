@@ -37,8 +37,8 @@ from nestax.cms.level import norm
 from nestax.models import language_model
 from nestax.sleep import consolidate, gate, grow, rounds, texts
 from nestax.sleep import reader as readers
+from nestax.sleep.objective import Side
 from nestax.sleep.reader import Said
-from nestax.sleep.seed import Side
 from nestax.sleep.task import Task
 from nestax.sleep.texts import Day
 from nestax.sleep.tools import Tools

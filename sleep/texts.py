@@ -29,7 +29,7 @@ class TextsConfig:
     continued: texts that it says, going on from prefixes of what it read.
     free: texts that it says from the beginning-of-text token.
     kept: texts that the slow weights say from there, as they were before the
-      day: what is to stay as it is (see `keep` of `seed.SeedConfig`). They
+      day: what is to stay as it is (see `keep` of `objective.SeedConfig`). They
       are no texts of a sequence; all of them share these.
     temperature: of what it says.
   """

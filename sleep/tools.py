@@ -13,8 +13,8 @@ from nestax.sleep import dream, grow, seed, texts
 from nestax.sleep import reader as readers
 from nestax.sleep.dream import DreamConfig
 from nestax.sleep.gate import GateConfig
+from nestax.sleep.objective import SeedConfig
 from nestax.sleep.reader import Reader
-from nestax.sleep.seed import SeedConfig
 from nestax.sleep.texts import TextsConfig, Words
 
 FULL = ('error', 'merge')

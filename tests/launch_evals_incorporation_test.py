@@ -24,7 +24,7 @@ from nestax.launch.evals.sleepers import Sleeper
 from nestax.launch.evals.squad import Passage, Question
 from nestax.models import language_model
 from nestax.sleep.dream import DreamConfig
-from nestax.sleep.seed import SeedConfig
+from nestax.sleep.objective import SeedConfig
 from nestax.sleep.task import TaskError
 from nestax.sleep.texts import TextsConfig
 from nestax.sleep.tools import CycleConfig

@@ -10,8 +10,8 @@ import pytest
 from nestax.launch import lock, rehearsal
 from nestax.launch.evals import cells, lives, nights, retention, sleepers
 from nestax.sleep.dream import DreamConfig
+from nestax.sleep.objective import SeedConfig
 from nestax.sleep.reader import Said
-from nestax.sleep.seed import SeedConfig
 from nestax.sleep.tools import CycleConfig
 
 BRIEF = (

@@ -9,15 +9,16 @@ import pytest
 import sleep_cases as cases
 
 from nestax.launch.evals import sleepers
-from nestax.sleep import distributions, gate, seed
+from nestax.sleep import distributions, gate
 from nestax.sleep import reader as readers
+from nestax.sleep.objective import SeedConfig
 from nestax.sleep.reader import Said
 from nestax.sleep.texts import Day, TextsConfig, Words
 from nestax.sleep.tools import CycleConfig
 
 RATE = 0.03
 HOW = CycleConfig(
-  seed.SeedConfig(steps=6, rows=4, alpha=1.0, on_policy=0.0),
+  SeedConfig(steps=6, rows=4, alpha=1.0, on_policy=0.0),
   TextsConfig(length=10, read=8, continued=0, free=0, kept=4),
 )
 WORDS = Words(bos=0, eos=-1, pad=0)

@@ -16,8 +16,8 @@ from nestax.models import language_model
 from nestax.models.config import ModelConfig
 from nestax.sleep import tools as tools_
 from nestax.sleep.gate import GateConfig
+from nestax.sleep.objective import SeedConfig
 from nestax.sleep.replay import Replay
-from nestax.sleep.seed import SeedConfig
 from nestax.sleep.texts import TextsConfig
 from nestax.sleep.tools import CycleConfig
 

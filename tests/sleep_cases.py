@@ -12,6 +12,7 @@ from nestax.models.continuum import CMSConfig
 from nestax.sleep import reader as readers
 
 V = 16
+W = 4  # words of the tables
 
 
 @functools.cache
@@ -73,5 +74,22 @@ def table_reader():
   def read(params, state, tokens_BxL, length_B=None):
     del length_B  # what is read leaves nothing behind
     return state, params[tokens_BxL]
+
+  return readers.Reader(fresh, read)
+
+
+def table(seed, scale=1.5):
+  """Logits of a table's words, each after each."""
+  return scale * jax.random.normal(jax.random.key(seed), (W, W))
+
+
+def knowing_reader():
+  """A table to which what each owner knows is added, `context [O, W]`."""
+
+  def fresh(context, rows, length):
+    return jnp.repeat(context, rows // len(context), axis=0)
+
+  def read(params, state, tokens_BxL, length_B=None):
+    return state, params[tokens_BxL] + state[:, None]
 
   return readers.Reader(fresh, read)

@@ -9,6 +9,7 @@ import sleep_cases as cases
 from nestax.cms.experts import SlotsError
 from nestax.sleep import consolidate, grow, seed, tools
 from nestax.sleep import reader as readers
+from nestax.sleep.objective import SeedConfig, Side
 from nestax.sleep.reader import Said
 from nestax.sleep.texts import Day, Words
 from nestax.sleep.tools import CycleConfig
@@ -54,7 +55,7 @@ def test_a_sender_gives_away_its_slots_and_all_owners_are_asked_alike(
 ):
   cfg = cases.config(slots=2, rank=8)
   params, _ = grow.grow(cfg, cases.params_of(cfg), 0)
-  how = CycleConfig(seed=seed.SeedConfig(rows=3))
+  how = CycleConfig(seed=SeedConfig(rows=3))
   made = tools.of_model(cfg, how, Words(0, -1, 0))
   context = readers.learned(cases.day(cfg, 2))
   texts = Said(cases.tokens(8, 10), jnp.ones(8, int), jnp.full(8, 10))
@@ -65,9 +66,9 @@ def test_a_sender_gives_away_its_slots_and_all_owners_are_asked_alike(
     return jax.tree.map(lambda x: x + 1, trained), {}
 
   monkeypatch.setattr(seed, 'run', run)
-  student = seed.Side(params, consolidate.reset(context, 0))
+  student = Side(params, consolidate.reset(context, 0))
   new, index, _ = consolidate.move(
-    made, seed.Side(params, context), student, 0, day, texts, texts,
+    made, Side(params, context), student, 0, day, texts, texts,
     jax.random.key(0), None,
   )  # fmt: skip
   assert (grow.used(cfg, new, 0), grow.used(cfg, new, 1)) == (0, 1)

@@ -15,8 +15,8 @@ from nestax.sleep import cycle, gate, grow, replay, texts
 from nestax.sleep import tools as tools_
 from nestax.sleep.dream import DreamConfig
 from nestax.sleep.gate import GateConfig
+from nestax.sleep.objective import SeedConfig, Side
 from nestax.sleep.reader import Said
-from nestax.sleep.seed import SeedConfig, Side
 from nestax.sleep.task import TaskError
 from nestax.sleep.texts import TextsConfig, Words
 from nestax.sleep.tools import CycleConfig

@@ -16,8 +16,8 @@ from nestax.models import language_model
 from nestax.sleep import owners, replay, texts
 from nestax.sleep import tools as tools_
 from nestax.sleep.gate import GateConfig
+from nestax.sleep.objective import SeedConfig
 from nestax.sleep.reader import Said
-from nestax.sleep.seed import SeedConfig
 from nestax.sleep.texts import TextsConfig, Words
 from nestax.sleep.tools import CycleConfig
 

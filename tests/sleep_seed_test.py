@@ -7,17 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sleep_cases as cases
+from sleep_cases import W, table
 
 from nestax.sleep import distributions, gate, seed
 from nestax.sleep import reader as readers
-from nestax.sleep.seed import SeedConfig, Side
+from nestax.sleep.objective import SeedConfig, Side
 
-W = 4  # words of the tables
 QUICK = SeedConfig(steps=60, rate=0.1, rows=16)
-
-
-def table(seed_, scale=1.5):
-  return scale * jax.random.normal(jax.random.key(seed_), (W, W))
 
 
 def add(params, trained):
@@ -77,81 +73,6 @@ def test_divergence_and_reward_together():
   assert np.mean(rewards[-10:]) > np.mean(rewards[:5])
 
 
-def test_leave_one_out_is_unbiased():
-  # one word, paid by a table: the gradient of the expected pay is known
-  pay_W = jnp.array([0.0, 1.0, 0.3, 0.0])
-  logits_W = jnp.array([0.3, -0.5, 1.0, 0.0])
-  cfg = SeedConfig(alpha=0.0, group=4)
-  B = 80_000
-  reader = cases.table_reader()
-  params = jnp.broadcast_to(logits_W, (W, W))
-  ones = jnp.ones((B,), jnp.int32)
-  prompts = readers.Said(jnp.zeros((B, 2), jnp.int32), ones, ones)
-  said = readers.sample(reader, params, None, prompts, jax.random.key(0))
-  heard = seed.Heard(None, None, pay_W[said.tokens_BxL[:, 1]])
-
-  def objective(params):
-    return seed.loss(cfg, reader, Side(params, None), None, said, heard)[0]
-
-  got = -jax.grad(objective)(params)[0]
-  want = jax.grad(lambda x: jax.nn.softmax(x) @ pay_W)(logits_W)
-  np.testing.assert_allclose(got, want, atol=4e-3)
-
-
-def test_the_reward_follows_the_chance_that_was_drawn_with():
-  cfg = SeedConfig(alpha=0.0, group=2, temperature=2.0)
-  tokens, ones = jnp.array([[0, 1], [0, 2]]), jnp.ones(2, int)
-  said = readers.Said(tokens, ones, 2 * ones)
-  heard = seed.Heard(None, None, jnp.array([1.0, 0.0]))
-  side = Side(table(0), None)
-  got, _ = seed.loss(cfg, cases.table_reader(), side, None, said, heard)
-  logs = jax.nn.log_softmax(table(0)[0] / 2.0)
-  np.testing.assert_allclose(got, -(logs[1] - logs[2]) / 2, rtol=1e-5)
-
-
-@pytest.mark.parametrize('speaks', [True, False])
-def test_the_parts_of_the_objective_have_their_weights(speaks):
-  cfg = SeedConfig(alpha=0.7, on_policy=0.4, keep=3.0, group=2)
-  reader, tables = cases.table_reader(), {'texts': 0, 'said': 0, 'kept': 2}
-  rows, heard, apart = {}, {}, {}
-  for i, (name, teacher) in enumerate(tables.items()):
-    tokens, length = cases.tokens(4, 6, i) % W, jnp.array([6, 3, 5, 4])
-    rows[name] = readers.Said(tokens, jnp.ones(4, int), length)
-    heard[name], own = (
-      readers.score(reader, table(x), None, tokens) for x in (teacher, 1)
-    )
-    mask = rows[name].said_BxL[:, 1:]
-    apart[name] = distributions.divergence('reverse_kl', heard[name], own)[
-      mask
-    ].mean()
-  reward = jnp.array([1.0, 0.0, 0.2, 0.6])
-  got, parts = seed.loss(
-    cfg,
-    reader,
-    Side(table(1), None),
-    rows['texts'],
-    rows['said'] if speaks else None,
-    seed.Heard(heard['texts'], heard['said'], reward, heard['kept']),
-    rows['kept'],
-  )
-  if not speaks:
-    want = 0.7 * apart['texts'] + 3 * apart['kept']
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    assert set(parts) == {'divergence', 'kept'}
-    return
-  logs = jax.nn.log_softmax(table(1))
-  gain = 0.0
-  for row, length, paid in zip(
-    rows['said'].tokens_BxL, (6, 3, 5, 4), (1.0, -1.0, -0.4, 0.4)
-  ):
-    gain += (
-      paid * logs[row[: length - 1], row[1:length]].sum() / (5 + 2 + 4 + 3)
-    )
-  want = 0.7 * (0.6 * apart['texts'] + 0.4 * apart['said'])
-  want += 3 * apart['kept'] - 0.3 * gain
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
 def test_who_may_say_little_is_compared_with_as_little():
   cfg = SeedConfig(alpha=1.0, gamma=0.25, group=1, say=2)
   tokens, two = jnp.array([[0, 1, 2, 3, 1, 2]]), jnp.array([2])
@@ -163,16 +84,6 @@ def test_who_may_say_little_is_compared_with_as_little():
   best_W = np.asarray(table(0)).argmax(1)
   sem = np.mean([best_W[1] == 2, best_W[2] == 3])
   np.testing.assert_allclose(heard.reward_B, 0.25 * sem + 0.75)
-
-
-def test_equal_rewards_teach_nothing():
-  pay = jnp.full((8,), 0.7)
-  np.testing.assert_allclose(seed.advantage(pay, 4), 0.0, atol=1e-6)
-
-
-def test_a_row_is_not_compared_with_another_group():
-  pay = jnp.array([1.0, 0.0, 5.0, 5.0])
-  np.testing.assert_allclose(seed.advantage(pay, 2), [1.0, -1.0, 0.0, 0.0])
 
 
 def test_prefixes_keep_the_prompt_and_leave_something_to_say():
@@ -230,31 +141,6 @@ def test_a_student_that_forgets_a_level_learns_it_back():
   assert (trained != params['blocks']['level_1']['down']).any()
 
 
-def knowing_reader():
-  """A table to which what each owner knows is added, `context [O, W]`."""
-
-  def fresh(context, rows, length):
-    return jnp.repeat(context, rows // len(context), axis=0)
-
-  def read(params, state, tokens_BxL, length_B=None):
-    return state, params[tokens_BxL] + state[:, None]
-
-  return readers.Reader(fresh, read)
-
-
-def test_texts_that_are_read_together_are_those_read_one_by_one():
-  reader, context = knowing_reader(), jnp.arange(12.0).reshape(3, W)
-  texts = {
-    name: readers.Said(cases.tokens(B, 8, seed=B) % W, None, None)
-    for name, B in (('texts', 6), ('kept', 9), ('said', 24))
-  }
-  got = seed._read(reader, Side(table(0), context), none=None, **texts)
-  assert list(got) == list(texts)
-  for name, rows in texts.items():
-    want = readers.score(reader, table(0), context, rows.tokens_BxL)
-    np.testing.assert_array_equal(got[name], want)
-
-
 def test_an_update_is_compiled_once_wherever_the_model_was_put():
   cfg = dataclasses.replace(QUICK, steps=3, rows=4)
   reader, before = cases.table_reader(), readers._score._cache_size()
@@ -271,22 +157,6 @@ def test_an_update_is_compiled_once_wherever_the_model_was_put():
   # of the teacher's texts, the student's, those that are kept, and the gate's
   gate.loss(reader, teacher.params, None, *texts[::2], rows=4)
   assert readers._score._cache_size() == before + 1
-
-
-@pytest.mark.parametrize(
-  'values, words',
-  [
-    ({'divergence': 'l2'}, "divergence='l2': one of forward_kl"),
-    ({'alpha': 1.5}, 'alpha=1.5: from 0 to 1'),
-    ({'group': 1}, 'leave-one-out'),
-    ({'steps': 0}, 'steps=0: at least 1'),
-    ({'rate': 0.0}, 'rate=0.0: above 0'),
-  ],
-  ids=lambda x: str(x)[:12],
-)
-def test_impossible_settings_are_refused_in_words(values, words):
-  with pytest.raises(ValueError, match=words):
-    SeedConfig(**values)
 
 
 @pytest.mark.parametrize('keep, kept', [(0.0, True), (5.0, True), (5.0, False)])
@@ -321,7 +191,7 @@ def test_what_is_kept_stays_as_the_slow_weights_had_it(keep, kept):
 def test_what_is_kept_is_what_the_slow_weights_and_the_students_levels_say():
   # else a slot would learn from kept texts, too, what the day has written
   cfg = dataclasses.replace(QUICK, steps=1, rows=4, alpha=1.0, on_policy=0.0)
-  reader, heard = knowing_reader(), []
+  reader, heard = cases.knowing_reader(), []
   knows, left = (x * jnp.arange(1.0, 1 + W)[None] for x in (1, -1))
   texts, kept = (
     readers.Said(cases.tokens(4, 8, i) % W, jnp.ones(4, int), jnp.full(4, 8))
@@ -374,32 +244,14 @@ def test_the_student_speaks_in_every_nth_update_and_is_cut_off(on_policy):
   assert spoken == [2, 2, 2]
 
 
-def test_reward_and_divergence_are_means_over_tokens_alike():
-  # the same rows twice as long, no more to choose in them: the same gradient
-  reader, ones = cases.table_reader(), jnp.ones(8, int)
-  cfg = SeedConfig(alpha=0.0, group=4)
-  heard = seed.Heard(None, None, jnp.arange(8.0) % 4)
-  grads = []
-  for n in (1, 2):
-    tokens = jnp.tile(cases.tokens(8, 6) % W, (1, n))
-    said = readers.Said(tokens, ones, 6 * n * ones)
-
-    def objective(params, said=said):
-      return seed.loss(cfg, reader, Side(params, None), None, said, heard)[0]
-
-    grads.append(jax.grad(objective)(table(1)))
-  size = [float(jnp.linalg.norm(g)) for g in grads]
-  assert 0.7 < size[1] / size[0] < 1.4
-
-
 def test_the_rate_falls_evenly_to_a_share_of_the_first():
-  cfg = seed.SeedConfig(steps=5, rate=0.8, last=0.25)
+  cfg = SeedConfig(steps=5, rate=0.8, last=0.25)
   tx, ones = seed.optimizer(cfg), jnp.ones(3)
   state, moved = tx.init(ones), []
   for _ in range(cfg.steps):
     updates, state = tx.update(ones, state)  # Adam moves by the rate itself
     moved.append(-float(updates[0]))
   np.testing.assert_allclose(moved, [0.8, 0.65, 0.5, 0.35, 0.2], rtol=1e-5)
-  once = seed.optimizer(seed.SeedConfig(steps=1, rate=0.8, last=0.0))
+  once = seed.optimizer(SeedConfig(steps=1, rate=0.8, last=0.0))
   updates, _ = once.update(ones, once.init(ones))
   np.testing.assert_allclose(updates, -0.8, rtol=1e-5)

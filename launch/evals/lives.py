@@ -21,8 +21,8 @@ from nestax.models.continuum import CMSConfig
 from nestax.sleep import gate, grow, replay, texts
 from nestax.sleep import reader as readers
 from nestax.sleep.dream import DreamConfig
+from nestax.sleep.objective import SeedConfig
 from nestax.sleep.reader import Reader, Said
-from nestax.sleep.seed import SeedConfig
 from nestax.sleep.texts import TextsConfig, Words
 from nestax.sleep.tools import CycleConfig
 

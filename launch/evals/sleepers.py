@@ -18,8 +18,8 @@ from nestax.sleep import cycle, seed, texts
 from nestax.sleep import reader as readers
 from nestax.sleep import tools as tools_
 from nestax.sleep.gate import GateConfig
+from nestax.sleep.objective import Side
 from nestax.sleep.reader import Said
-from nestax.sleep.seed import Side
 from nestax.sleep.texts import Day, Words
 from nestax.sleep.tools import CycleConfig
 
