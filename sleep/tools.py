@@ -9,7 +9,7 @@ import jax
 
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
-from nestax.sleep import dream, grow, seed, texts
+from nestax.sleep import dream, grow, imitate, seed, texts
 from nestax.sleep import reader as readers
 from nestax.sleep.dream import DreamConfig
 from nestax.sleep.gate import GateConfig
@@ -70,8 +70,20 @@ class Tools(NamedTuple):
   dreams: dict[int, dream.Programs]  # by receiver
 
 
-def of_model(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
+def of_model(
+  cfg: ModelConfig,
+  how: CycleConfig,
+  words: Words,
+  semantic: Callable = imitate.agreement,
+) -> Tools:
   """Makes the programs.
+
+  Args:
+    cfg: the model.
+    how: its nights.
+    words: ids with a meaning.
+    semantic: the part of the reward that is for meaning, jax on batches:
+      `(teacher's logits, tokens, mask) -> r_sem`, as `imitate.agreement`.
 
   Raises:
     SlotsError: for a model that cannot sleep.
@@ -84,7 +96,7 @@ def of_model(cfg: ModelConfig, how: CycleConfig, words: Words) -> Tools:
     return grow.put_among(cfg, params, among, k, index, new)
 
   disturb = functools.partial(dream.random_expert, cfg)
-  hear = seed.hearing(how.seed, reader)
+  hear = seed.hearing(how.seed, reader, semantic)
   seeds, dreams = {}, {}
   for among in _alike(cfg):
     own = functools.partial(put, among)

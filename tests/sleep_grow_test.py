@@ -7,7 +7,8 @@ import pytest
 import sleep_cases as cases
 
 from nestax.cms.experts import SlotsError
-from nestax.models import language_model
+from nestax.launch import mesh
+from nestax.models import axes, language_model
 from nestax.sleep import grow
 
 
@@ -156,3 +157,24 @@ def test_a_model_without_slots_is_given_some():
   assert np.abs(logits(new, told) - before).max() > 1e-3
   with pytest.raises(SlotsError, match='has 3 expert slots a level already'):
     grow.equip(new, given, 3, 2, jax.random.key(0))
+
+
+def test_slots_of_a_model_on_a_mesh_stay_where_they_are():
+  cfg, params = model(rank=4)
+  boxed = language_model.abstract(language_model.LanguageModel(cfg))
+  sizes = {'data': 1, 'fsdp': 2, 'tensor': 2, 'sequence': 1}
+  where = axes.shardings(mesh.make(sizes, 2, 8), boxed)
+  laid = jax.device_put(params, where)
+  slot = laid['blocks']['level_1']['slots']['a']
+  assert len({s.data.shape for s in slot.addressable_shards}) == 1
+  assert slot.addressable_shards[0].data.size < slot.size
+
+  def night(params):
+    params, index = grow.grow(cfg, params, 1)
+    told = filled(cfg, params, 1, index)
+    return told, grow.free(cfg, told, 1, jax.random.key(1))
+
+  for got, want in zip(night(laid), night(params)):
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    for x, place in zip(jax.tree.leaves(got), jax.tree.leaves(where)):
+      assert x.sharding.is_equivalent_to(place, x.ndim), (x.shape, x.sharding)

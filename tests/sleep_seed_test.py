@@ -85,6 +85,13 @@ def test_who_may_say_little_is_compared_with_as_little():
   sem = np.mean([best_W[1] == 2, best_W[2] == 3])
   np.testing.assert_allclose(heard.reward_B, 0.25 * sem + 0.75)
 
+  def own(logits, tokens, mask):  # a reward of meaning that a user brings
+    return jnp.where(mask, tokens, 0).sum(1) / 10
+
+  hear = seed.hearing(cfg, cases.table_reader(), own)
+  heard = hear(Side(table(0), None), prefixes, prefixes, said)
+  np.testing.assert_allclose(heard.reward_B, 0.25 * 0.5 + 0.75)
+
 
 def test_prefixes_keep_the_prompt_and_leave_something_to_say():
   B = 500

@@ -34,3 +34,13 @@ def test_receivers_in_the_same_blocks_share_their_programs(assign, kinds):
   for programs in (made.seeds, made.dreams):
     assert sorted(programs) == [1, 2]
     assert len({id(x) for x in programs.values()}) == kinds
+
+
+def test_all_pairs_are_paid_for_meaning_as_the_user_says(monkeypatch):
+  cfg, own = cases.config(blocks='all', slots=2, rank=3), lambda *x: x
+  hearing, asked = tools.seed.hearing, []
+  monkeypatch.setattr(
+    tools.seed, 'hearing', lambda *how: asked.append(how[2]) or hearing(*how)
+  )
+  tools.of_model(cfg, CycleConfig(), Words(0, -1, 0), own)
+  assert asked == [own]
