@@ -1,4 +1,4 @@
-"""What of a day is slept on: the rest stays in the fast levels, and goes.
+"""What of a day is slept on; the rest never reaches the slow weights.
 
 Pieces of what was read are left out by what they cost when they were read, by
 what they cost the slow levels alone, or by predicates of a program's own.

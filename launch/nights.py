@@ -240,8 +240,8 @@ class Life:
     left = len(pieces) - len(list(replay.consolidated(pieces, *keep)))
     if left:
       self.show.say(
-        f'{left} of {len(pieces)} pieces are not slept on, and stay in the '
-        'fast levels'
+        f'{left} of {len(pieces)} pieces of what was read are not slept on: '
+        'too surprising, against the slow weights, or refused'
       )
     return keep
 

@@ -205,7 +205,8 @@ def test_what_contradicts_the_slow_levels_stays_in_the_fast_ones(
     lambda *how: slept_on.append(how[3]) or night(*how),
   )
   nights.live(plan, tmp_path / 'life')
-  assert 'pieces are not slept on' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert '6 of 10 pieces of what was read are not slept on' in said
   (day,) = slept_on
   assert day.names == ('ann',)
   rows = zip(day.read[0].tokens_BxL, day.read[0].length_B)
