@@ -15,7 +15,14 @@ import numpy as np
 from nestax.cms import resume
 from nestax.cms.experts import Slots
 from nestax.cms.stream import Piece, StreamState
-from nestax.models import active, axes, layers, level_state, telemetry
+from nestax.models import (
+  active,
+  axes,
+  layers,
+  level_state,
+  segments,
+  telemetry,
+)
 from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
@@ -117,9 +124,9 @@ class LanguageModel(nn.Module):
     """Blocks below the first that learns at once, the others by chunks."""
     cfg, params = self.cfg, nn.unbox(self.variables['params'])
     first = cfg.adapting[0]
-    trunk = None if state is None else active.layers(state.blocks, 0, first)
+    trunk = None if state is None else segments.layers(state.blocks, 0, first)
     if first:
-      trunk, x_BxLxD, _ = active.run_blocks(
+      trunk, x_BxLxD, _ = segments.run_blocks(
         cfg,
         params['blocks'],
         Segment(0, first, None),
@@ -141,7 +148,7 @@ class LanguageModel(nn.Module):
       params,
       _head(cfg),
       state.levels,
-      active.layers(state.blocks, first, cfg.N),
+      segments.layers(state.blocks, first, cfg.N),
       Piece(x_BxLxD, tokens_BxL, reset_BxL),
       state.owned,
     )
@@ -197,7 +204,7 @@ def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
   if not cfg.stream:
     return state
   params = nn.unbox(params)
-  mixers = active.layers(state.blocks, cfg.adapting[0], cfg.N)
+  mixers = segments.layers(state.blocks, cfg.adapting[0], cfg.N)
   levels = active.flush(
     cfg, params, _head(cfg), state.levels, mixers, state.owned
   )

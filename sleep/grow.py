@@ -19,7 +19,7 @@ from nestax.cms import experts
 from nestax.cms import level as levels_
 from nestax.cms.experts import Slots, SlotsError
 from nestax.cms.level import Theta
-from nestax.models import active, language_model, level_state
+from nestax.models import language_model, level_state, segments
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 
@@ -270,7 +270,7 @@ def inputs(cfg: ModelConfig, params, tokens_BxL):
   x_BxLxD = model.apply(
     {'params': params}, tokens_BxL, method=lambda m, t: m.embed(t)
   )
-  _, _, keys = active.run_blocks(
+  _, _, keys = segments.run_blocks(
     asking, params['blocks'], Segment(0, cfg.N, None), None, x_BxLxD, None
   )
   return keys

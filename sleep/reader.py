@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.cms.stream import Piece, written
-from nestax.models import active, language_model
+from nestax.models import active, language_model, segments
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 
@@ -133,7 +133,7 @@ def _read_as_one(cfg: ModelConfig, params, state: Rows, tokens_BxL, length_B):
   first = cfg.N if state.written is None else cfg.adapting[0]
   trunk = cut(0, first)
   if first:
-    trunk, x_BxLxD, _ = active.run_blocks(
+    trunk, x_BxLxD, _ = segments.run_blocks(
       cfg,
       params['blocks'],
       Segment(0, first, None),

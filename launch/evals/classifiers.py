@@ -12,7 +12,7 @@ import optax
 
 from nestax.launch import trained
 from nestax.launch.evals import asking, classes, contexts
-from nestax.models import active, language_model
+from nestax.models import language_model, segments
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 from nestax.sleep import distributions
@@ -162,7 +162,7 @@ def features(cfg: ModelConfig, params, tokens_BxL, length_B):
   model = language_model.LanguageModel(cfg)
   variables = {'params': params}
   x_BxLxD = model.apply(variables, tokens_BxL, method=lambda m, t: m.embed(t))
-  _, x_BxLxD, _ = active.run_blocks(
+  _, x_BxLxD, _ = segments.run_blocks(
     cfg, params['blocks'], Segment(0, cfg.N, None), None, x_BxLxD, None
   )
   x_BxLxD = model.apply(variables, x_BxLxD, method=lambda m, x: m.final_norm(x))

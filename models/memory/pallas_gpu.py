@@ -106,7 +106,7 @@ def _walk_from_inside(cfg, initial, slow, carry, xs, ends_nxB, dtype):
     return jax.tree.map(lambda x: x[chunks], (xs, ends_nxB))
 
   first, rest = slice(0, 1), slice(1, None)
-  carry, out = scan._walk(cfg, initial, slow, carry, *part(first), dtype)
+  carry, out = scan.walk_chunks(cfg, initial, slow, carry, *part(first), dtype)
   if ends_nxB.shape[0] == 1:
     return carry, out
   carry, more = _walk(cfg, initial, slow, carry, *part(rest), dtype)
@@ -114,7 +114,7 @@ def _walk_from_inside(cfg, initial, slow, carry, xs, ends_nxB, dtype):
 
 
 def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
-  """The walk that `scan._walk` describes, from a boundary on."""
+  """The walk that `scan.walk_chunks` describes, from a boundary on."""
   n, B, H, C, K = xs.query_CxK.shape
   shape = Shape(cfg, jnp.dtype(dtype).name, C, n, K, False)
   boundary, running, momentum = carry

@@ -74,7 +74,7 @@ def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
 
 
 def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
-  """The walk that `scan._walk` describes."""
+  """The walk that `scan.walk_chunks` describes."""
   n, B, H, C, K = xs.query_CxK.shape
   heads = heads_a_step(H, K)
   padded = -(-H // heads) * heads

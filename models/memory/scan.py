@@ -69,12 +69,13 @@ def run(
     dtype: of the matmuls' operands.
     length_B: tokens that count, the first of each row; None for all.
     aligned: every sequence is known to stand at a boundary of both chunks.
-    walk: another way over the chunks than `_walk`, with its arguments.
+    walk: another way over the chunks than `walk_chunks`, with its
+      arguments.
 
   Returns:
     (MemoryState, or None for fresh sequences; output [B, L, H, K] float32).
   """
-  walk = walk or _walk
+  walk = walk or walk_chunks
   B, L, H, K = inputs.query.shape
   small, big = cfg.step, cfg.chunks[1]
   fresh = state is None
@@ -150,7 +151,7 @@ def _ends(first_B, phase_B, n: int, small: int, count):
   return jnp.where(stop_nx1 <= last_B[None], first_B[None] + stop_nx1, 1)
 
 
-def _walk(cfg, initial, slow, carry, xs: Chunk, ends_nxB, dtype):
+def walk_chunks(cfg, initial, slow, carry, xs: Chunk, ends_nxB, dtype):
   """Scans `chunk_step` over `[n, B, ...]` chunks.
 
   Args:

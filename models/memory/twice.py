@@ -54,18 +54,18 @@ def run(
 
 
 def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
-  """`scan._walk`, of few chunks one after the other with all they compute.
+  """`scan.walk_chunks`, of few chunks one by one with all they compute.
 
   A loop would stack it, or compute it again, in kernels that are far too small
   for that.
   """
   n, out = ends_nxB.shape[0], []
   if n > FEW:
-    return scan._walk(cfg, initial, slow, carry, xs, ends_nxB, dtype)
+    return scan.walk_chunks(cfg, initial, slow, carry, xs, ends_nxB, dtype)
   cfg = dataclasses.replace(cfg, remat=False)
   for i in range(n):
     part = jax.tree.map(lambda x, i=i: x[i : i + 1], (xs, ends_nxB))
-    carry, one = scan._walk(cfg, initial, slow, carry, *part, dtype)
+    carry, one = scan.walk_chunks(cfg, initial, slow, carry, *part, dtype)
     out.append(one)
   return carry, jnp.concatenate(out)
 
