@@ -41,12 +41,16 @@ def _added(theta: Theta, delta: Theta, dtype) -> Theta:
   return Theta(*(w.astype(dtype) for w in added))
 
 
-def own(theta: Theta, delta: Theta, dtype) -> Own:
+def own(theta: Theta, delta: Theta | None, dtype) -> Own:
   """What sequences read with, `theta + delta`, summed in float32.
 
   `theta` has one axis less than `delta`, that of sequences before the matrix.
+  Without a delta it is what they read with that have written nothing.
   """
-  gate, up, down = _added(theta, delta, dtype)
+  if delta is None:
+    gate, up, down = (w.astype(dtype) for w in theta)
+  else:
+    gate, up, down = _added(theta, delta, dtype)
   return Own(jnp.stack([gate, up], axis=-2), down)
 
 
@@ -55,7 +59,8 @@ def read_fast(theta: Theta, delta, x_BxLxD, dtype, alive_BxL=None):
 
   Args:
     theta: slow weights.
-    delta: the same with a leading `[B]`; or the sum of both, `Tapped`.
+    delta: the same with a leading `[B]`; or `Tapped`, the sum of both, which
+      says itself who is alive.
     x_BxLxD: normalised input.
     dtype: of the matmuls' operands and of the result.
     alive_BxL: False for tokens of a document that started inside this piece,
@@ -63,9 +68,8 @@ def read_fast(theta: Theta, delta, x_BxLxD, dtype, alive_BxL=None):
   """
   x = x_BxLxD.astype(dtype)
   if isinstance(delta, Tapped):
-    y_BxLxD = factors.read(delta, x)
-  else:
-    y_BxLxD = _mlp(_added(theta, delta, dtype), x)
+    return factors.read(delta, x)
+  y_BxLxD = _mlp(_added(theta, delta, dtype), x)
   return _where_alive(theta, alive_BxL, y_BxLxD, x)
 
 

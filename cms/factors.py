@@ -26,19 +26,31 @@ class Factors(NamedTuple):
 
 
 class Tapped(NamedTuple):
-  """Weights of each sequence, constants, and zeros to differentiate by."""
+  """Weights of each sequence, constants, and zeros to differentiate by.
+
+  Tokens that are not `alive`, a number in the dtype of the matmuls, are read
+  with the `slow` weights of all: a document has started before them.
+  """
 
   own: Own
   taps: Factors
+  slow: Own | None = None
+  alive_BxL: jax.Array | None = None
 
 
-def tap(own: Own, L: int) -> Tapped:
-  """Weights, `[B, ...]` or with more axes in front, to be read by L tokens."""
+def tap(own: Own, L: int, slow: Own | None = None, alive_BxL=None) -> Tapped:
+  """Weights, `[B, ...]` or with more axes in front, to be read by L tokens.
+
+  `slow` has the axes in front without B; `alive_BxL` is a mask, None for all.
+  """
   *front, D, _, F = own.both_Dx2xF.shape
+  dtype = own.down_FxD.dtype
   shapes = ((*front, L, *last) for last in ((D,), (2, F), (F,), (D,)))
-  return Tapped(
-    own, Factors(*(jnp.zeros(shape, own.down_FxD.dtype) for shape in shapes))
-  )
+  taps = Factors(*(jnp.zeros(shape, dtype) for shape in shapes))
+  if alive_BxL is None:
+    return Tapped(own, taps)
+  alive = jnp.broadcast_to(alive_BxL.astype(dtype), (*front, L))
+  return Tapped(own, taps, slow, alive)
 
 
 def hidden(both_2xF):
@@ -46,32 +58,40 @@ def hidden(both_2xF):
   return jax.nn.silu(both_2xF[..., 0, :]) * both_2xF[..., 1, :]
 
 
-def _products(x_BxLxD, own: Own):
-  return jnp.einsum('bld,bdgf->blgf', x_BxLxD, own.both_Dx2xF)
+def _times(tapped: Tapped, name: str, x_BxL, product: str):
+  """Tokens times a matrix, their sequence's or where not alive that of all.
+
+  `product` is an einsum whose second operand begins with `b`.
+  """
+  y_BxL = jnp.einsum(product, x_BxL, getattr(tapped.own, name))
+  if tapped.alive_BxL is None:
+    return y_BxL
+  slow = getattr(tapped.slow, name)
+  slow_BxL = jnp.einsum(product.replace(',b', ','), x_BxL, slow)
+  shape = tapped.alive_BxL.shape + (1,) * (y_BxL.ndim - 2)
+  return jnp.where(tapped.alive_BxL.reshape(shape) > 0, y_BxL, slow_BxL)
 
 
 @jax.custom_vjp
 def read(tapped: Tapped, x_BxLxD):
   """One level's output; the gradient by the taps is the `Factors`."""
-  own, _ = tapped
-  return hidden(_products(x_BxLxD, own)) @ own.down_FxD
+  return _read_fwd(tapped, x_BxLxD)[0]
 
 
 def _read_fwd(tapped, x_BxLxD):
-  own, _ = tapped
-  both_BxLx2xF = _products(x_BxLxD, own)
+  both_BxLx2xF = _times(tapped, 'both_Dx2xF', x_BxLxD, 'bld,bdgf->blgf')
   hidden_BxLxF = hidden(both_BxLx2xF)
-  saved = own, x_BxLxD, both_BxLx2xF, hidden_BxLxF
-  return hidden_BxLxF @ own.down_FxD, saved
+  out_BxLxD = _times(tapped, 'down_FxD', hidden_BxLxF, 'blf,bfd->bld')
+  return out_BxLxD, (tapped, x_BxLxD, both_BxLx2xF, hidden_BxLxF)
 
 
 def _read_bwd(saved, d_out):
-  own, x, both, hidden_BxLxF = saved
+  tapped, x, both, hidden_BxLxF = saved
   _, back = jax.vjp(hidden, both)
-  (d_both,) = back(d_out @ own.down_FxD.mT)
-  d_x = jnp.einsum('blgf,bdgf->bld', d_both, own.both_Dx2xF)
-  none = jax.tree.map(jnp.zeros_like, own)
-  return Tapped(none, Factors(x, d_both, hidden_BxLxF, d_out)), d_x
+  (d_both,) = back(_times(tapped, 'down_FxD', d_out, 'bld,bfd->blf'))
+  d_x = _times(tapped, 'both_Dx2xF', d_both, 'blgf,bdgf->bld')
+  none = jax.tree.map(jnp.zeros_like, tapped)
+  return none._replace(taps=Factors(x, d_both, hidden_BxLxF, d_out)), d_x
 
 
 read.defvjp(_read_fwd, _read_bwd)

@@ -71,16 +71,19 @@ def _hooks(cfg: StreamConfig, net: Net, constant, piece: Piece) -> Hooks:
 
   def room(k, delta):
     shapes = jax.eval_shape(
-      lambda delta: _by_token(_tap(net.own(k, delta), cfg.periods[k])), delta
+      lambda d: _by_token(_tap(cfg.periods[k], net.own(k, d), None, None)),
+      delta,
     )
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
+  slow = [None] * len(cfg.periods)
+  if piece.reset_BxL is not None:  # what is read after a document's start
+    slow = [net.own(k, None) for k in range(len(cfg.periods))]
   return Hooks(
-    functools.partial(_tapped, cfg, net),
+    functools.partial(_tapped, cfg, net, slow),
     room=room,
     gather=functools.partial(_gathered, cfg),
-    # a document's start leaves a sequence without what is added up here
-    own=net.own if piece.reset_BxL is None else lambda k, delta: None,
+    own=net.own,
   )
 
 
@@ -149,18 +152,26 @@ def _chunk(cfg: StreamConfig, net: Net, constant, carry: Carry, piece: Piece):
   return _ended(carry, *sums, learn_B), y, None
 
 
-def _tapped(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
-  """`_chunk` by the factors of gradients, which totals are to be made of."""
+def _tapped(cfg: StreamConfig, net: Net, slow, carry: Carry, piece: Piece):
+  """`_chunk` by the factors of gradients, which totals are to be made of.
+
+  `slow` are weights of all, of each level; None where no document starts.
+  """
   carry, alive_BxL, learn_B = _begun(carry, piece)
-  length, own = piece.tokens_BxL.shape[1], carry.own
-  if own[0] is None:
-    own = tuple(map(net.own, range(len(carry.levels)), written(carry.levels)))
-  weights = tuple(_tap(one, length) for one in own)
-  given = carry.mixers, piece, None, alive_BxL
+  length = piece.tokens_BxL.shape[1]
+  # what a level has written is in its weights whether or not a document has
+  # started since: its tokens pass them by
+  masks = [
+    None if alive_BxL is None else alive_BxL & (s.kept_B[:, None] > 0)
+    for s in carry.levels
+  ]
+  weights = tuple(map(functools.partial(_tap, length), carry.own, slow, masks))
   if length < cfg.periods[0]:  # nothing is learned, and taps have no use
-    mixers, y, _ = net.forward(written(carry.levels), *given)
+    given = written(carry.levels), carry.mixers, piece, None, alive_BxL
+    mixers, y, _ = net.forward(*given)
     return carry._replace(mixers=mixers), y, tuple(map(_by_token, weights))
-  mixers, y, grads, *sums = gradients(net, None, weights, *given)
+  given = weights, carry.mixers, piece, None, None
+  mixers, y, grads, *sums = gradients(net, None, *given)
   carry = carry._replace(
     mixers=mixers,
     levels=tuple(levels_.count(s, sums[1], learn_B) for s in carry.levels),
@@ -168,11 +179,12 @@ def _tapped(cfg: StreamConfig, net: Net, carry: Carry, piece: Piece):
   return _ended(carry, *sums, learn_B), y, tuple(map(_by_token, grads))
 
 
-def _tap(own, L: int):
+def _tap(L: int, own, slow, alive_BxL):
   """A level's weights of all its blocks, to be read by L tokens."""
   if isinstance(own, list):
-    return [factors.tap(one, L) for one in own]
-  return factors.tap(own, L)
+    slow = slow or [None] * len(own)
+    return [factors.tap(o, L, s, alive_BxL) for o, s in zip(own, slow)]
+  return factors.tap(own, L, slow, alive_BxL)
 
 
 def _by_token(tapped):

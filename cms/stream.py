@@ -93,7 +93,8 @@ class Net(NamedTuple):
     whole: `(writes, piece) -> y`: reads fresh sequences at once, given the
       `level.Writes` of each level; None for a network that cannot.
     own: `(k, delta) -> ` what level k is read with, or a list of that of each
-      block, for `Writes`; None as `whole`.
+      block, for `Writes`; without a delta the slow weights, which have no axis
+      of sequences; None as `whole`.
     tapped: whether `forward` takes a `factors.Tapped` of it in place of what
       the level has written.
   """

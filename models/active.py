@@ -179,7 +179,7 @@ def _owner(cfg: ModelConfig, params):
     if isinstance(thetas[k], Theta):
       return chain.own(thetas[k], delta, cfg.compute_dtype)
     return [
-      chain.own(one, layer(delta, i), cfg.compute_dtype)
+      chain.own(one, delta and layer(delta, i), cfg.compute_dtype)
       for i, one in enumerate(thetas[k])
     ]
 

@@ -46,8 +46,9 @@ def test_factors_add_up_to_the_gradient_by_the_weights(broken):
 
   want, d_want = jax.grad(plain, (0, 1))(delta, x)
   tap = factors.tap(chain.own(slow, delta, jnp.float32), n * C)
-  (none, found), d_got = jax.grad(tapped, (0, 1))(tap, x)
-  assert not any(leaf.any() for leaf in jax.tree.leaves(none))
+  grads, d_got = jax.grad(tapped, (0, 1))(tap, x)
+  found = grads.taps
+  assert not any(leaf.any() for leaf in jax.tree.leaves(grads.own))
   close(d_got, d_want)
   if broken:  # what does not count may be anything
     found = jax.tree.map(
@@ -58,6 +59,48 @@ def test_factors_add_up_to_the_gradient_by_the_weights(broken):
   for i, times in enumerate((1, 4)):
     got = jax.tree.map(lambda g, i=i: g[i], factors.added_up(both, mask))
     jax.tree.map(lambda g, w, t=times: close(g, t * w, 1e-4), got, want)
+
+
+def test_tokens_of_a_document_pass_by_what_was_written_before_it():
+  slow, delta = jax.tree.map(lambda w: 0.3 * w, (theta(0), theta(3, B)))
+  x = normal(9, B, C, D)
+  # a document of row 1 has started before the chunk, one of row 2 inside it
+  kept_B = jnp.array([1.0, 0.0, 1.0])
+  alive = jnp.ones((B, C), bool).at[2, 2:].set(False)
+
+  def gated(delta):
+    return jax.tree.map(lambda d: d * kept_B[:, None, None], delta)
+
+  def tap(delta, slow):
+    own, of_all = (chain.own(slow, d, jnp.float32) for d in (delta, None))
+    return factors.tap(own, C, of_all, alive & (kept_B[:, None] > 0))
+
+  def plain(delta, slow, x):
+    return chain.read_fast(slow, gated(delta), x, jnp.float32, alive)
+
+  def tapped(delta, slow, x):
+    return chain.read_fast(slow, tap(delta, slow), x, jnp.float32)
+
+  def outer(read):
+    def of(delta, slow):
+      y, back = jax.vjp(lambda x: read(delta, slow, x), x)
+      return jnp.sin(y).sum() + jnp.square(back(jnp.cos(y))[0]).sum(), y
+
+    return jax.grad(of, (0, 1), has_aux=True)(delta, slow)
+
+  want, got = outer(plain), outer(tapped)
+  jax.tree.map(close, got, want)
+  assert not want[0][0].up_DxF[1].any() and want[0][0].up_DxF[2].any()
+
+  def score(delta, alive_BxL=None):
+    y = chain.read_fast(slow, delta, x, jnp.float32, alive_BxL)
+    return jnp.where(alive[..., None], jnp.sin(y), 0.0).sum()
+
+  # a row that reads the slow weights learns how those would change
+  found = jax.grad(score)(tap(delta, slow)).taps
+  want = jax.grad(score)(gated(delta), alive)
+  jax.tree.map(close, factors.added_up(found, alive), want)
+  assert want.up_DxF[1].any()
 
 
 def test_a_period_learns_from_whole_chunks_after_its_last_document():
