@@ -26,8 +26,7 @@ def run(
   levels,
   mixers,
   piece: Piece,
-  remat: bool = False,
-  sparing: bool = True,
+  remat: str = 'chunks',
 ):
   """Reads fresh sequences of any one length.
 
@@ -43,10 +42,8 @@ def run(
     levels: fresh LevelStates.
     mixers: fresh state of the mixers.
     piece: the whole stream.
-    remat: what is read by chunks is recomputed in the backward pass; 'full'
-      always is. `net.whole` sees to itself.
-    sparing: 'full' is recomputed by groups of chunks too, so that what is kept
-      grows as the square root of their number; else each is read once less.
+    remat: what the backward pass recomputes of what is read by chunks, one of
+      `walk.REMATS`. `net.whole` sees to itself.
 
   Returns:
     (`y` of every token, the levels at the end, the mean objective of the last
@@ -54,13 +51,9 @@ def run(
   """
   if _at_once(cfg, net):
     return _twice(cfg, net, rates, levels, mixers, piece)
-  full = cfg.differentiate == 'full'
-  hooks = _hooks(cfg, net, None if full else still(net), piece)
-  how = '' if not full else 'groups' if sparing else 'chunks'
-  if how == 'groups' or (remat and not full):
-    chunk = jax.checkpoint(hooks.chunk, prevent_cse=False)
-    hooks = hooks._replace(chunk=chunk)
-  end, y = walk(cfg, rates, hooks, mixers, levels, piece, how)
+  constant = None if cfg.differentiate == 'full' else still(net)
+  hooks = _hooks(cfg, net, constant, piece)
+  end, y = walk(cfg, rates, hooks, mixers, levels, piece, remat)
   return y, end.levels, end.surprise_B
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from nestax.cms.level import LevelState
 from nestax.cms.stream import Piece, StreamConfig, commit
 
+REMATS = ('none', 'chunks', 'groups')
+
 
 class Carry(NamedTuple):
   """What goes from chunk to chunk."""
@@ -51,7 +53,7 @@ def walk(
   mixers,
   levels,
   piece: Piece,
-  remat: str = '',
+  remat: str = 'none',
 ):
   """Reads a piece chunk by chunk; every level commits at its own period.
 
@@ -62,9 +64,11 @@ def walk(
     mixers: fresh state of the mixers.
     levels: fresh LevelStates.
     piece: the whole stream, the grid of all periods starting with it.
-    remat: what the backward pass recomputes: '' nothing, 'chunks' each chunk
-      with its commits, 'groups' the scans by groups of about a square root of
-      the chunks, beside what `hooks.chunk` does by itself.
+    remat: what the backward pass recomputes: 'none', so that all that chunks
+      have computed is kept; 'chunks' each chunk and each commit, so that the
+      state at every chunk's start is kept, and what is found in it; 'groups'
+      the scans by groups of about a square root of the chunks as well, so that
+      only as many states are kept.
 
   Returns:
     (the last carry, `y` of every token).
@@ -76,10 +80,7 @@ def walk(
   def part(k, carry, piece):
     """Reads a piece in which levels up to k commit."""
     if k < 0:
-      # what is kept beside it is no input of a chunk that is recomputed
-      kept = carry.found, carry.notes
-      carry, y, found = hooks.chunk(carry._replace(found=(), notes=()), piece)
-      carry = carry._replace(found=kept[0], notes=kept[1])
+      carry, y, found = hooks.chunk(carry, piece)
       return _put(cfg, carry, found, piece), y
     P, length = cfg.periods[k], piece.tokens_BxL.shape[1]
     n, ys = length // P, []
@@ -102,17 +103,25 @@ def walk(
       if k:  # the total of the fastest is one chunk's gradient
         carry = gathering(carry, k)
       carry, y = part(k - 1, carry, piece)
+      return _moving(again(k > 0, end)(carry, piece), k), y
+
+    def end(carry, piece):
       if hooks.gather:
         level = hooks.gather(k, carry.levels[k], carry.found[k], piece)
         carry = carry._replace(levels=_with(carry.levels, k, level))
-      return _moving(_committed(cfg, rates, hooks, k, carry), k), y
+      return _committed(cfg, rates, hooks, k, carry)
 
-    if k == (0 if remat == 'chunks' else group):
-      body = jax.checkpoint(body, prevent_cse=False)
+    body = again(k == 0 or k == group, body)
     xs = jax.tree.map(lambda x: _cut(x, n), piece)
     carry = _moving(carry, k)
     carry, ys = _scan(body, carry, xs, n, grouped and group is None)
     return _whole(carry, k, fixed), jax.tree.map(_join, ys)
+
+  def again(chosen, part):
+    """Makes the backward pass recompute a part."""
+    if remat == 'none' or not chosen:
+      return part
+    return jax.checkpoint(part, prevent_cse=False)
 
   def gathering(carry, k):
     return carry if hooks.gather else _gathering(carry, k)
@@ -156,6 +165,8 @@ def _put(cfg: StreamConfig, carry: Carry, found, piece: Piece) -> Carry:
   def put(period, room, new):
     if room is None:
       return None
+    if period == piece.tokens_BxL.shape[1]:
+      return new
     place = carry.at % period
     return jax.tree.map(
       lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, place, 1),

@@ -250,8 +250,7 @@ def read_fresh(cfg: ModelConfig, params, head, x_BxLxD, tokens_BxL, reset_BxL):
     axes.constrain_tree(levels, tuple(map(level_state.level_axes, levels))),
     axes.constrain_tree(mixers, names),
     Piece(x_BxLxD, tokens_BxL, reset_BxL),
-    remat=cfg.remat != 'none',
-    sparing=cfg.remat not in ('dots', 'kernels'),
+    remat=cfg.cms.remat,
   )
 
 

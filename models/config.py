@@ -42,8 +42,7 @@ class ModelConfig:
       (keeps products of weights and what the kernels of memory and attention
       give), 'dots' (keeps products of weights), 'full' (all but the block's
       input) or 'offload' (as 'full', and the input waits in the host's
-      memory). Of levels learned in full, 'kernels' and 'dots' keep the start
-      of every chunk, the others those of some.
+      memory). For levels that are learned in full see `cms.remat`.
     unroll: blocks that the compiler sees in one round of the loop over them;
       N leaves no loop, so that what the backward pass needs is not copied
       into stacks and out again, and takes longer to compile.

@@ -8,6 +8,7 @@ from nestax.cms.chain import VARIANTS
 from nestax.cms.objective import OBJECTIVES
 from nestax.cms.stream import DIFFERENTIATE, StreamConfig
 from nestax.cms.update import UpdateConfig
+from nestax.cms.walk import REMATS
 
 WIDTHS = ('split', 'full')
 ASSIGN = ('chain', 'groups')
@@ -52,6 +53,11 @@ class CMSConfig:
     mix: first weight of a level in the sum of the variant 'independent'.
     objective: what levels learn from, one of `cms.objective.OBJECTIVES`.
     differentiate: 'full' or 'first_order', see `cms.stream.StreamConfig`.
+    remat: what the backward pass recomputes where it goes through the chunks
+      of levels that learn (in full, and some of first order): 'none' nothing,
+      'chunks' every chunk from what was written before it, 'groups' groups of
+      chunks as well, so that as many states are kept as the square root of the
+      chunks.
     optimizer: inner optimiser, one of `cms.update.OPTIMIZERS`.
     rate: first inner learning rate of every level; learned. 0 freezes all.
     beta, clip, ns_steps: of the inner optimiser, see `cms.update`.
@@ -72,6 +78,7 @@ class CMSConfig:
   mix: float = 1.0
   objective: str = 'next_token'
   differentiate: str = 'first_order'
+  remat: str = 'chunks'
   optimizer: str = 'sgd'
   rate: float = 1.0
   beta: float = 0.9
@@ -89,6 +96,7 @@ class CMSConfig:
       ('variant', VARIANTS),
       ('objective', OBJECTIVES),
       ('differentiate', DIFFERENTIATE),
+      ('remat', REMATS),
     ):
       if getattr(self, name) not in known:
         raise ValueError(f'{name}={getattr(self, name)!r}: one of {known}')

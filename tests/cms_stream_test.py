@@ -11,10 +11,14 @@ from cms_cases import B, L
 
 from nestax.cms import fresh, resume
 from nestax.cms import level as levels_
+from nestax.cms.stream import StreamConfig
+from nestax.cms.update import UpdateConfig
 
 SLOW, RATES, X = cases.inputs()
 RESETS = {'': np.zeros((B, L), bool), 'resets': cases.resets()}
 reset_cases = pytest.mark.parametrize('reset', RESETS)
+# how what is read by chunks is recomputed; no value may depend on it
+REMAT = {'one level': 'chunks', 'two levels': 'none', 'nested': 'chunks'}
 stream_cases = pytest.mark.parametrize('name', cases.STREAMS)
 
 
@@ -37,7 +41,7 @@ def fresh_whole(name, differentiate='full'):
     levels = cases.toy_levels(cfg, len(x_BxLxD))
     mixers = cases.toy_mixers(len(x_BxLxD))
     given = rates, levels, mixers, piece
-    return fresh.run(cfg, net, *given, sparing=name != 'one level')
+    return fresh.run(cfg, net, *given, REMAT.get(name, 'groups'))
 
   return jax.jit(lambda s, r, x, reset: run(s[:K], r[:K], x, reset))
 
@@ -291,3 +295,23 @@ def test_outer_gradients_are_those_of_the_transcription(name, differentiate):
   jax.tree.map(lambda a, b: close(a, b, 1e-4), got, want)
   for leaf in jax.tree.leaves(got[:2]):
     assert np.abs(leaf).reshape(len(leaf), -1).max(1).min() > 1e-4
+
+
+def test_by_groups_what_is_kept_grows_as_the_root_of_the_chunks():
+  cfg, rows = StreamConfig((2,), UpdateConfig(), 'full'), 16
+
+  def bytes_of(length, remat):
+    def run(slow, x_BxLxD):
+      given = cases.toy_levels(cfg, rows), cases.toy_mixers(rows)
+      net, piece = cases.toy(slow), cases.piece(x_BxLxD)
+      return score(fresh.run(cfg, net, RATES[:1], *given, piece, remat)[0])
+
+    x_BxLxD = jax.ShapeDtypeStruct((rows, length, cases.D), jnp.float32)
+    compiled = jax.jit(jax.grad(run)).lower(SLOW[:1], x_BxLxD).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  few, many = bytes_of(32, 'groups'), bytes_of(128, 'groups')
+  # tokens and what is read of them are kept whatever is recomputed
+  assert many < 2.5 * few
+  chunks = bytes_of(128, 'chunks')
+  assert 2 * many < chunks and 2 * chunks < bytes_of(128, 'none')
