@@ -111,6 +111,21 @@ def test_an_empty_prompt_is_named():
     asking.score(asking.Asked(cfg, None), [([1], [2]), ([], [2])])
 
 
+def test_prompts_of_other_lengths_are_read_into_states_of_one_size():
+  rooms = [asking._room(length) for length in range(1, 3000)]
+  assert all(a >= b for a, b in zip(rooms, range(1, 3000)))
+  assert sorted(set(rooms)) == [128, 512, 2048, 8192]
+  cfg = cases.config(family='transformer')
+  asked = asking.Asked(cfg, cases.params_of(cfg), 2)
+  shapes = set()
+  for prompt in ([1] * 3, [2] * 40):
+    state, _ = jax.eval_shape(
+      lambda p=prompt: asking.read_prompts(asked, [p], 8)
+    )
+    shapes.add(tuple(x.shape for x in jax.tree.leaves(state)))
+  assert len(shapes) == 1
+
+
 def test_sizes_are_few_and_never_less():
   sizes = [asking.size(n) for n in range(1, 4097)]
   assert all(made >= n for n, made in enumerate(sizes, 1))

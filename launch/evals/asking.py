@@ -76,6 +76,14 @@ def size(length: int) -> int:
   return half if half >= max(length, 48) else whole
 
 
+def _room(length: int) -> int:
+  """128, 512, 2,048, ... tokens: every other size of a state is a program."""
+  most = 128
+  while most < length:
+    most *= 4
+  return most
+
+
 def _fork(state: Rows, index_B) -> Rows:
   """Copies of rows; what levels have written is one owner's, and shared."""
   index_B = jnp.asarray(index_B)
@@ -135,7 +143,7 @@ def read_prompts(asked: Asked, prompts: Sequence[Tokens], room: int):
   piece = min(width, max(1, AT_ONCE // asked.rows))
   width = -(-width // piece) * piece
   tokens, length = padded(prompts, asked.rows, width)
-  state = asked.start(width + room)
+  state = asked.start(_room(width + room))
   last = jnp.zeros((asked.rows, asked.cfg.V), jnp.float32)
   for at in range(0, width, piece):
     here = np.clip(length - at, 0, piece)
