@@ -33,6 +33,7 @@ def test_the_sizes_are_the_benchmarks():
   cells = [*mad.cells(options, suite.Asked(('transformer',)))]
   steps = [cell.key['training']['steps'] for cell in cells]
   assert steps == [20_000] * 5 + [400]
+  assert not any(cell.key['config']['tied'] for cell in cells)
   shorter = suite.Asked(('transformer',), steps=7)
   assert next(mad.cells(options, shorter)).key['training']['steps'] == 7
 
