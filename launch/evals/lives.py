@@ -58,7 +58,7 @@ class Setting:
   window: int = 32
   passes: int = 16
   people: int = facts.PEOPLE
-  past: int = 256
+  past: int = 384
   rehearsed: int = 256
   core: int = 32
   tuning_rate: float = 1e-3
@@ -67,9 +67,16 @@ class Setting:
   asked: int = 5
   how: CycleConfig = CycleConfig(
     seed=SeedConfig(
-      steps=200, rows=16, rate=2e-2, divergence='forward_kl', every=8, say=12
+      steps=120,
+      rows=16,
+      rate=2e-2,
+      last=0.1,
+      keep=2.0,
+      divergence='forward_kl',
+      every=12,
+      say=12,
     ),
-    texts=TextsConfig(length=48, read=128, continued=0, free=0, kept=128),
+    texts=TextsConfig(length=48, read=128, continued=0, free=0, kept=64),
     dream=DreamConfig(length=128, answer=48),
   )
 

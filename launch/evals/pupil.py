@@ -53,7 +53,7 @@ def make(
   steps: int = 500,
   groups: int = _GROUPS,
   D: int = 96,
-  N: int = 4,
+  N: int = 2,
   seed: int = 0,
 ) -> Pupil:
   """Trains it.
