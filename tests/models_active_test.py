@@ -11,7 +11,7 @@ from cms_cases import MODELS
 
 from nestax.cms import fresh
 from nestax.cms import level as levels_
-from nestax.models import active, language_model
+from nestax.models import active, language_model, segments
 from nestax.models.config import ModelConfig
 
 B, L, PIECE = 4, 28, 7
@@ -308,18 +308,21 @@ def test_levels_of_first_order_are_read_at_once_as_by_chunks(name, monkeypatch):
   assert np.abs(rates).min() > 1e-6, rates
 
 
-def test_no_resets_are_resets_nowhere(monkeypatch):
-  # chunks are then read with weights that are added up once a period
+def test_no_resets_are_resets_nowhere():
+  # no token is then asked whether it is alive
   weight_L, nowhere = jnp.ones(WHOLE), np.zeros((B, WHOLE), bool)
   want = gradient('groups')(weight_L, nowhere)
   got = gradient('groups')(weight_L, None)
   jax.tree.map(lambda a, b: close(a, b, 1e-5), got, want)
+
+
+def test_blocks_are_read_in_a_loop_as_one_by_one(monkeypatch):
   cfg, params, _ = build('groups')
   model = language_model.LanguageModel(cfg)
-  want = read_fresh('groups', reset=np.zeros((B, L), bool))
-  monkeypatch.setattr(active, 'FEW', 0)  # blocks in a loop
-  read = jax.jit(lambda: model.apply({'params': params}, None, distinct()))
-  close(read()[1], want)
+  for module in (active, segments):
+    monkeypatch.setattr(module, 'FEW', 0)
+  read = jax.jit(lambda r: model.apply({'params': params}, None, distinct(), r))
+  close(read(resets())[1], read_fresh('groups'))
 
 
 @pytest.mark.parametrize('broken', [slow(False), True])
