@@ -189,11 +189,9 @@ def test_every_method_lives_and_goes_on_where_it_was(tmp_path, capsys):
 @pytest.fixture
 def in_full():
   """Compiles as users do: this computes for longer than it compiles."""
-  name = 'jax_disable_most_optimizations'
-  before = getattr(jax.config, name)
-  jax.config.update(name, False)
+  jax.config.update('jax_disable_most_optimizations', False)
   yield
-  jax.config.update(name, before)
+  jax.config.update('jax_disable_most_optimizations', True)  # as conftest.py
 
 
 @pytest.mark.slow
