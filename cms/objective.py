@@ -43,16 +43,34 @@ def next_token(logits_BxLxV, tokens_BxL, scored_BxL):
   return jnp.where(scored_BxL, nats_BxL, 0.0).sum(1)
 
 
+@jax.custom_jvp
 def cross_entropy(logits_BxLxV, targets_BxL):
   """Nats of each target, float32 `[B, L]`; the logits are float32.
 
-  Without an index: its gradient would be scattered, one by one on TPUs.
+  Without an index: its gradient would be scattered, one by one on TPUs. The
+  derivative is written down, `softmax - hit`: one that is found holds arrays as
+  large as the logits that are the same in every chunk, and would be made once
+  and read in each.
   """
-  V = logits_BxLxV.shape[-1]
-  ids_1x1xV = jnp.arange(V, dtype=targets_BxL.dtype)[None, None]
-  hit_BxLxV = ids_1x1xV == targets_BxL[..., None]
+  hit_BxLxV = _hit(logits_BxLxV, targets_BxL)
   target_BxL = jnp.where(hit_BxLxV, logits_BxLxV, 0.0).sum(-1)
   return jax.nn.logsumexp(logits_BxLxV, axis=-1) - target_BxL
+
+
+@cross_entropy.defjvp
+def _cross_entropy_jvp(given, tangents):
+  logits_BxLxV, targets_BxL = given
+  total_BxLx1 = jax.nn.logsumexp(logits_BxLxV, axis=-1, keepdims=True)
+  chance_BxLxV = jnp.exp(logits_BxLxV - total_BxLx1)
+  slope_BxLxV = chance_BxLxV - _hit(logits_BxLxV, targets_BxL)
+  return cross_entropy(*given), (slope_BxLxV * tangents[0]).sum(-1)
+
+
+def _hit(logits_BxLxV, targets_BxL):
+  """Whether a token of the vocabulary is the target."""
+  V = logits_BxLxV.shape[-1]
+  ids_1x1xV = jnp.arange(V, dtype=targets_BxL.dtype)[None, None]
+  return ids_1x1xV == targets_BxL[..., None]
 
 
 def reconstruction(y_BxLxD, key_BxLxD, scale_D, scored_BxL):

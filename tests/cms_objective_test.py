@@ -53,6 +53,27 @@ def test_next_token_is_the_cross_entropy_of_optax():
   np.testing.assert_allclose(half, want, rtol=0.02)
 
 
+def test_cross_entropy_is_differentiated_twice_as_optax_is():
+  logits = 3 * jax.random.normal(jax.random.key(1), (B, L, V))
+  along = jax.random.normal(jax.random.key(3), (B, L, V))
+
+  def derivatives(of):
+    def inner(logits):
+      return jnp.sin(of(logits, tokens())).sum()
+
+    def outer(logits):
+      value, grad = jax.value_and_grad(inner)(logits)
+      return value * (grad * along).sum()
+
+    return jax.jit(jax.value_and_grad(outer))(logits)
+
+  got = derivatives(objective.cross_entropy)
+  want = derivatives(optax.softmax_cross_entropy_with_integer_labels)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), got, want
+  )
+
+
 def test_reconstruction_regresses_the_next_key():
   y, key = jax.random.normal(jax.random.key(2), (2, B, L, D))
   scale = jnp.arange(1.0, D + 1)[None, None]
