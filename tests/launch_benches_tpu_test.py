@@ -66,8 +66,15 @@ def test_heads_of_256_fit():
 @needs_libtpu
 def test_what_the_compiler_refuses_is_said():
   shape = kernel.Shape(1, 128, 1, 64, 'bfloat16')
-  with pytest.raises(tpu.TpuError, match='v5e:3x3: the compiler ended with'):
+  with pytest.raises(tpu.TpuError, match='v5e:3x3: the compiler ended with: .*3x3'):
     tpu.count('v5e:3x3', MemoryConfig(), shape)
+
+
+def test_what_no_kernel_covers_is_said_before_anything_compiles(monkeypatch):
+  monkeypatch.setattr(tpu, 'available', lambda: True)
+  shape = kernel.Shape(1, 128, 1, 64, 'bfloat16')
+  with pytest.raises(tpu.TpuError, match='no such kernel.*: momentum=True'):
+    tpu.count('v5e:2x2', MemoryConfig(momentum=True), shape)
 
 
 @pytest.mark.parametrize('topology', ['v5e', 'v9:2x2', 'v5e:2', 'v5e:axb'])

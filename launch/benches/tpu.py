@@ -77,6 +77,8 @@ def settings(topology: str) -> dict[str, str]:
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': accelerator(topology),
     'TPU_WORKER_HOSTNAMES': 'localhost',
+    # what an error says ends what is printed, not a word about its frames
+    'JAX_TRACEBACK_FILTERING': 'off',
     # nothing runs on a device: several may compile at once
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
   }
@@ -102,10 +104,14 @@ def count(topology: str, cfg: MemoryConfig, shape) -> dict[str, Count]:
     Kernel -> Count of one grid step, see KERNELS.
 
   Raises:
-    TpuError: without libtpu, for an unknown topology, or with the compiler's
-      words if it refuses.
+    TpuError: without libtpu, for an unknown topology, for a rule or shape that
+      the kernels do not cover, or with the compiler's words if it refuses.
   """
   accelerator(topology)
+  try:
+    pallas_tpu.check(cfg, cfg.chunks[0], shape.K, shape.dtype)
+  except pallas_tpu.DoesNotFit as reason:
+    raise TpuError(f'there is no such kernel for TPUs: {reason}') from None
   if not available():
     raise TpuError(MISSING)
   with tempfile.TemporaryDirectory() as folder:
