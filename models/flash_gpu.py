@@ -23,7 +23,7 @@ from nestax.models.memory.types import named
 WIDTHS = (16, 32, 64, 128)  # of heads
 OLDEST = 8.0  # compute capability: the first that multiplies bfloat16
 UNSEEN = -1e30  # a logit; finite, for blocks of which a query sees nothing
-LONGEST = 128  # of all blocks: what lengths are made a multiple of
+LONGEST = 64  # of all blocks: what lengths are made a multiple of
 _PER_E = math.log2(math.e)  # the kernels' exponentials are of base two
 
 
@@ -44,9 +44,7 @@ class Sizes(NamedTuple):
   queries: Blocks
 
 
-NARROW = Sizes(
-  Blocks(128, 64, 4, 3), Blocks(128, 64, 8, 2), Blocks(128, 64, 8, 2)
-)
+NARROW = Sizes(Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 3))
 WIDE = Sizes(Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2))
 WIDEST = Sizes(Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2))
 
