@@ -94,9 +94,14 @@ def add_piece(piece: Piece, refs: Piece, j: int, at) -> Piece:
   )  # fmt: skip
 
 
-def _ended(shape, chunk, total, total_b, between, end):
-  """(total, total_b) with what stands between tokens, and at the end."""
-  return total - between + at_end(shape.C, end), total_b + between
+def of_ratios(x, d_x):
+  """Of `y [C]` in `x[t, i] = exp(y[t] - y[i])`.
+
+  Both sums are of the same products: they cancel for the most part, and would
+  leave the roundings of each.
+  """
+  d = x * d_x
+  return jnp.sum(d, axis=1) - jnp.sum(d, axis=0)
 
 
 def through_written(shape: Shape, chunk, A_p, d: Written) -> Piece:
@@ -108,16 +113,20 @@ def through_written(shape: Shape, chunk, A_p, d: Written) -> Piece:
   d_A = _rows(d_last_Ak, k)
   d_last_A = d_A * push.last_A
   d_k = push.last_A[:, None] * d_last_Ak
-  between, total_b = last[:, None] * d_A[None, :], -d_last_A
-  enters = jnp.zeros_like(d_A)
+  B = gpu_momentum.pushes(chunk.total_b, chunk.marks)
+  d_B, enters = last[:, None] * d_A[None, :], jnp.zeros_like(d_A)
+  between = _rows(d_B, B)
   if d.P is not None:
-    keys, enters, columns, d_A_p = _through_P(shape, chunk, A_p, d.P(d_last_Ak))
+    keys, d_A_p = _through_P(shape, chunk, A_p, d.P(d_last_Ak))
     G_p = gpu_momentum.before(chunk.gate, chunk.marks)
-    between = between + dots.tn(G_p, d_A_p)
-    d_k, total_b = d_k + keys, total_b - columns
-  between = _rows(between, gpu_momentum.pushes(chunk.total_b, chunk.marks))
+    of_G_p = G_p * dots.nt(d_A_p, B)
+    enters = jnp.sum(of_G_p, axis=1)
+    between = between + jnp.sum(of_G_p, axis=0)
+    d_B, d_k = d_B + dots.tn(G_p, d_A_p), d_k + keys
+  total_b = of_ratios(B, d_B)
   # of the momentum at the boundary, in the memory at the end
-  between = between + last * push.b * d.c
+  of_c = last * push.b * d.c
+  between, total_b = between + of_c, total_b + of_c
   d_kb = push.last_b[:, None] * d.kb()
   d_last_b = _rows(d_kb, k)
   d_k, total_b = d_k + d_kb, total_b - d_last_b
@@ -125,19 +134,17 @@ def through_written(shape: Shape, chunk, A_p, d: Written) -> Piece:
   end = jnp.sum(d_last_A) + decay.kept * d.kept + push.c_end * d.c
   targets = [] if d.target is None else [('mem', d.target())]
   errors = gpu_adjoint.through_errors(shape, decay, k, v, d.lw(), targets)
-  total, total_b = _ended(shape, chunk, enters, total_b, between, end)
+  total = enters - between + at_end(C, end)
   return Piece(d_k + errors.k, errors.v, (total, enters, errors.eta, total_b))
 
 
 def _through_P(shape: Shape, chunk, A_p, d_P):
-  """(Of k, log (eta g_p), minus that of total_b, of A_p) by P."""
-  dots, k = shape.dots, chunk.k.astype(jnp.float32)
+  """(Of k and A_p) by P."""
+  dots = shape.dots
   d_P = chunk.decay.eta[:, None] * d_P
   of_P = (A_p.astype(jnp.float32) * d_P).astype(shape.dtype)
-  # sums over rows and columns of what is beside (k k^T)
-  rows, columns = dots.nn(of_P, chunk.k), dots.tn(of_P, chunk.k)
   d_A_p = dots.nt(chunk.k, chunk.k) * d_P
-  return rows + columns, _rows(rows, k), _rows(columns, k), d_A_p
+  return dots.nn(of_P, chunk.k) + dots.tn(of_P, chunk.k), d_A_p
 
 
 def through_system(shape: Shape, chunk, d: System) -> Piece:
@@ -162,8 +169,6 @@ def through_system(shape: Shape, chunk, d: System) -> Piece:
   d_ld = -decay.eta_g[:, None] * d.ld()
   d_k = d_k + d_ld
   enters = enters + decay.eta * push.c_p * of_c_p + _rows(d_ld, k)
-  total, total_b = _ended(
-    shape, chunk, total + enters, 0.0, between, jnp.sum(d_last)
-  )
+  total = total + enters - between + at_end(shape.C, jnp.sum(d_last))
   zero = jnp.zeros_like(total)
-  return Piece(d_k, None, (total, enters, zero, total_b))
+  return Piece(d_k, None, (total, enters, zero, between))

@@ -15,6 +15,7 @@ from nestax.models.memory import (
   gpu_adjoint,
   gpu_gates,
   gpu_momentum,
+  gpu_momentum_adjoint,
   gpu_parts,
   gpu_tile,
 )
@@ -89,7 +90,7 @@ def _read_kernel(shape: Shape, W, stream, saved, d_out_ref, read, d_query):
   d_q = d_q + d_read + push.c[:, None] * d_push
   refs = saved, read
   more, d_q = _inside(shape, refs, chunk, q, d_out, d_c, d_q, at)
-  put_rows(read.scalars, at, (total + push.c * d_c + more[0], more[1]))
+  put_rows(read.scalars, at, (total + more[0], more[1]))
   put_tokens(shape, d_query, at, gpu_tile.unit_back(d_q, q, q_norm))
   _of_mem(shape, refs, chunk, q, d_out, at)
 
@@ -102,26 +103,29 @@ def _inside(shape: Shape, refs, chunk, q, d_out, d_c, d_q, at):
   d_A = dots.nt(d_out, steps.U[b, h, i])
   of_A = (A * d_A).astype(shape.dtype)
   columns = dots.tn(of_A, q)
-  k = chunk.k.astype(jnp.float32)
-  rows, total_b = dots.nn(of_A, chunk.k), -jnp.sum(columns * k, axis=1)
-  total = jnp.zeros_like(total_b)
+  rows, total = dots.nn(of_A, chunk.k), jnp.zeros_like(d_c)
   if shape.cfg.delta:
     G = gpu_gates.within(chunk.gate, chunk.marks)
     of_G = G * dots.nt(d_out, steps.Z[b, h, i])
     of_G = of_G.astype(shape.dtype)
-    more = dots.tn(of_G, q)
-    total, columns = -jnp.sum(more * k, axis=1), columns + more
-    rows = rows + dots.nn(of_G, chunk.k)
+    more_rows, more = dots.nn(of_G, chunk.k), dots.tn(of_G, q)
+    total = jnp.sum(more_rows * q, axis=1)
+    total = total - jnp.sum(more * chunk.k.astype(jnp.float32), axis=1)
+    rows, columns = rows + more_rows, columns + more
   put(read.k, at, columns)
-  total = total + jnp.sum(rows * q, axis=1)
   # of A itself, in which c is the first column times the first gate
   d_A = dots.nt(q, chunk.k) * d_A + _first_column(_first(push.b) * d_c)
   G_p = gpu_momentum.before(chunk.gate, chunk.marks)
-  between = dots.tn(G_p, push.alpha[:, None] * d_A)
-  between = between + (d_A if push.live is None else push.live[:, None] * d_A)
   B = gpu_momentum.pushes(chunk.total_b, chunk.marks)
-  between = jnp.sum(between * B, axis=1)
-  return (total - between, total_b + between), d_q + rows
+  d_B = dots.tn(G_p, push.alpha[:, None] * d_A)
+  d_B = d_B + (d_A if push.live is None else push.live[:, None] * d_A)
+  total = total + gpu_momentum_adjoint.of_ratios(
+    push.alpha[:, None] * G_p, dots.nt(d_A, B)
+  )
+  # the boundary's momentum is no token's
+  given = jnp.where(gpu_gates.iota(d_c.shape, 0) == 0, jnp.sum(push.c * d_c), 0)
+  total_b = gpu_momentum_adjoint.of_ratios(B, d_B) + given
+  return (total, total_b), d_q + rows
 
 
 def _of_mem(shape: Shape, refs, chunk, q, d_out, at):
