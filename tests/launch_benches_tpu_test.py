@@ -66,7 +66,8 @@ def test_heads_of_256_fit():
 @needs_libtpu
 def test_what_the_compiler_refuses_is_said():
   shape = kernel.Shape(1, 128, 1, 64, 'bfloat16')
-  with pytest.raises(tpu.TpuError, match='v5e:3x3: the compiler ended with: .*3x3'):
+  said = 'v5e:3x3: the compiler ended with: .*3x3'
+  with pytest.raises(tpu.TpuError, match=said):
     tpu.count('v5e:3x3', MemoryConfig(), shape)
 
 
