@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import memory_cases as cases
 import pytest
 
-from nestax.models.memory import api, pallas_gpu
+from nestax.models.memory import api, gpu_turn, pallas_gpu
 from nestax.models.memory.types import MemoryConfig, init_state
 
 C = 16
@@ -149,7 +149,9 @@ def test_a_stream_from_inside_a_chunk_equals_the_token_rule(length, resets):
   cases.assert_close(got, everything(*args, 'token'), 3e-5)
 
 
-def test_an_aligned_stream_of_rows_of_unequal_length_equals_scan():
+def test_an_aligned_stream_of_rows_of_unequal_length_equals_scan(monkeypatch):
+  # as with heads of 128, of which less is kept at hand
+  monkeypatch.setattr(gpu_turn, 'NARROW', 0)
   cfg = rule()
   initial = cases.initial_values(cfg, jnp.float32)
   inputs = cases.inputs(cfg, jnp.float32, LENGTH)
@@ -161,6 +163,33 @@ def test_an_aligned_stream_of_rows_of_unequal_length_equals_scan():
   args = cfg, initial, state, inputs, 'float32'
   got = everything(*args, 'gpu', **options)
   cases.assert_close(got, everything(*args, 'scan', **options), 3e-5)
+
+
+@pytest.mark.slow
+def test_heads_of_128_equal_the_token_rule(monkeypatch):
+  for name, size in {'B': 1, 'H': 1, 'K': 128}.items():
+    monkeypatch.setattr(cases, name, size)
+  cfg = MemoryConfig(chunk_mem=64, chunk_rest=64)
+  initial = cases.initial_values(cfg, jnp.float32)
+  inputs = cases.inputs(cfg, jnp.float32, 2 * 64 + 5)
+  args = cfg, initial, None, inputs, 'bfloat16'
+  got = everything(*args, 'gpu')
+  cases.assert_close(got, everything(*args, 'scan'), 6e-2)
+
+
+@pytest.mark.parametrize(
+  'C,dtype,momentum',
+  [(64, 'float32', False), (32, 'bfloat16', False), (64, 'bfloat16', True)],
+)
+def test_heads_of_128_fit_in_one_way_only(C, dtype, momentum):
+  cfg = MemoryConfig(chunk_mem=64, chunk_rest=64)
+  pallas_gpu.check(cfg, 64, 128, 'bfloat16')
+  cfg = MemoryConfig(chunk_mem=C, chunk_rest=C, momentum=momentum)
+  words = f'heads of width 128, chunks of {C} .*{dtype}, momentum={momentum}'
+  with pytest.raises(pallas_gpu.DoesNotFit, match=words):
+    pallas_gpu.check(cfg, C, 128, dtype)
+  with pytest.raises(pallas_gpu.DoesNotFit, match='width 256: one of'):
+    pallas_gpu.check(cfg, C, 256, dtype)
 
 
 @pytest.mark.parametrize(

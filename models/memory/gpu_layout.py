@@ -14,6 +14,7 @@ from nestax.models.memory.gpu_tile import COLUMNS, Dots
 from nestax.models.memory.types import GATES, MemoryConfig
 
 SCALARS = (*Gates._fields, 'k_norm', 'v_norm')
+NARROW = 64  # heads up to which there is room for more at once
 GROUP = 8  # chunks that one program reads where they can be read in any order
 
 
@@ -210,8 +211,10 @@ def over_group(shape: Shape, chunk, start=None):
 def call(kernel, shape: Shape, grid, args, outs, name, warps, stages):
   """A Triton kernel over whole arrays, which it indexes itself."""
   everywhere = pl.BlockSpec(memory_space=pl.ANY)
-  if shape.dtype == 'float32':
+  if shape.dtype == 'float32' or shape.K > NARROW:
     stages = 1  # more sets of tiles twice as wide do not fit
+  if shape.K > NARROW:
+    warps = 8  # which share the registers that such tiles take
   return pl.pallas_call(
     functools.partial(kernel, shape),
     grid=grid,

@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 
 from nestax.models.memory import gpu_adjoint, gpu_gates, gpu_tile
 from nestax.models.memory.gpu_layout import (
+  NARROW,
   Fast,
   Shape,
   anchored,
@@ -91,8 +92,10 @@ def _turn_kernel(shape: Shape, slow, stream, walked, linked, parts, d_end,
 
     return jax.lax.cond(stream.filled[b, 0] == stop, add, lambda E: E, E)
 
-  # read once: they stay in shared memory
-  folded = {box: slow.folded[box][h, :, :] for box in shape.carried}
+  # read once, to stay in shared memory, where there is room
+  folded = None
+  if shape.K <= NARROW:
+    folded = {box: slow.folded[box][h, :, :] for box in shape.carried}
 
   def chunk(back, E):
     i = shape.n - 1 - back
@@ -120,8 +123,8 @@ def _chunk(shape: Shape, refs, at, E: Fast, folded) -> Fast:
   k, v = walked.k[b, h, i], walked.v[b, h, i]
   tokens = gpu_adjoint.none(shape)
   if not shape.free:
-    d_kept, E = _over(shape, refs, decay, at, E, narrow)
-    tokens = _tokens(shape, refs, decay, at, k, v, d_kept, narrow, folded)
+    E, reached = _over(shape, refs, decay, at, E, narrow, folded)
+    tokens = _tokens(shape, refs, decay, at, k, v, reached)
   d_k, d_v = (x[b, h, i].astype(jnp.float32) for x in (parts.k, parts.v))
   rows = [parts.scalars[b, h, i, j, :] for j in range(3)]
   tokens = tokens + gpu_adjoint.Tokens(d_k, d_v, *rows)
@@ -145,49 +148,51 @@ def finish(shape: Shape, turned, at, tokens, gate, k, v, k_norm, v_norm):
   return d_k, d_v, d_logits
 
 
-def _over(shape: Shape, refs, decay, at, E: Fast, narrow: Fast):
-  """(Of what is kept, of the fast parts before the chunk by those after)."""
-  dots, (_, _, walked, linked, *_) = shape.dots, refs
-  b, h, i = at
-  A, d_kept, maps, gates = linked.A[b, h, i], 0.0, {}, None
-  for box, d in E.maps.items():
-    D = walked.D[box][b, h, i].astype(jnp.float32)
-    d_kept = d_kept + jnp.sum(d * D)
-    maps[box] = decay.kept * d + dots.nt(narrow.maps[box], A)
-  if E.gates is not None:
-    D = walked.D_gates[b, h, i].astype(jnp.float32)
-    d_kept = d_kept + jnp.sum(E.gates * D)
-    gates = decay.kept * E.gates + dots.nn(A, narrow.gates)
-  return d_kept, Fast(maps, gates, None)
+def _over(shape: Shape, refs, decay, at, E: Fast, narrow: Fast, folded):
+  """Through the memories, one after the other: a memory's tiles are many.
 
-
-def _tokens(shape: Shape, refs, decay, at, k, v, d_kept, narrow, folded):
-  """What reaches the tokens by the memories carried here."""
+  Returns:
+    (of the fast parts before the chunk by those after; what reaches the tokens:
+    of what is kept, of the keys that are written, of ld, of lw and of each
+    memory's `rhs^T`).
+  """
   dots, (slow, _, walked, linked, *_) = shape.dots, refs
   b, h, i = at
-  d_last_k = jnp.zeros((shape.C, shape.K), jnp.float32)
-  for box, d in narrow.maps.items():
-    d_last_k = d_last_k + dots.tn(walked.Z[box][b, h, i], d)
-  if narrow.gates is not None:
-    d_last_k = d_last_k + dots.nt(walked.Z_gates[b, h, i], narrow.gates)
   turned_k = linked.turned_k[b, h, i]
+  tile = jnp.zeros((shape.C, shape.K), jnp.float32)
+  d_kept, d_last_k, d_ld, d_lw = 0.0, tile, tile, tile
+  maps, gates, d_rhs = {}, None, {}
+  for box, d in E.maps.items():
+    D, d_narrow = walked.D[box][b, h, i], narrow.maps[box]
+    d_kept = d_kept + jnp.sum(d * D.astype(jnp.float32))
+    d_last_k = d_last_k + dots.tn(walked.Z[box][b, h, i], d_narrow)
+    d_rhs[box] = dots.nt(turned_k, d_narrow)
+    maps[box] = decay.kept * d + dots.nt(d_narrow, linked.A[b, h, i])
+    d_ld = d_ld + dots.nn(d_rhs[box], D)
+    W = folded[box] if folded else slow.folded[box][h, :, :]
+    d_lw = d_lw + dots.nn(d_rhs[box], W)
+  if E.gates is not None:
+    D = walked.D_gates[b, h, i]
+    d_kept = d_kept + jnp.sum(E.gates * D.astype(jnp.float32))
+    gates = decay.kept * E.gates + dots.nn(linked.A[b, h, i], narrow.gates)
+    d_last_k = d_last_k + dots.nt(walked.Z_gates[b, h, i], narrow.gates)
+    of_gates = dots.nn(turned_k, narrow.gates)
+    d_ld = d_ld + dots.nt(of_gates, D)
+    d_lw = d_lw + dots.nt(of_gates, slow.gates[h, :, :])
+  return Fast(maps, gates, None), (d_kept, d_last_k, d_ld, d_lw, d_rhs)
+
+
+def _tokens(shape: Shape, refs, decay, at, k, v, reached):
+  """What reaches the tokens by the memories carried here, see `_over`."""
+  d_kept, d_last_k, d_ld, d_lw, d_rhs = reached
+  linked, (b, h, i) = refs[3], at
   coupling = linked.coupling[b, h, i] if shape.cfg.delta else None
   tokens = gpu_adjoint.through_end(
-    shape, decay, coupling, k, turned_k, d_last_k, d_kept, None
+    shape, decay, coupling, k, linked.turned_k[b, h, i], d_last_k, d_kept, None
   )
   k, v = k.astype(jnp.float32), v.astype(jnp.float32)
-  d_ld = d_lw = 0.0
-  d_rhs = {box: dots.nt(turned_k, d) for box, d in narrow.maps.items()}
-  for box, d in d_rhs.items():
-    d_ld = d_ld + dots.nn(d, walked.D[box][b, h, i])
-  if narrow.gates is not None:
-    of_gates = dots.nn(turned_k, narrow.gates)
-    d_ld = d_ld + dots.nt(of_gates, walked.D_gates[b, h, i])
-    d_lw = dots.nt(of_gates, slow.gates[h, :, :])
   tokens = tokens + gpu_adjoint.through_system(shape, decay, k, d_ld)
   d_sides = gpu_adjoint.alive_only(decay, d_ld) + d_lw
-  for box, d in d_rhs.items():
-    d_sides = d_sides + dots.nn(d, folded[box])
   return tokens + gpu_adjoint.through_errors(
     shape, decay, k, v, d_sides, list(d_rhs.items())
   )

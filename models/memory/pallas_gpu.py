@@ -23,6 +23,7 @@ from nestax.models.memory.gpu_layout import Given, Shape, Stream
 from nestax.models.memory.types import GATES, MemoryConfig, Weights, named
 
 SIZES = (16, 32, 64)  # of chunks and heads
+WIDE = 128  # heads that fit with the longest chunks in the narrowest numbers
 TRIED = ('9.0',)  # compute capabilities
 
 
@@ -55,8 +56,15 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
     raise DoesNotFit(f'chunks of {small} and {big} tokens: only equal ones')
   if C not in SIZES:
     raise DoesNotFit(f'a chunk of {C} tokens: one of {SIZES}')
-  if K not in SIZES:
-    raise DoesNotFit(f'heads of width {K}: one of {SIZES}')
+  if K not in (*SIZES, WIDE):
+    raise DoesNotFit(f'heads of width {K}: one of {(*SIZES, WIDE)}')
+  fits = C == SIZES[-1] and jnp.dtype(dtype) == jnp.bfloat16
+  if K == WIDE and (cfg.momentum or not fits):
+    raise DoesNotFit(
+      f'heads of width {K}, chunks of {C} tokens, {jnp.dtype(dtype)}, '
+      f'momentum={cfg.momentum}: such heads only with chunks of {SIZES[-1]}, '
+      'bfloat16 and without momentum'
+    )
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
     raise DoesNotFit(f'matmuls in {jnp.dtype(dtype)}: bfloat16 or float32')
 
