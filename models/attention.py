@@ -75,11 +75,13 @@ def _cudnn(q) -> bool:
   return jax.default_backend() == 'gpu' and fits
 
 
-def _in_blocks(q) -> bool:
-  """Whether the GPU's own kernels attend; says once why not."""
+def _in_blocks(fused: bool, q) -> bool:
+  """Whether our kernels for GPUs attend; says once why not."""
   if jax.default_backend() != 'gpu':
     return False
-  reason = flash_gpu.unfit(q.dtype, q.shape[-1])
+  reason = 'lengths are split over devices that heads do not divide over'
+  if fused:
+    reason = flash_gpu.unfit(q.dtype, q.shape[-1])
   if reason:
     say_once(f'attention makes all logits of a row at once: {reason}')
   return not reason
@@ -100,7 +102,8 @@ def _blocked(window: int, q, k, v, start_BxL, persistent, interpret=False):
 def _attend(window: int, fused: bool, q, k, v, start_BxL, persistent):
   """Fresh sequences; `fused` allows a kernel, which takes whole lengths."""
   alone = start_BxL is None and persistent is None
-  if fused and not (alone and _cudnn(q)) and _in_blocks(q):
+  cudnn = fused and alone and _cudnn(q)
+  if not cudnn and _in_blocks(fused, q):
     return _blocked(window, q, k, v, start_BxL, persistent)
   if alone:
     return jax.nn.dot_product_attention(
@@ -109,7 +112,7 @@ def _attend(window: int, fused: bool, q, k, v, start_BxL, persistent):
       v,
       is_causal=True,
       local_window_size=(window - 1, 0) if window else None,
-      implementation='cudnn' if fused and _cudnn(q) else 'xla',
+      implementation='cudnn' if cudnn else 'xla',
     )
   position = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
   if start_BxL is None:

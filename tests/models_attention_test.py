@@ -211,5 +211,8 @@ def test_who_attends_on_a_gpu(
   said = [record.message for record in caplog.records]
   assert len(said) == (want == 'all logits'), 'no silent fallback, said once'
   assert all('heads of width 96' in words for words in said)
+  attention._attend(0, False, q, q, q, start, first if persistent else None)
+  assert asked[2] == 'all logits'
+  assert 'lengths are split' in caplog.records[-1].message
   monkeypatch.setattr(flash_gpu, 'capability', lambda: '7.5')
   assert "compute capability '7.5'" in flash_gpu.unfit(dtype, 64)
