@@ -47,7 +47,7 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   try:
     kernels.check(cfg, cfg.chunks[0], inputs.query.shape[-1], dtype)
     if kernels is pallas_gpu:
-      pallas_gpu.check_tried(cfg)
+      pallas_gpu.check_tried()
   except kernels.DoesNotFit as reason:
     say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
     return 'scan'

@@ -74,18 +74,12 @@ def capability() -> str | None:
   return getattr(jax.devices()[0], 'compute_capability', None)
 
 
-def check_tried(cfg: MemoryConfig):
-  """Raises DoesNotFit for what was never held to the reference on a GPU.
+def check_tried():
+  """Raises DoesNotFit on GPUs on which they were never held to the reference.
 
   Kernels ask for up to 227 KiB of a block's shared memory, which many have
-  not. Those with momentum have run on a GPU, but what they give was compared
-  in interpretation only.
+  not.
   """
-  if cfg.momentum:
-    raise DoesNotFit(
-      "momentum=True: compared by interpretation only; implementation='pallas' "
-      'asks for the kernels'
-    )
   if capability() not in TRIED:
     raise DoesNotFit(
       f'a GPU of compute capability {capability()!r}: tried on {TRIED} only'
