@@ -42,8 +42,8 @@ def run(
     levels: fresh LevelStates.
     mixers: fresh state of the mixers.
     piece: the whole stream.
-    remat: what the backward pass recomputes of what is read by chunks, one of
-      `walk.REMATS`. `net.whole` sees to itself.
+    remat: what the backward pass recomputes of what is read by chunks, see
+      `walk.walk`. `net.whole` sees to itself.
 
   Returns:
     (`y` of every token, the levels at the end, the mean objective of the last

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from nestax.cms.level import LevelState
 from nestax.cms.stream import Piece, StreamConfig, commit
 
-REMATS = ('none', 'chunks', 'groups')
+REMATS = ('chunks', 'groups')
 
 
 class Carry(NamedTuple):
@@ -53,7 +53,7 @@ def walk(
   mixers,
   levels,
   piece: Piece,
-  remat: str = 'none',
+  remat: str = '',
 ):
   """Reads a piece chunk by chunk; every level commits at its own period.
 
@@ -64,10 +64,10 @@ def walk(
     mixers: fresh state of the mixers.
     levels: fresh LevelStates.
     piece: the whole stream, the grid of all periods starting with it.
-    remat: what the backward pass recomputes: 'none', so that all that chunks
-      have computed is kept; 'chunks' each chunk and each commit, so that the
-      state at every chunk's start is kept, and what is found in it; 'groups'
-      the scans by groups of about a square root of the chunks as well, so that
+    remat: what the backward pass recomputes: '' nothing, all that chunks have
+      computed is kept; 'chunks' each chunk and each commit, so that the state
+      at every chunk's start is kept, and what is found in it; 'groups' the
+      scans by groups of about a square root of the chunks as well, so that
       only as many states are kept.
 
   Returns:
@@ -119,7 +119,7 @@ def walk(
 
   def again(chosen, part):
     """Makes the backward pass recompute a part."""
-    if remat == 'none' or not chosen:
+    if not remat or not chosen:
       return part
     return jax.checkpoint(part, prevent_cse=False)
 

@@ -54,10 +54,10 @@ class CMSConfig:
     objective: what levels learn from, one of `cms.objective.OBJECTIVES`.
     differentiate: 'full' or 'first_order', see `cms.stream.StreamConfig`.
     remat: what the backward pass recomputes where it goes through the chunks
-      of levels that learn (in full, and some of first order): 'none' nothing,
-      'chunks' every chunk from what was written before it, 'groups' groups of
-      chunks as well, so that as many states are kept as the square root of the
-      chunks.
+      of levels that learn (in full, and some of first order): 'chunks' every
+      chunk from what was written before it; 'groups' groups of chunks as well,
+      so that as many states are kept as the square root of the chunks, for
+      some tenth of the step's time.
     optimizer: inner optimiser, one of `cms.update.OPTIMIZERS`.
     rate: first inner learning rate of every level; learned. 0 freezes all.
     beta, clip, ns_steps: of the inner optimiser, see `cms.update`.

@@ -24,7 +24,10 @@ def refuses(values, *words):
     ({'width': 8}, ['model: unknown width', 'known: family, V, D']),
     ({'memory': {'chunk': 8}}, ['model.memory: unknown chunk', 'chunk_mem']),
     ({'cms': {'period': 8}}, ['model.cms: unknown period', 'periods']),
-    ({'cms': {'remat': 'dots'}}, ["model.cms: remat='dots'", 'none', 'groups']),
+    (
+      {'cms': {'remat': 'dots'}},
+      ["model.cms: remat='dots'", 'groups'],
+    ),
     ({'a': 1, 'b': 2}, ['unknown a, b']),
   ],
 )
