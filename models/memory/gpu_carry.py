@@ -41,19 +41,21 @@ class Linked(NamedTuple):
 
 
 def link(shape: Shape, save: bool, slow, stream, walked) -> Linked:
+  """Of all chunks; G only where `slow` holds values of `mem`."""
+  W = slow.folded.get('mem')
   B, H = stream.query.shape[0], stream.query.shape[2]
   make, C, K = array(shape, B, H), shape.C, shape.K
   walked = walked._replace(D=None, D_gates=None, Z=None, Z_gates=None)
   outs = Linked(
     make(C, K),
     make(K, K),
-    make(K, K),
+    None if W is None else make(K, K),
     make(dtype='float32'),
     make(C, C) if save and shape.cfg.delta else None,
   )
   (linked,) = call(
     _link_kernel, shape, (shape.n, H, B),
-    (slow.folded['mem'], stream, walked), (outs,), 'memory_link', WARPS, 1,
+    (W, stream, walked), (outs,), 'memory_link', WARPS, 1,
   )  # fmt: skip
   return linked
 
@@ -74,11 +76,13 @@ def _link_kernel(shape: Shape, W, stream, walked, linked):
     turned_k = dots.tn(walked.T[b, h, i], turned_k).astype(shape.dtype)
   put(linked.turned_k, at, turned_k)
   put(linked.A, at, dots.tn(side.ld, turned_k))
+  linked.kept[b, h, i] = decay.kept
+  if W is None:
+    return
   write = dots.nt(side.lw, W[h, :, :])
   target = gpu_tile.target(cfg, 'mem', k, v, decay.eta)
   write = write if target is None else write + target
   put(linked.G, at, dots.tn(write, turned_k))
-  linked.kept[b, h, i] = decay.kept
 
 
 def carry(shape: Shape, back: bool, linked: Linked, G, start, filled, change):
