@@ -235,7 +235,7 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets, momentum):
 @pytest.mark.parametrize(
   'options,words',
   [
-    ({'depth_mem': 2}, 'two-layer.*mem'),
+    ({'depth_rest': 2}, 'two-layer.*only `mem`'),
     ({'momentum': True, 'identity': ('k',)}, "momentum=True, identity=.'k'"),
     ({'momentum': True, 'objective': 'dot'}, "momentum=True.*only 'l2'"),
     ({'anchor': 'zero'}, "anchor='zero'"),
@@ -267,7 +267,7 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
   api.say_once.cache_clear()
   with caplog.at_level(logging.WARNING):
     for deep in (False, True, True):
-      cfg = rule(depth_mem=1 + deep)
+      cfg = rule(depth_rest=1 + deep)
       inputs = cases.inputs(cfg, jnp.float32)
       initial = cases.initial_values(cfg, jnp.float32)
       api.run(cfg, initial, None, inputs)

@@ -44,10 +44,11 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   if jax.default_backend() not in ('tpu', 'gpu'):
     return 'scan'
   kernels = _kernels()
+  size = cfg.chunks[0], inputs.query.shape[-1], dtype
   try:
-    kernels.check(cfg, cfg.chunks[0], inputs.query.shape[-1], dtype)
+    kernels.check(cfg, *size)
     if kernels is pallas_gpu:
-      pallas_gpu.check_tried()
+      pallas_gpu.check_tried(cfg)
   except kernels.DoesNotFit as reason:
     say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
     return 'scan'

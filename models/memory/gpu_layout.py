@@ -46,10 +46,10 @@ class Shape(NamedTuple):
 class Given(NamedTuple):
   """What a walk starts from."""
 
-  stack: jax.Array  # slow values, [H, R, K]
+  stack: jax.Array  # slow values, [H, R, K]; Weights where `mem` is deep
   rows: jax.Array  # both gates' as their logits read them, [H, 2, K]
   biases: jax.Array  # [H, 2]
-  fast: jax.Array  # the stack of fast parts, [B, H, R, K]
+  fast: jax.Array  # the same of fast parts, [B, H, R, K]
   momentum: jax.Array | None = None  # the same of momenta
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from nestax.models.memory import (
   gpu_backward,
+  gpu_deep_pass,
   gpu_forward,
   gpu_momentum_pass,
   gpu_tile,
@@ -24,6 +25,7 @@ from nestax.models.memory.types import GATES, MemoryConfig, Weights, named
 
 SIZES = (16, 32, 64)  # of chunks and heads
 WIDE = 128  # heads that fit with the longest chunks in the narrowest numbers
+WIDEST = 256  # hidden units of a two-layer `mem`
 TRIED = ('9.0',)  # compute capabilities
 
 
@@ -35,7 +37,7 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
   """Raises DoesNotFit, in words, for what the kernels do not cover."""
   small, big = cfg.chunks
   if cfg.deep:
-    raise DoesNotFit(f'two-layer memories {cfg.deep}: only depth 1')
+    _check_deep(cfg, K)
   carried = [box for box in cfg.boxes if box != 'mem']
   if cfg.momentum and not all(gpu_tile.at_point(cfg, box) for box in carried):
     raise DoesNotFit(
@@ -69,17 +71,47 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
     raise DoesNotFit(f'matmuls in {jnp.dtype(dtype)}: bfloat16 or float32')
 
 
+def _check_deep(cfg: MemoryConfig, K: int):
+  """The same of two-layer memories."""
+  if cfg.deep != ('mem',):
+    raise DoesNotFit(f'two-layer memories {cfg.deep}: only `mem`')
+  if cfg.momentum:
+    raise DoesNotFit('a two-layer `mem`, momentum=True: only without')
+  if not (cfg.generated and cfg.delta and cfg.bounded):
+    raise DoesNotFit(
+      f'a two-layer `mem`, generated={cfg.generated}, delta={cfg.delta}, '
+      f'bounded={cfg.bounded}: only all of them'
+    )
+  if cfg.objective != 'l2' or cfg.read != 'token':
+    raise DoesNotFit(
+      f'a two-layer `mem`, objective={cfg.objective!r}, read={cfg.read!r}: '
+      "only 'l2' and 'token'"
+    )
+  if K not in SIZES:
+    raise DoesNotFit(f'a two-layer `mem`, heads of width {K}: one of {SIZES}')
+  F = K * cfg.expansion
+  if F & (F - 1) or F > WIDEST:
+    raise DoesNotFit(
+      f'a two-layer `mem` of {F} hidden units: powers of two to {WIDEST}'
+    )
+
+
 def capability() -> str | None:
   """The GPU's compute capability; None where there is no such thing."""
   return getattr(jax.devices()[0], 'compute_capability', None)
 
 
-def check_tried():
-  """Raises DoesNotFit on GPUs on which they were never held to the reference.
+def check_tried(cfg: MemoryConfig):
+  """Raises DoesNotFit for what was never held to the reference on a GPU.
 
   Kernels ask for up to 227 KiB of a block's shared memory, which many have
   not.
   """
+  if cfg.deep:
+    raise DoesNotFit(
+      'a two-layer `mem`: compared by interpretation only; '
+      "implementation='pallas' asks for the kernels"
+    )
   if capability() not in TRIED:
     raise DoesNotFit(
       f'a GPU of compute capability {capability()!r}: tried on {TRIED} only'
@@ -134,28 +166,36 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   stream = Stream(
     *map(over_stream, xs[:3]), *_marks(xs.reset_C, xs.live_C), filled, total_b
   )
+  deep = bool(cfg.deep)
   given = Given(
-    slow.stack,
+    slow if deep else slow.stack,
     jnp.stack([initial[gate]['kernel'] for gate in GATES], axis=-2),
     jnp.stack([initial[gate]['bias'] for gate in GATES], axis=-1),
-    running.stack,
+    running if deep else running.stack,
     momentum.stack if cfg.momentum else None,
   )
   end, running, *pushed, out = _kernels(shape, given, stream)
   if boundary is not None:
     # where no chunk is filled, the boundary is the one given
     some = (filled > 0)[:, :, None, None]
-    boundary = jnp.where(some, end, boundary.stack)
+    keep = lambda new, old: jnp.where(some, new, old)  # noqa: E731
+    boundary = jax.tree.map(keep, as_weights(end), boundary)
     if stream.document is not None:
       # a document that begins in the chunk that is not filled forgets it
       begun_Bxn = stream.document[:, :, -1]
       begun_Bx1 = jnp.take_along_axis(begun_Bxn, filled, axis=1, mode='clip')
       forgets = (begun_Bx1 > 0) & (filled < n)
-      boundary = jnp.where(forgets[:, :, None, None], 0.0, boundary)
-    boundary = Weights(boundary, {})
+      boundary = jax.tree.map(
+        lambda w: jnp.where(forgets[:, :, None, None], 0.0, w), boundary
+      )
   out = jnp.transpose(out.reshape(B, n, C, H, K), (1, 0, 3, 2, 4))
   momentum = Weights(*pushed, {}) if cfg.momentum else None
-  return (boundary, Weights(running, {}), momentum), out
+  return (boundary, as_weights(running), momentum), out
+
+
+def as_weights(stack) -> Weights:
+  """Of kernels for matrix memories, which give the stack alone."""
+  return stack if isinstance(stack, Weights) else Weights(stack, {})
 
 
 def _marks(reset_nxBxC, live_nxBxC):
@@ -176,6 +216,8 @@ def _kernels(shape: Shape, given: Given, stream: Stream):
 
 
 def _forward(shape: Shape):
+  if shape.cfg.deep:
+    return gpu_deep_pass.forward
   return (gpu_momentum_pass if shape.cfg.momentum else gpu_forward).forward
 
 
@@ -187,6 +229,7 @@ def _kernels_fwd(shape, given, stream):
 def _kernels_bwd(shape, residuals, gradients):
   given, stream, saved = residuals
   module = gpu_momentum_pass if shape.cfg.momentum else gpu_backward
+  module = gpu_deep_pass if shape.cfg.deep else module
   return _either(shape, module.backward, (), given, stream, saved, gradients)
 
 

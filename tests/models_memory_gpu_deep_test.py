@@ -1,0 +1,146 @@
+"""A GPU's kernels for a two-layer `mem` against the token rule, interpreted."""
+
+import jax
+import jax.numpy as jnp
+import memory_cases as cases
+import numpy as np
+import pytest
+
+from nestax.models.memory import api, gpu_deep, pallas_gpu
+from nestax.models.memory.gpu_tile import Dots
+from nestax.models.memory.types import MemoryConfig, init_state
+
+C = 16
+LENGTH = 2 * C + 5  # the last chunk is not filled
+
+
+@pytest.fixture(autouse=True)
+def wide_heads(monkeypatch):
+  """The kernels' smallest head."""
+  monkeypatch.setattr(cases, 'K', 16)
+  monkeypatch.setattr(gpu_deep, 'SLICE', 16)  # two slices
+
+
+def rule(**options):
+  options = {'depth_mem': 2, 'expansion': 2} | options
+  return MemoryConfig(chunk_mem=C, chunk_rest=C, **options)
+
+
+def first_values(cfg):
+  """So large that some tokens' steps are divided by their gains, some not."""
+  initial = cases.initial_values(cfg, jnp.float32)
+  mem = {'inner': 8.0, 'outer': 3.0}
+  initial['mem'] = {x: mem[x] * w for x, w in initial['mem'].items()}
+  return initial
+
+
+def everything(cfg, initial, state, inputs, dtype, implementation):
+  """Outputs, end state and gradients of all that is real."""
+
+  @jax.jit
+  def run(initial, start, streams):
+    def values(initial, start, streams):
+      here = inputs._replace(**streams)
+      begin = start and state._replace(boundary=start, running=start)
+      if implementation == 'gpu':
+        end, out = pallas_gpu.run(
+          cfg, initial, begin, here, dtype, aligned=True
+        )
+      else:
+        end, out = api.run(
+          cfg, initial, begin, here, dtype=dtype, implementation=implementation
+        )
+      return out, end and (end.boundary, end.running)
+
+    got, back = jax.vjp(values, initial, start, streams)
+    return got, back(jax.tree.map(lambda x: jnp.cos(3 * x), got))
+
+  start = None
+  if state is not None:
+    keys = jax.random.split(jax.random.key(3), 2)
+    start = state.running._replace(
+      stack=0.1 * jax.random.normal(keys[0], state.running.stack.shape),
+      outer={'mem': jnp.full_like(state.running.outer['mem'], 0.05)},
+    )
+  names = ('query', 'key', 'value')
+  return run(initial, start, {name: getattr(inputs, name) for name in names})
+
+
+def check(cfg, stream, dtype, tolerance, resets=True):
+  initial = first_values(cfg)
+  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=resets)
+  state = init_state(cfg, cases.B, cases.H, cases.K) if stream else None
+  args = cfg, initial, state, inputs, dtype
+  got = everything(*args, 'gpu')
+  cases.assert_close(got, everything(*args, 'token'), tolerance)
+
+
+def test_kernels_equal_the_token_rule_in_a_stream_of_documents():
+  check(rule(), True, 'float32', 5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'options,dtype',
+  [
+    ({}, 'float32'),
+    ({'identity': ('k', 'v', 'mem')}, 'float32'),
+    ({'adaptive': ('v', 'alpha'), 'retention': False}, 'float32'),
+    ({}, 'bfloat16'),
+  ],
+)
+def test_kernels_equal_the_token_rule_from_nothing(options, dtype):
+  tolerance = 5e-5 if dtype == 'float32' else 6e-2
+  check(rule(**options), False, dtype, tolerance, resets=False)
+
+
+def test_derivatives_of_gelu():
+  dots = Dots(jnp.dtype('float32'), True)
+  x = jnp.linspace(-3.0, 3.0, 97)
+  slope = jax.grad(jax.nn.gelu)
+  want = jax.nn.gelu(x), jax.vmap(slope)(x), jax.vmap(jax.grad(slope))(x)
+  for got, wanted in zip(gpu_deep.gelu(dots, x), want):
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=3e-5)
+
+
+def test_kernels_lower_for_cuda_without_a_gpu():
+  cfg = rule()
+  initial = first_values(cfg)
+  inputs = cases.inputs(cfg, jnp.float32)
+
+  def loss(initial, query):
+    here = inputs._replace(query=query)
+    return jnp.sum(pallas_gpu.run(cfg, initial, None, here, 'bfloat16')[1])
+
+  device = jax.sharding.AbstractDevice('NVIDIA H100', 132, 'gpu')
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.sharding.AbstractMesh((1,), ('x',), auto, abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(initial, inputs.query)
+    text = traced.lower(lowering_platforms=('cuda',)).as_text()
+  names = ('walk', 'output', 'output_back', 'turn', 'parts', 'collect')
+  assert [name for name in names if f'memory_deep_{name}' not in text] == []
+
+
+@pytest.mark.parametrize(
+  'options,words',
+  [
+    ({'depth_rest': 2}, "two-layer memories .'k', 'v', 'mem'.*only `mem`"),
+    ({'momentum': True}, 'momentum=True'),
+    ({'delta': False}, 'delta=False'),
+    ({'read': 'boundary'}, "read='boundary'"),
+    ({'expansion': 3}, '48 hidden units'),
+    ({'expansion': 32}, '512 hidden units'),
+  ],
+)
+def test_what_does_not_fit_is_refused_in_words(options, words):
+  cfg = rule(**options)
+  inputs = cases.inputs(cfg, jnp.float32)
+  with pytest.raises(pallas_gpu.DoesNotFit, match=words):
+    pallas_gpu.run(cfg, {}, None, inputs, 'float32')
+
+
+def test_kernels_are_taken_only_where_they_are_asked_for(monkeypatch):
+  monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
+  with pytest.raises(pallas_gpu.DoesNotFit, match='by interpretation only'):
+    pallas_gpu.check_tried(rule())
