@@ -123,7 +123,7 @@ def test_the_report_has_every_cell_of_the_workdir(tmp_path):
 
 def test_settings_of_one_task_are_averaged_beside_the_paper(tmp_path):
   fields = {'paper': {'A': {'both': 7.0, 'easy': 5.0}}, 'source': 'its paper'}
-  groups = {'both': ['easy', 'hard']}
+  groups = {'both': ['hard', 'easy']}  # the order of columns too
   made = evaluation(done := [], groups=lambda options: groups, **fields)
   asked = suite.Asked(('a',), seeds=3, tasks=('both',), workdir=tmp_path)
   words = scoreboard.write([made], tmp_path, suite.run([made], asked))
@@ -131,13 +131,13 @@ def test_settings_of_one_task_are_averaged_beside_the_paper(tmp_path):
   lines = words.splitlines()
   assert '| a | 71.0 ± 1.0 | 71.0 | 3 |' in lines
   assert '| A (its paper) | 7 | - | - |' in lines
-  assert '| a | 91.0 ± 1.0 | 51.0 ± 1.0 | 41.0 ± 1.0 | 61.0 | 3 |' in lines
+  assert '| a | 51.0 ± 1.0 | 41.0 ± 1.0 | 91.0 ± 1.0 | 61.0 | 3 |' in lines
   assert 'both 2.' in words and words.count('its paper)') == 1
   # a setting that is missing: no mean, and nothing of the paper's
   alone = dataclasses.replace(asked, models=('b',), tasks=('easy',))
   words = scoreboard.write([made], tmp_path, suite.run([made], alone))
   lines = [line for line in words.splitlines() if line.startswith('| b')]
-  assert lines == ['| b | 91.0 ± 1.0 | - | - | - | 3 |']
+  assert lines == ['| b | - | - | 91.0 ± 1.0 | - | 3 |']
   nothing = made._replace(groups=lambda options: {})
   words = scoreboard.write([nothing], tmp_path, [])
   assert 'its paper)' not in words and 'means over all settings' in words

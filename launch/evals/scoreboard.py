@@ -113,7 +113,9 @@ def _boards(evaluation, grouped) -> list[Board]:
   words = f'{evaluation.words} Means over the settings of a task: {counts}.'
   of_means = evaluation._replace(words=words)
   means = _board(of_means, _means(evaluation, grouped))
-  rest = whole._replace(evaluation=alone)
+  tasks = [task for tasks in evaluation.grouped().values() for task in tasks]
+  columns = sorted(whole.columns, key=lambda column: _place(tasks, column[0]))
+  rest = whole._replace(evaluation=alone, columns=columns)
   return [means, rest] if means.scores else [rest]
 
 
@@ -138,10 +140,17 @@ def _means(evaluation, grouped) -> list[list[dict]]:
   return made
 
 
+def _place(tasks: list[str], task: str) -> int:
+  return tasks.index(task) if task in tasks else len(tasks)
+
+
 def _mean(rows: list[dict]) -> dict[str, float | None]:
+  """Of the scores that all of them have."""
   found = {}
   for name in rows[0]['scores']:
-    values = [row['scores'].get(name) for row in rows]
+    if not all(name in row['scores'] for row in rows):
+      continue
+    values = [row['scores'][name] for row in rows]
     found[name] = None if None in values else sum(values) / len(values)
   return found
 
