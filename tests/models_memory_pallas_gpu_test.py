@@ -277,7 +277,14 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.6')
     initial = cases.initial_values(rule(), jnp.float32)
     api.run(rule(), initial, None, inputs)
+    monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
+    monkeypatch.setattr(cases, 'K', 128)
+    cfg = MemoryConfig(chunk_mem=64, chunk_rest=64)
+    inputs = cases.inputs(cfg, jnp.bfloat16)
+    initial = cases.initial_values(cfg, jnp.float32)
+    api.run(cfg, initial, None, inputs, dtype=jnp.bfloat16)
   assert calls == [(1, False), (1, True)]
-  assert caplog.text.count('lax.scan') == 2
+  assert caplog.text.count('lax.scan') == 3
+  assert 'heads of width 128: compared by interpretation' in caplog.text
   assert 'two-layer' in caplog.text
   assert "capability '8.6'" in caplog.text

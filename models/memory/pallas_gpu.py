@@ -101,15 +101,16 @@ def capability() -> str | None:
   return getattr(jax.devices()[0], 'compute_capability', None)
 
 
-def check_tried(cfg: MemoryConfig):
+def check_tried(cfg: MemoryConfig, K: int):
   """Raises DoesNotFit for what was never held to the reference on a GPU.
 
   Kernels ask for up to 227 KiB of a block's shared memory, which many have
   not.
   """
-  if cfg.deep:
+  what = 'a two-layer `mem`' if cfg.deep else f'heads of width {K}'
+  if cfg.deep or K == WIDE:
     raise DoesNotFit(
-      'a two-layer `mem`: compared by interpretation only; '
+      f'{what}: compared by interpretation only; '
       "implementation='pallas' asks for the kernels"
     )
   if capability() not in TRIED:
