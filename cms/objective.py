@@ -43,27 +43,33 @@ def next_token(logits_BxLxV, tokens_BxL, scored_BxL):
   return jnp.where(scored_BxL, nats_BxL, 0.0).sum(1)
 
 
-@jax.custom_jvp
+@jax.custom_vjp
 def cross_entropy(logits_BxLxV, targets_BxL):
   """Nats of each target, float32 `[B, L]`; the logits are float32.
 
   Without an index: its gradient would be scattered, one by one on TPUs. The
-  derivative is written down, `softmax - hit`: one that is found holds arrays as
+  gradient is written down, `softmax - hit`: one that is found holds arrays as
   large as the logits that are the same in every chunk, and would be made once
   and read in each.
   """
+  return _cross_entropy_fwd(logits_BxLxV, targets_BxL)[0]
+
+
+def _cross_entropy_fwd(logits_BxLxV, targets_BxL):
   hit_BxLxV = _hit(logits_BxLxV, targets_BxL)
   target_BxL = jnp.where(hit_BxLxV, logits_BxLxV, 0.0).sum(-1)
-  return jax.nn.logsumexp(logits_BxLxV, axis=-1) - target_BxL
+  total_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1)
+  return total_BxL - target_BxL, (logits_BxLxV, targets_BxL, total_BxL)
 
 
-@cross_entropy.defjvp
-def _cross_entropy_jvp(given, tangents):
-  logits_BxLxV, targets_BxL = given
-  total_BxLx1 = jax.nn.logsumexp(logits_BxLxV, axis=-1, keepdims=True)
-  chance_BxLxV = jnp.exp(logits_BxLxV - total_BxLx1)
+def _cross_entropy_bwd(kept, d_out_BxL):
+  logits_BxLxV, targets_BxL, total_BxL = kept
+  chance_BxLxV = jnp.exp(logits_BxLxV - total_BxL[..., None])
   slope_BxLxV = chance_BxLxV - _hit(logits_BxLxV, targets_BxL)
-  return cross_entropy(*given), (slope_BxLxV * tangents[0]).sum(-1)
+  return slope_BxLxV * d_out_BxL[..., None], None
+
+
+cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
 def _hit(logits_BxLxV, targets_BxL):
