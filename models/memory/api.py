@@ -48,7 +48,7 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   try:
     kernels.check(cfg, *size)
     if kernels is pallas_gpu:
-      pallas_gpu.check_tried(cfg, inputs.query.shape[-1])
+      pallas_gpu.check_tried(cfg)
   except kernels.DoesNotFit as reason:
     say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
     return 'scan'
