@@ -55,6 +55,10 @@ def _sums(logits_BxLxV, tokens_BxL, length_B):
   nats_BxL = -jnp.take_along_axis(logs, target_BxL, -1)[..., 0]
   place_1xL = jnp.arange(1, tokens_BxL.shape[1])[None]
   mask_BxL = place_1xL < length_B[:, None]
+  # a text may hold what the model may not say, such as an unknown character:
+  # NEVER's nats would drown all others
+  said_BxLx1 = jnp.take_along_axis(logits_BxLxV, target_BxL, -1)
+  mask_BxL &= said_BxLx1[..., 0] > readers.NEVER / 2
   return jnp.where(mask_BxL, nats_BxL, 0.0).sum(1), mask_BxL.sum(1)
 
 
@@ -63,7 +67,8 @@ def row_nats(
 ):
   """Nats of each text after its first token, read `rows` at a time.
 
-  Texts stand alone, levels frozen. One program whatever their number: the last
+  Texts stand alone, levels frozen. Tokens that the reader may not say do not
+  count. One program whatever their number: the last
   batch is filled with rows that do not count. With a context of owners, `rows`
   must be a multiple of theirs, and the texts in an order that gives each batch
   owner by owner.

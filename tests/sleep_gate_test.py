@@ -6,6 +6,7 @@ import pytest
 import sleep_cases as cases
 
 from nestax.sleep import gate
+from nestax.sleep import reader as readers
 from nestax.sleep.gate import GateConfig
 
 BEFORE = {'core': 2.0, 'day': 4.0}
@@ -45,6 +46,24 @@ def test_losses_are_means_over_tokens_that_count():
     assert counts.tolist() == [5, 2, 0, 1, 5]
     mean = np.mean(sum(nats, []))
     np.testing.assert_allclose(gate.loss(*asked), mean, rtol=1e-5)
+
+
+def test_what_may_not_be_said_does_not_count():
+  """Such as a character unknown to the tokenizer, in a text to be kept."""
+  reader = cases.table_reader()
+  tokens, length = np.array([[0, 1, 3, 2, 1]]), np.array([5])
+
+  def read(*asked):
+    state, logits = reader.read(*asked)
+    return state, logits.at[..., 3].set(readers.NEVER)
+
+  table = jax.random.normal(jax.random.key(0), (4, 4))
+  asked = reader._replace(read=read), table, None, tokens, length, 1
+  sums, counts = gate.row_nats(*asked)
+  logs = np.asarray(jax.nn.log_softmax(table[:, :3]))
+  want = -(logs[0, 1] + logs[3, 2] + logs[2, 1])
+  np.testing.assert_allclose(sums, [want], rtol=1e-5)
+  assert counts.tolist() == [3]
 
 
 @pytest.mark.parametrize('values', [{'core': -0.1}, {'day': 1.0}], ids=str)
