@@ -139,7 +139,8 @@ class Life:
       words = f'{nats / count:.3f} nats a token'
       self.show.update(f'day {day.name}', done, total, words)
       self._stop_if_asked()
-      if options.sleep_every and past.since >= options.sleep_every:
+      due = options.sleep_every and past.since >= options.sleep_every
+      if due and self._may_sleep():
         return not any(days.left(day, names, past.done))
     return True
 
@@ -167,11 +168,15 @@ class Life:
     past.since += width
     return float(nats_B[call.reads_B].sum())
 
+  def _may_sleep(self) -> bool:
+    """Whether the limit allows another night."""
+    return not 0 <= self.plan.options.nights <= self.past.nights
+
   def sleep(self) -> None:
     """One night, if the limit allows it and there is something to sleep on."""
     past, plan = self.past, self.plan
     how = plan.options.night
-    past.dusk = not 0 <= plan.options.nights <= past.nights
+    past.dusk = self._may_sleep()
     self.store.save(self.being, past)  # where a night that is killed begins
     if not past.dusk:
       return
@@ -187,6 +192,7 @@ class Life:
     except texts.NothingRead as nothing:
       self.show.say(f'no night: {nothing}')
       past.dusk, past.since = False, 0
+      self.store.save(self.being, past)  # or the next start tries once more
       return
     slept = owners.night(
       plan.tools,
@@ -237,13 +243,15 @@ class Life:
       if not plan.only or piece.owner in plan.only
     ]
     keep = filters.of_plan(plan, being.params, being.state, past.owners, pieces)
-    left = len(pieces) - len(list(replay.consolidated(pieces, *keep)))
+    # asked once: a predicate may remember what it has seen
+    good = {id(piece) for piece in replay.consolidated(pieces, *keep)}
+    left = len(pieces) - len(good)
     if left:
       self.show.say(
         f'{left} of {len(pieces)} pieces of what was read are not slept on: '
         'too surprising, against the slow weights, or refused'
       )
-    return keep
+    return [lambda piece: id(piece) in good]
 
   def _tell(self, k: int, step: int, parts: dict) -> None:
     total = self.plan.options.night.seed.steps

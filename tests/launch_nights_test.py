@@ -166,6 +166,30 @@ def test_nights_fall_every_so_many_tokens(texts, tmp_path):
   assert rows[1]['retention'] != rows[2]['retention']
 
 
+def test_no_night_that_may_not_be_slept_stops_the_reading(texts, tmp_path):
+  nights.live(cases.plan(texts, nights=0), tmp_path / 'one')
+  nights.live(cases.plan(texts, nights=0, sleep_every=16), tmp_path / 'other')
+  one, other = (
+    sorted(p.name for p in (tmp_path / name / 'checkpoints').iterdir())
+    for name in ('one', 'other')
+  )
+  assert one == other
+
+
+def test_a_predicate_is_asked_once_a_piece(texts, tmp_path, capsys):
+  asked = []
+
+  def new(piece):
+    asked.append(piece)
+    return asked.count(piece) == 1
+
+  plan = cases.plan(texts, count=1)._replace(keep=(new,))
+  nights.live(plan, tmp_path)
+  assert 'no night' not in capsys.readouterr().out
+  assert len(cases.rows(tmp_path)) == 2
+  assert len({id(piece) for piece in asked}) == len(asked)
+
+
 def test_an_owner_who_is_not_chosen_keeps_fast_levels_and_replay(
   texts, tmp_path
 ):
