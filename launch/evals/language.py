@@ -66,6 +66,11 @@ class Options:
   def __post_init__(self):
     if self.length < 2:
       raise ValueError(f'length={self.length}: at least 2 tokens')
+    if self.train.enough:
+      raise ValueError(
+        f'train.enough={self.train.enough}: is of scores in %, and bits a '
+        'byte are none: leave it at 0'
+      )
 
 
 def read(options: Options) -> tuple[np.ndarray, np.ndarray, str]:
@@ -80,7 +85,10 @@ def read(options: Options) -> tuple[np.ndarray, np.ndarray, str]:
   tokenizer = tokenizers.load(options.tokenizer)
   parts, whole = ([], []), []
   for path in babi.find(options.text, 'language.text'):
-    text = pathlib.Path(path).read_text(encoding='utf-8')
+    try:
+      text = pathlib.Path(path).read_text(encoding='utf-8')
+    except UnicodeDecodeError as error:
+      raise ValueError(f'{path}: no UTF-8 text: {error}') from error
     whole.append(text)
     at = len(text) - len(text) // HELD_OUT
     for part, piece in zip(parts, (text[:at], text[at:])):

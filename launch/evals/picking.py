@@ -62,5 +62,6 @@ def pick(scored: Sequence[dict], rates: Sequence[float]):
   def worth(rate):
     return mean(rate, 'valid', -math.inf), -mean(rate, 'loss', math.inf)
 
-  means = {f'{rate:g}': mean(rate, 'valid', -1.0) for rate in rates}
+  means = {f'{rate:g}': mean(rate, 'valid', -math.inf) for rate in rates}
+  means = {k: v if math.isfinite(v) else None for k, v in means.items()}
   return max(rates, key=worth), means

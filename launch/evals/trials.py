@@ -88,9 +88,12 @@ class Training:
     tests: rows of every test; half as many to pick the rate by.
     rates: learning rates; --rates sets them.
     decay: weight decay of matrices, times the learning rate.
-    evaluations: on the way, for the curves.
+    evaluations: on the way, for the curves; fewer where they do not divide the
+      steps.
     best: the scores are those of the evaluation whose `valid` is best (of equal
       ones that of the lowest loss), as if training had stopped there.
+    enough: training ends, and the scores are those of the first evaluation
+      there, once `valid` of every run has been so much, in %; 0: never.
   """
 
   D: int = 64
@@ -218,13 +221,24 @@ def train(
 
 
 def _step_ms(told: Sequence[tuple[int, float]]) -> float | None:
-  """From the first evaluation, which waits for compilation, to the last."""
-  (first, began), (last, ended) = told[0], told[-1]
-  return None if last <= first else 1e3 * (ended - began) / (last - first)
+  """From the first evaluation, which waits for compilation, to the last.
+
+  Of several programs, one after the other, their sum.
+  """
+  starts = [i for i, (step, _) in enumerate(told) if step <= told[i - 1][0]]
+  total = 0.0
+  for i, j in zip(starts, [*starts[1:], len(told)]):
+    (first, began), (last, ended) = told[i], told[j - 1]
+    if last == first:
+      return None
+    total += 1e3 * (ended - began) / (last - first)
+  return total
 
 
 def _every(steps: int, evaluations: int) -> int:
-  return math.gcd(steps, max(1, steps // evaluations))
+  """Steps between evaluations: a divisor that gives at most so many."""
+  least = -(-steps // evaluations)
+  return next(n for n in range(least, steps + 1) if steps % n == 0)
 
 
 def _within_memory(task, make, rates, grid, calls) -> list[dict]:
