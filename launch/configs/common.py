@@ -19,6 +19,7 @@ MAY_CHANGE = (
   'train.max_bad_steps',
   'train.accumulate',
   'train.loss_piece',
+  'model.cms.remat',
   'model.remat',
   'model.unroll',
   'model.memory.implementation',
