@@ -50,7 +50,7 @@ def cross_entropy(logits_BxLxV, targets_BxL):
   Without an index: its gradient would be scattered, one by one on TPUs. The
   gradient is written down, `softmax - hit`: one that is found holds arrays as
   large as the logits that are the same in every chunk, and would be made once
-  and read in each.
+  and read in each. So there is no forward mode (`jax.jvp`) of it.
   """
   return _cross_entropy_fwd(logits_BxLxV, targets_BxL)[0]
 

@@ -70,9 +70,14 @@ def _visible(query_position, key_position, start, window: int):
 
 
 def _cudnn(q) -> bool:
-  """Whether cuDNN attends: it refuses to differentiate odd lengths."""
-  fits = q.dtype == jnp.bfloat16 and q.shape[1] % 2 == 0
-  return jax.default_backend() == 'gpu' and fits
+  """Whether cuDNN attends.
+
+  It refuses to differentiate odd lengths, and JAX some widths of heads and
+  older GPUs.
+  """
+  L, _, K = q.shape[1:]
+  fits = q.dtype == jnp.bfloat16 and L % 2 == 0 and K % 8 == 0 and K <= 128
+  return jax.default_backend() == 'gpu' and fits and flash_gpu.bfloats()
 
 
 def _in_blocks(fused: bool, q) -> bool:

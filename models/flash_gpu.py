@@ -10,6 +10,7 @@ therefore cheaper than long ones.
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,8 @@ from nestax.models.memory.pallas_gpu import capability
 from nestax.models.memory.types import named
 
 WIDTHS = (16, 32, 64, 128)  # of heads
-OLDEST = 8.0  # compute capability: the first that multiplies bfloat16
+OLDEST = 8  # compute capability: the first that multiplies bfloat16
+ROOMY = ('8.0', '9.0', '10.0')  # with more than 100 KiB of a block's memory
 UNSEEN = -1e30  # a logit; finite, for blocks of which a query sees nothing
 LONGEST = 64  # of all blocks: what lengths are made a multiple of
 _PER_E = math.log2(math.e)  # the kernels' exponentials are of base two
@@ -284,9 +286,20 @@ def unfit(dtype, width: int) -> str:
     return f'attention in {jnp.dtype(dtype)}: bfloat16 or float32'
   if width not in WIDTHS:
     return f'heads of width {width}: one of {WIDTHS}'
-  if float(capability() or 0) < OLDEST:
-    return f'a GPU of compute capability {capability()!r}: {OLDEST} or newer'
+  if not bfloats():
+    return f'a GPU of compute capability {capability()!r}: {OLDEST}.0 or newer'
+  if width * jnp.dtype(dtype).itemsize > 128 and capability() not in ROOMY:
+    return (
+      f'{jnp.dtype(dtype)} heads of width {width} on a GPU of compute '
+      f'capability {capability()!r}: {ROOMY} have the memory'
+    )
   return ''
+
+
+def bfloats() -> bool:
+  """Whether the GPU is NVIDIA's, and new enough to multiply bfloat16."""
+  found = re.fullmatch(r'(\d+)\.\d+', capability() or '')
+  return found is not None and int(found[1]) >= OLDEST
 
 
 def attention(q, k, v, first, *, interpret: bool = False):

@@ -159,17 +159,20 @@ def test_attention_on_a_mesh_is_attention_on_one_device(name, reset):
   )
 
 
-def test_cudnn_is_not_asked_for_odd_lengths(monkeypatch):
+def test_cudnn_is_asked_for_what_it_takes(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(flash_gpu, 'capability', lambda: '9.0')
   asked = [
-    attention._cudnn(jax.ShapeDtypeStruct((2, length, 2, 8), dtype))
-    for length, dtype in (
-      (127, 'bfloat16'),
-      (128, 'bfloat16'),
-      (128, 'float32'),
+    attention._cudnn(jax.ShapeDtypeStruct((2, length, 2, K), dtype))
+    for length, K, dtype in (
+      (127, 8, 'bfloat16'),
+      (128, 8, 'bfloat16'),
+      (128, 8, 'float32'),
+      (128, 12, 'bfloat16'),
+      (128, 160, 'bfloat16'),
     )
   ]
-  assert asked == [False, True, False]
+  assert asked == [False, True, False, False, False]
 
 
 # documents, persistent tokens, bfloat16, width -> who attends on a GPU
@@ -216,3 +219,21 @@ def test_who_attends_on_a_gpu(
   assert 'lengths are split' in caplog.records[-1].message
   monkeypatch.setattr(flash_gpu, 'capability', lambda: '7.5')
   assert "compute capability '7.5'" in flash_gpu.unfit(dtype, 64)
+  assert not attention._cudnn(q.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+  'there,dtype,K,words',
+  [
+    ('gfx90a', jnp.bfloat16, 64, "capability 'gfx90a'"),
+    ('8.6', jnp.bfloat16, 64, ''),
+    ('8.6', jnp.float32, 64, 'float32 heads of width 64'),
+    ('8.0', jnp.float32, 128, ''),
+  ],
+)
+def test_blocks_are_for_gpus_that_hold_them(
+  monkeypatch, there, dtype, K, words
+):
+  monkeypatch.setattr(flash_gpu, 'capability', lambda: there)
+  said = flash_gpu.unfit(dtype, K)
+  assert words in said and bool(said) == bool(words)
