@@ -182,10 +182,10 @@ def test_compression_is_learned_out_of_the_last_token():
 
 
 def test_a_step_is_timed_between_evaluations():
-  assert trials._step_ms([(10, 0.0), (20, 1.0), (40, 3.0)]) == 100.0
-  assert trials._step_ms([(10, 0.0)]) is None
+  assert sweep.step_ms([(10, 0.0), (20, 1.0), (40, 3.0)]) == 100.0
+  assert sweep.step_ms([(10, 0.0)]) is None
   halves = [(10, 0.0), (40, 3.0), (10, 0.0), (20, 0.5), (40, 1.5)]
-  assert trials._step_ms(halves) == 150.0
+  assert sweep.step_ms(halves) == 150.0
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_step_is_timed_between_evaluations():
   [(2000, 50, 40), (800, 24, 40), (1234, 50, 617), (9, 20, 1)],
 )
 def test_there_are_no_more_evaluations_than_asked_for(steps, many, every):
-  assert trials._every(steps, many) == every
+  assert sweep.stretch(steps, many) == every
 
 
 def test_a_run_is_scored_at_its_end_or_where_it_was_best():

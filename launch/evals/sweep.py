@@ -128,6 +128,27 @@ def seconds_per_step(
   return float(np.median(times)) / steps
 
 
+def step_ms(told: Sequence[tuple[int, float]]) -> float | None:
+  """From the first evaluation, which waits for compilation, to the last.
+
+  Of several programs, one after the other, their sum.
+  """
+  starts = [i for i, (step, _) in enumerate(told) if step <= told[i - 1][0]]
+  total = 0.0
+  for i, j in zip(starts, [*starts[1:], len(told)]):
+    (first, began), (last, ended) = told[i], told[j - 1]
+    if last == first:
+      return None
+    total += 1e3 * (ended - began) / (last - first)
+  return total
+
+
+def stretch(steps: int, evaluations: int) -> int:
+  """Steps between evaluations: a divisor that gives at most so many."""
+  least = -(-steps // evaluations)
+  return next(n for n in range(least, steps + 1) if steps % n == 0)
+
+
 def _advance(task, make, data, carry, rate, seed, first, steps):
   """Takes steps in a scan; gives the carry and the mean loss."""
   tx = optax.with_extra_args_support(make(rate))

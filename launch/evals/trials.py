@@ -189,7 +189,7 @@ def train(
   task = make_task(problem, cfg, training, seeds)
   shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
   make = optimizer(shapes, training)
-  every = _every(training.steps, training.evaluations)
+  every = sweep.stretch(training.steps, training.evaluations)
   grid = seeds, training.steps, every
   told = []
 
@@ -215,30 +215,9 @@ def train(
     about = {'rate': rate, 'edge': edge, 'step': row['step']}
     about |= {'valid': row['valid']}
     about |= {'loss': row['loss'], 'curve': curve, 'grid': means}
-    about |= {'step_ms': _step_ms(told)}
+    about |= {'step_ms': sweep.step_ms(told)}
     made.append({'seed': row['seed'], 'scores': scores} | about)
   return made
-
-
-def _step_ms(told: Sequence[tuple[int, float]]) -> float | None:
-  """From the first evaluation, which waits for compilation, to the last.
-
-  Of several programs, one after the other, their sum.
-  """
-  starts = [i for i, (step, _) in enumerate(told) if step <= told[i - 1][0]]
-  total = 0.0
-  for i, j in zip(starts, [*starts[1:], len(told)]):
-    (first, began), (last, ended) = told[i], told[j - 1]
-    if last == first:
-      return None
-    total += 1e3 * (ended - began) / (last - first)
-  return total
-
-
-def _every(steps: int, evaluations: int) -> int:
-  """Steps between evaluations: a divisor that gives at most so many."""
-  least = -(-steps // evaluations)
-  return next(n for n in range(least, steps + 1) if steps % n == 0)
 
 
 def _within_memory(task, make, rates, grid, calls) -> list[dict]:
