@@ -56,9 +56,9 @@ def _sums(logits_BxLxV, tokens_BxL, length_B):
   place_1xL = jnp.arange(1, tokens_BxL.shape[1])[None]
   mask_BxL = place_1xL < length_B[:, None]
   # a text may hold what the model may not say, such as an unknown character:
-  # NEVER's nats would drown all others
-  said_BxLx1 = jnp.take_along_axis(logits_BxLxV, target_BxL, -1)
-  mask_BxL &= said_BxLx1[..., 0] > readers.NEVER / 2
+  # NEVER's nats would drown all others; what is not finite still counts
+  logit_BxL = jnp.take_along_axis(logits_BxLxV, target_BxL, -1)[..., 0]
+  mask_BxL &= logit_BxL != readers.NEVER
   return jnp.where(mask_BxL, nats_BxL, 0.0).sum(1), mask_BxL.sum(1)
 
 
@@ -68,10 +68,9 @@ def row_nats(
   """Nats of each text after its first token, read `rows` at a time.
 
   Texts stand alone, levels frozen. Tokens that the reader may not say do not
-  count. One program whatever their number: the last
-  batch is filled with rows that do not count. With a context of owners, `rows`
-  must be a multiple of theirs, and the texts in an order that gives each batch
-  owner by owner.
+  count. One program whatever their number: the last batch is filled with rows
+  that do not count. With a context of owners, `rows` must be a multiple of
+  theirs, and the texts in an order that gives each batch owner by owner.
 
   Returns:
     (their sums, the number of tokens that they are of), numpy `[N]`.
@@ -105,14 +104,14 @@ def decide(cfg: GateConfig, before: dict, after: dict) -> Decision:
   for name, value in after.items():
     if not math.isfinite(value):
       return Decision(False, f'rolled back: {name} is {value} after the night')
-  rise = after['core'] / before['core'] - 1
+  rise = _rise(before['core'], after['core'])
   if rise > cfg.core:
     return Decision(
       False,
       f'rolled back: the core loss rose by {rise:.2%} ({before["core"]:.4f} to '
       f'{after["core"]:.4f}), more than {cfg.core:.2%}',
     )
-  fall = 1 - after['day'] / before['day']
+  fall = -_rise(before['day'], after['day'])
   if fall < cfg.day:
     return Decision(
       False,
@@ -123,3 +122,8 @@ def decide(cfg: GateConfig, before: dict, after: dict) -> Decision:
     True,
     f"accepted: core loss {rise:+.2%}, loss on the day's content {-fall:+.2%}",
   )
+
+
+def _rise(before: float, after: float) -> float:
+  """Relative; none of texts in which no token counts, whose loss is 0."""
+  return 0.0 if after == before else after / before - 1

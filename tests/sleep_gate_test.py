@@ -64,6 +64,14 @@ def test_what_may_not_be_said_does_not_count():
   want = -(logs[0, 1] + logs[3, 2] + logs[2, 1])
   np.testing.assert_allclose(sums, [want], rtol=1e-5)
   assert counts.tolist() == [3]
+  # a model that has come to nothing is not excused
+  asked = reader._replace(read=read), table * np.nan, None, tokens, length, 1
+  assert np.isnan(gate.loss(*asked))
+
+
+def test_a_day_of_which_nothing_counts_decides_nothing():
+  losses = {'core': 2.0, 'day': 0.0}
+  assert gate.decide(GateConfig(), losses, losses).accepted
 
 
 @pytest.mark.parametrize('values', [{'core': -0.1}, {'day': 1.0}], ids=str)
