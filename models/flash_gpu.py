@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from nestax.models.memory.gpu_tile import Dots
 from nestax.models.memory.pallas_gpu import capability
 from nestax.models.memory.types import named
 
@@ -69,24 +70,13 @@ class Kind(NamedTuple):
     moved = self.width * self.dtype.itemsize
     return NARROW if moved <= 128 else WIDE if moved <= 256 else WIDEST
 
-  def dot(self, a, b, transposed: bool = False):
-    """`a b`, or `a b^T`: operands in `dtype`, sums in float32."""
-    precision = None
-    if self.dtype == jnp.float32:
-      # three products of tf32 parts: exact to about 1e-6
-      precision = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-      precision = 'highest' if self.interpret else precision
-    return jax.lax.dot_general(
-      a.astype(self.dtype),
-      b.astype(self.dtype),
-      (((1,), (1 if transposed else 0,)), ((), ())),
-      precision=precision,
-      preferred_element_type=jnp.float32,
-    )
+  @property
+  def dots(self) -> Dots:
+    return Dots(self.dtype, self.interpret)
 
   def logits(self, a, b):
     """Of a tile's rows against another's, in base two."""
-    return self.dot(a, b, True) * (self.scale * _PER_E)
+    return self.dots.nt(a, b) * (self.scale * _PER_E)
 
 
 def _tokens(block, size: int):
@@ -142,7 +132,7 @@ def _forward_kernel(kind: Kind, q_ref, k_ref, v_ref, first_ref, o_ref, lse_ref):
     # what a query took from a block that it does not see fades to nothing, for
     # it sees itself at last
     fade = jnp.exp2(top - higher)
-    o = o * fade[:, None] + kind.dot(p, v_ref[b, keys, g, :])
+    o = o * fade[:, None] + kind.dots.nn(p, v_ref[b, keys, g, :])
     return o, higher, total * fade + jnp.sum(p, axis=1)
 
   o = jnp.zeros((own, kind.width), jnp.float32)
@@ -170,8 +160,8 @@ def _queries_kernel(kind: Kind, q_ref, k_ref, v_ref, first_ref, d_o_ref,
       at = _tokens(j, visit)[None]
       seen = (at >= first[:, None]) & (at <= token[:, None])
       p = jnp.where(seen, p, 0.0)
-    d_p = kind.dot(d_o, v_ref[b, keys, g, :], True)
-    return d_q + kind.dot(p * (d_p - delta), k)
+    d_p = kind.dots.nt(d_o, v_ref[b, keys, g, :])
+    return d_q + kind.dots.nn(p * (d_p - delta), k)
 
   d_q = jnp.zeros((own, kind.width), jnp.float32)
   d_q = _over(_keys_of(first_ref, b, i, own, visit), step, d_q)
@@ -198,8 +188,8 @@ def _keys_kernel(kind: Kind, q_ref, k_ref, v_ref, first_ref, d_o_ref, lse_ref,
       token, first = _tokens(i, visit), first_ref[b, rows]
       seen = (at[:, None] >= first[None]) & (at[:, None] <= token[None])
       p = jnp.where(seen, p, 0.0)
-    d_s = p * (kind.dot(v, d_o, True) - delta_ref[b, h, rows][None])
-    return d_k + kind.dot(d_s, q), d_v + kind.dot(p, d_o)
+    d_s = p * (kind.dots.nt(v, d_o) - delta_ref[b, h, rows][None])
+    return d_k + kind.dots.nn(d_s, q), d_v + kind.dots.nn(p, d_o)
 
   carry = (jnp.zeros((own, kind.width), jnp.float32),) * 2
   for member in range(kind.group):
