@@ -52,8 +52,7 @@ def through_end(shape, decay, coupling, k, turned_k, d_last_k, d_kept, more):
   d_k = decay.last[:, None] * d_last_k
   d_last = jnp.sum(d_k * wide_k, axis=1)
   end = jnp.sum(d_last) + decay.kept * d_kept
-  place = gpu_gates.iota(d_last.shape, 0)
-  total = jnp.where(place == shape.C - 1, end, 0.0) - d_last
+  total = gpu_gates.at_end(shape.C, end) - d_last
   enters = jnp.zeros_like(d_last)
   if coupling is not None:
     d_L = dots.nt(turned_k, d_last_k)

@@ -28,7 +28,6 @@ from nestax.models.memory.gpu_layout import (
 )
 from nestax.models.memory.gpu_tile import Dots
 
-WARPS = 8
 SLICE = 64  # hidden units at a time where chunks are read in any order
 EPS = 1e-6
 CUBE = 0.044715  # of gelu's approximation by tanh
@@ -143,13 +142,28 @@ def here(shape: Shape, stream, walked, at) -> Here:
   return Here(gate, decay, marks, walked.k[b, h, i], walked.v[b, h, i])
 
 
-def layers(slow: Pair, h) -> Pair:
-  return Pair(*(ref[h, :, :] for ref in slow))
+def needed(walked, written: Written):
+  """Of both walks, once they are over; the rest does not reach the kernels."""
+  walked = walked._replace(T=None, D=None, D_gates=None, Z=None, Z_gates=None)
+  return walked, written._replace(r_v=None, m=None, e=None, T=None)
 
 
-def pair_at(refs: Pair, at) -> Pair:
-  b, h, i = at
-  return Pair(*(ref[b, h, i] for ref in refs))
+def place(shape: Shape, i):
+  """(Chunk i, a slice of the hidden units, its number) of a walk's program."""
+  b, h, j = (pl.program_id(axis) for axis in range(3))
+  return (b, h, i), units(shape, j), j
+
+
+def part(refs: Pair, at, those) -> Pair:
+  """Some hidden units of what a walk carries."""
+  b, h, _ = at
+  return Pair(refs.inner[b, h, those, :], refs.outer[b, h, :, those])
+
+
+def put_part(refs: Pair, at, those, pair: Pair) -> None:
+  b, h, _ = at
+  refs.inner[b, h, those, :] = pair.inner
+  refs.outer[b, h, :, those] = pair.outer
 
 
 class Slice(NamedTuple):

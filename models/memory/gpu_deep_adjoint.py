@@ -4,12 +4,13 @@
 are a slice of the hidden units.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import gpu_deep, gpu_gates
+from nestax.models.memory import gpu_adjoint, gpu_deep, gpu_gates
 from nestax.models.memory.gpu_deep import Pair, Written
 from nestax.models.memory.gpu_layout import Shape, tokens_of
 
@@ -97,7 +98,8 @@ def back(shape: Shape, args, E_after: Pair, turned: Turned, at, those):
   stream, walked, written, read, d_out = args
   (b, h, i), dots = at, shape.dots
   chunk = gpu_deep.here(shape, stream, walked, at)
-  decay, alive = chunk.decay, _alive(chunk.decay)
+  decay = chunk.decay
+  alive = functools.partial(gpu_adjoint.alive_only, decay)
   act, u, _ = keys(shape, written, at, those)
   r_v = written.r_v[b, h, i, :, those].astype(jnp.float32)
   p = act.value - gpu_deep.gelu(dots, r_v).value
@@ -120,19 +122,11 @@ def back(shape: Shape, args, E_after: Pair, turned: Turned, at, those):
 def tokens(shape: Shape, decay, gained: Gained, rows, at):
   """What reaches the tokens' scalars but by the sums of `gpu_deep_parts`."""
   d_last, enters = (row(shape, rows, at, x) for x in ('last', 'enters'))
-  end = jnp.sum(d_last)
-  place = gpu_gates.iota(d_last.shape, 0)
-  total = enters - d_last + jnp.where(place == shape.C - 1, end, 0.0)
+  total = enters - d_last + gpu_gates.at_end(shape.C, jnp.sum(d_last))
   total = total + decay.kept * row(shape, rows, at, 'kept')
   by_steps = gained.by_inner / gained.gain.inner
   by_steps = by_steps + gained.by_outer / gained.gain.outer
   return total, enters, -decay.eta * by_steps
-
-
-def _alive(decay):
-  if decay.alive is None:
-    return lambda x: x
-  return lambda x: decay.alive[:, None] * x
 
 
 def _through_gains(gain: gpu_deep.Gains, norms, eta, by_inner, by_outer):

@@ -47,16 +47,10 @@ def output(shape: Shape, slow, stream, walked, written):
   B, _, H, _ = stream.query.shape
   return call(
     _output_kernel, shape, (shape.n, H, B),
-    (slow, stream, *_needed(walked, written)),
+    (slow, stream, *gpu_deep.needed(walked, written)),
     jax.ShapeDtypeStruct(stream.query.shape, jnp.float32),
     'memory_deep_output', WARPS, STAGES,
   )  # fmt: skip
-
-
-def _needed(walked, written):
-  """Of both walks; the rest does not reach the kernels."""
-  walked = walked._replace(T=None, D=None, D_gates=None, Z=None, Z_gates=None)
-  return walked, written._replace(r_v=None, m=None, e=None, T=None)
 
 
 class _Asked(NamedTuple):
@@ -138,7 +132,7 @@ def output_back(shape: Shape, slow, stream, walked, written, d_out):
   )  # fmt: skip
   return call(
     _output_back_kernel, shape, (shape.n, H, B),
-    (slow, stream, *_needed(walked, written), d_out),
+    (slow, stream, *gpu_deep.needed(walked, written), d_out),
     (read, jax.ShapeDtypeStruct(stream.query.shape, stream.query.dtype)),
     'memory_deep_output_back', WARPS, STAGES,
   )  # fmt: skip

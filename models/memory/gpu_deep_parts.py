@@ -33,8 +33,7 @@ COLLECTORS = 4  # warps
 def parts(shape: Shape, slow, stream, walked, written, read, turned) -> Parts:
   B, H = stream.query.shape[0], stream.query.shape[2]
   make, C, K = array(shape, B, H), shape.C, shape.K
-  walked = walked._replace(T=None, D=None, D_gates=None, Z=None, Z_gates=None)
-  written = written._replace(r_v=None, m=None, e=None, T=None)
+  walked, written = gpu_deep.needed(walked, written)
   none = dict.fromkeys(('r_q', 'h_q', 'q', 'qk', 'hu', 'Z_outer'))
   read = read._replace(**none)
   (parts,) = call(
@@ -107,9 +106,8 @@ def _parts_kernel(shape: Shape, slow, stream, walked, written, read, turned,
   d_last_k = decay.last[:, None] * sums.d_last_k
   d_last = jnp.sum(d_last_k * k, axis=1)
   end = jnp.sum(d_last) + decay.kept * sums.d_kept
-  place = gpu_gates.iota(d_last.shape, 0)
   total = total + read.total[b, h, i, 0, :] + by_system - d_last
-  total = total + jnp.where(place == shape.C - 1, end, 0.0)
+  total = total + gpu_gates.at_end(shape.C, end)
 
   coupling = gpu_gates.coupling(chunk.gate, chunk.marks)
   d_kk = -coupling * sums.d_L

@@ -76,9 +76,8 @@ def _nothing(shape: Shape, B: int, H: int, d: Pair) -> Carried:
 
 
 def _place(shape: Shape, step):
-  """(A chunk, a slice of the hidden units, its number)."""
-  b, h, j = (pl.program_id(axis) for axis in range(3))
-  return (b, h, shape.n - 1 - step[0]), gpu_deep.units(shape, j), j
+  """See `gpu_deep.place`."""
+  return gpu_deep.place(shape, shape.n - 1 - step[0])
 
 
 def _after(shape: Shape, refs, at, those) -> Pair:
@@ -86,29 +85,23 @@ def _after(shape: Shape, refs, at, those) -> Pair:
   *args, change, start, turned = refs
   (b, h, i), stream = at, args[0]
 
-  def here(ref: Pair):
-    return Pair(ref.inner[b, h, those, :], ref.outer[b, h, :, those])
+  def after():
+    return gpu_deep.part(start.d, at, those)
 
   def back():
     return gpu_deep_adjoint.back(
-      shape, args, here(start.d), turned, (b, h, i + 1), those
+      shape, args, after(), turned, (b, h, i + 1), those
     )
 
-  E = jax.lax.cond(i + 1 < shape.n, back, lambda: here(start.d))
+  E = jax.lax.cond(i + 1 < shape.n, back, after)
   if change is None:
     return E
 
   # the boundary is the fast parts as they were after `filled` chunks
   def add(E):
-    return jax.tree.map(jnp.add, E, here(change))
+    return jax.tree.map(jnp.add, E, gpu_deep.part(change, at, those))
 
   return jax.lax.cond(stream.filled[b, 0] == i + 1, add, lambda E: E, E)
-
-
-def _keep(new: Carried, at, those, E: Pair):
-  b, h, _ = at
-  new.d.inner[b, h, those, :] = E.inner
-  new.d.outer[b, h, :, those] = E.outer
 
 
 def _last_kernel(shape: Shape, step, slow, stream, walked, written, read,
@@ -117,7 +110,7 @@ def _last_kernel(shape: Shape, step, slow, stream, walked, written, read,
   """From the gradients after the first chunk to those before it."""
   at, those, _ = _place(shape, step)
   refs = stream, walked, written, read, d_out, change, start, turned
-  _keep(new, at, those, _after(shape, refs, at, those))
+  gpu_deep.put_part(new.d, at, those, _after(shape, refs, at, those))
 
 
 def _over_kernel(shape: Shape, step, slow, stream, walked, written, read,
@@ -128,7 +121,7 @@ def _over_kernel(shape: Shape, step, slow, stream, walked, written, read,
   chunk = gpu_deep.here(shape, stream, walked, at)
   refs = stream, walked, written, read, d_out, change, start, turned
   E = _after(shape, refs, at, those)
-  _keep(new, at, those, E)
+  gpu_deep.put_part(new.d, at, those, E)
   turned.E[b, h, i, those, :] = E.inner.astype(dots.dtype)
   last_k = gpu_deep.times(chunk.decay.last, chunk.k)
   d_Z = dots.nt(last_k, E.inner)
@@ -143,8 +136,7 @@ def _over_kernel(shape: Shape, step, slow, stream, walked, written, read,
   D = written.D.outer[b, h, i, :, those].astype(jnp.float32)
   # any token's: the sum over tokens of what is given to one of them
   kept = jnp.sum(D * E.outer)
-  place = gpu_gates.iota((shape.C,), 0)
-  new.rows[b, h, j, 1, :] = jnp.where(place == shape.C - 1, kept, 0.0)
+  new.rows[b, h, j, 1, :] = gpu_gates.at_end(shape.C, kept)
 
 
 def _errors_kernel(shape: Shape, step, slow, stream, walked, written, read,

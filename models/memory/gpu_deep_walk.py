@@ -85,18 +85,11 @@ def _nothing(shape: Shape, B: int, H: int, D: Pair) -> Carried:
   return Carried(D, part, part, zeros(count, C, C), rows, m)
 
 
-def _place(shape: Shape, step):
-  """(A chunk, a slice of the hidden units, its number)."""
-  b, h, j = (pl.program_id(axis) for axis in range(3))
-  return (b, h, step[0]), gpu_deep.units(shape, j), j
-
-
 def _before(shape: Shape, refs, at, those, j) -> Pair:
   """Fast parts before a chunk: after the one before that has been read."""
   stream, walked, start, written, end = refs
   (b, h, i), (carried, _) = at, start
-  D = carried.D
-  D = Pair(D.inner[b, h, those, :], D.outer[b, h, :, those])
+  D = gpu_deep.part(carried.D, at, those)
 
   def write(D):
     here = b, h, i - 1
@@ -104,28 +97,22 @@ def _before(shape: Shape, refs, at, those, j) -> Pair:
 
   D = jax.lax.cond(i > 0, write, lambda D: D, D)
   new, boundary = end
-  _keep(new.D, at, those, D)
+  gpu_deep.put_part(new.D, at, those, D)
   if boundary is not None:
     due = stream.filled[b, 0] == i
-    pl.when(due)(lambda: _keep(boundary, at, those, D))
+    pl.when(due)(lambda: gpu_deep.put_part(boundary, at, those, D))
   return D
-
-
-def _keep(refs: Pair, at, those, D: Pair):
-  b, h, _ = at
-  refs.inner[b, h, those, :] = D.inner
-  refs.outer[b, h, :, those] = D.outer
 
 
 def _last_kernel(shape: Shape, step, slow, stream, walked, start, written,
                  end):  # fmt: skip
-  at, those, j = _place(shape, step)
+  at, those, j = gpu_deep.place(shape, step[0])
   _before(shape, (stream, walked, start, written, end), at, those, j)
 
 
 def _read_kernel(shape: Shape, step, slow, stream, walked, start, written,
                  end):  # fmt: skip
-  at, those, j = _place(shape, step)
+  at, those, j = gpu_deep.place(shape, step[0])
   (b, h, i), dots, new = at, shape.dots, end[0]
   chunk = gpu_deep.here(shape, stream, walked, at)
   alive = chunk.decay.alive
@@ -158,7 +145,7 @@ def _errors(shape: Shape, chunk, parts, at):
 
 def _errors_kernel(shape: Shape, step, slow, stream, walked, start, written,
                    end):  # fmt: skip
-  at, those, j = _place(shape, step)
+  at, those, j = gpu_deep.place(shape, step[0])
   (b, h, i), dots = at, shape.dots
   count = gpu_deep.slices(shape)
 

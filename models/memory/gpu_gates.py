@@ -52,6 +52,11 @@ def end_of(x_C):
   return jnp.sum(jnp.where(iota((C,), 0) == C - 1, x_C, 0))
 
 
+def at_end(C: int, scalar):
+  """`[C]`, the scalar at its last entry and 0 before."""
+  return jnp.where(iota((C,), 0) == C - 1, scalar, 0.0)
+
+
 def log_sigmoid(x):
   return jnp.minimum(x, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(x)))
 

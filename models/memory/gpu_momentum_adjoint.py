@@ -64,10 +64,6 @@ def _rows(x, y):
   return jnp.sum(x * y, axis=1)
 
 
-def at_end(C: int, scalar):
-  return jnp.where(gpu_gates.iota((C,), 0) == C - 1, scalar, 0.0)
-
-
 def put_piece(refs: Piece, j: int, at, piece: Piece) -> None:
   """Writes piece j, `at` a chunk or a head."""
   put_tile(refs.k, (*at, j), piece.k)
@@ -130,11 +126,11 @@ def through_written(shape: Shape, chunk, A_p, d: Written) -> Piece:
   d_kb = push.last_b[:, None] * d.kb()
   d_last_b = _rows(d_kb, k)
   d_k, total_b = d_k + d_kb, total_b - d_last_b
-  total_b = total_b + at_end(C, jnp.sum(d_last_b) + push.b_end * d.b)
+  total_b = total_b + gpu_gates.at_end(C, jnp.sum(d_last_b) + push.b_end * d.b)
   end = jnp.sum(d_last_A) + decay.kept * d.kept + push.c_end * d.c
   targets = [] if d.target is None else [('mem', d.target())]
   errors = gpu_adjoint.through_errors(shape, decay, k, v, d.lw(), targets)
-  total = enters - between + at_end(C, end)
+  total = enters - between + gpu_gates.at_end(C, end)
   return Piece(d_k + errors.k, errors.v, (total, enters, errors.eta, total_b))
 
 
@@ -169,6 +165,6 @@ def through_system(shape: Shape, chunk, d: System) -> Piece:
   d_ld = -decay.eta_g[:, None] * d.ld()
   d_k = d_k + d_ld
   enters = enters + decay.eta * push.c_p * of_c_p + _rows(d_ld, k)
-  total = total + enters - between + at_end(shape.C, jnp.sum(d_last))
+  total = total + enters - between + gpu_gates.at_end(shape.C, jnp.sum(d_last))
   zero = jnp.zeros_like(total)
   return Piece(d_k, None, (total, enters, zero, between))

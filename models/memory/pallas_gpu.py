@@ -212,25 +212,29 @@ def _marks(reset_nxBxC, live_nxBxC):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernels(shape: Shape, given: Given, stream: Stream):
   """(boundary or None, running, momentum if any, output) after the walk."""
-  return _either(shape, _forward(shape), (False,), given, stream)[0]
+  forward, _ = _passes(shape)
+  return _either(shape, forward, (False,), given, stream)[0]
 
 
-def _forward(shape: Shape):
+def _passes(shape: Shape):
+  """(Forward, backward) of the rule."""
   if shape.cfg.deep:
-    return gpu_deep_pass.forward
-  return (gpu_momentum_pass if shape.cfg.momentum else gpu_forward).forward
+    return gpu_deep_pass.forward, gpu_deep_pass.backward
+  if shape.cfg.momentum:
+    return gpu_momentum_pass.forward, gpu_momentum_pass.backward
+  return gpu_forward.forward, gpu_backward.backward
 
 
 def _kernels_fwd(shape, given, stream):
-  ends, saved = named(_either(shape, _forward(shape), (True,), given, stream))
+  forward, _ = _passes(shape)
+  ends, saved = named(_either(shape, forward, (True,), given, stream))
   return ends, (given, stream, saved)
 
 
 def _kernels_bwd(shape, residuals, gradients):
   given, stream, saved = residuals
-  module = gpu_momentum_pass if shape.cfg.momentum else gpu_backward
-  module = gpu_deep_pass if shape.cfg.deep else module
-  return _either(shape, module.backward, (), given, stream, saved, gradients)
+  _, backward = _passes(shape)
+  return _either(shape, backward, (), given, stream, saved, gradients)
 
 
 _kernels.defvjp(_kernels_fwd, _kernels_bwd)
