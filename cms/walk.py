@@ -1,5 +1,6 @@
 """The schedule of fresh sequences as nested scans (NL Eq. 71)."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -103,13 +104,8 @@ def walk(
       if k:  # the total of the fastest is one chunk's gradient
         carry = gathering(carry, k)
       carry, y = part(k - 1, carry, piece)
+      end = functools.partial(_committed, cfg, rates, hooks, k)
       return _moving(again(k > 0, end)(carry, piece), k), y
-
-    def end(carry, piece):
-      if hooks.gather:
-        level = hooks.gather(k, carry.levels[k], carry.found[k], piece)
-        carry = carry._replace(levels=_with(carry.levels, k, level))
-      return _committed(cfg, rates, hooks, k, carry)
 
     body = again(k == 0 or k == group, body)
     xs = jax.tree.map(lambda x: _cut(x, n), piece)
@@ -192,8 +188,13 @@ def _noted(cfg: StreamConfig, hooks: Hooks, k: int, carry: Carry) -> Carry:
   return carry._replace(notes=_with(carry.notes, k, note))
 
 
-def _committed(cfg: StreamConfig, rates, hooks: Hooks, k, carry) -> Carry:
-  """Level k commits, and the next faster one may start again."""
+def _committed(
+  cfg: StreamConfig, rates, hooks: Hooks, k, carry, piece
+) -> Carry:
+  """Level k commits a piece, and the next faster one may start again."""
+  if hooks.gather:
+    level = hooks.gather(k, carry.levels[k], carry.found[k], piece)
+    carry = carry._replace(levels=_with(carry.levels, k, level))
   levels, own = commit(cfg, carry.levels, rates, k), list(carry.own)
   own[k] = hooks.own(k, levels[k].delta)
   if k and cfg.nested:
