@@ -13,14 +13,16 @@ jax.config.update('jax_num_cpu_devices', 8)
 # Most of the suite's time is compilation: less than half of it so. Programs
 # that tests start as processes of their own are compiled in full.
 jax.config.update('jax_disable_most_optimizations', True)
-FLAG = '--xla_cpu_use_fusion_emitters=false'
+# One thread compiles a program, in one piece: workers keep all cores busy.
+FLAGS = '--xla_cpu_parallel_codegen_split_count=1'
 if jax.__version_info__ < (0, 11):  # an unknown flag ends the process
-  flags = os.environ.get('XLA_FLAGS')
-  os.environ['XLA_FLAGS'] = f'{flags or ""} {FLAG}'
-  jax.devices()  # reads them
-  del os.environ['XLA_FLAGS']
-  if flags is not None:
-    os.environ['XLA_FLAGS'] = flags
+  FLAGS += ' --xla_cpu_use_fusion_emitters=false'
+flags = os.environ.get('XLA_FLAGS')
+os.environ['XLA_FLAGS'] = f'{flags or ""} {FLAGS}'
+jax.devices()  # reads them
+del os.environ['XLA_FLAGS']
+if flags is not None:
+  os.environ['XLA_FLAGS'] = flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # Every compiled program takes some of the 65,530 memory maps that Linux gives

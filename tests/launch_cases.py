@@ -14,12 +14,11 @@ from nestax.launch.configs import common
 WORDS = ('state', 'memory', 'level', 'chunk', 'token', 'reads', 'writes')
 
 # For processes of their own whose speed is no matter: they compile in a third
-# of the time. Later JAX does not know the flag, and would end.
-_FLAG = '--xla_cpu_use_fusion_emitters=false'
-QUICK = {
-  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-  **({'XLA_FLAGS': _FLAG} if jax.__version_info__ < (0, 11) else {}),
-}
+# of the time. Later JAX does not know the second flag, and would end.
+_FLAGS = '--xla_cpu_parallel_codegen_split_count=1'
+if jax.__version_info__ < (0, 11):
+  _FLAGS += ' --xla_cpu_use_fusion_emitters=false'
+QUICK = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': _FLAGS}
 # Imports once; each line of words is a process, forked before JAX has threads.
 _FORKS = """
 import importlib, os, sys
