@@ -13,10 +13,13 @@ from nestax.sleep import lineage as lineage_
 from nestax.sleep.lineage import Lineage, Version
 
 
-def remember(plan: Plan, past: Past, slept: cycle.Night) -> None:
+def remember(
+  plan: Plan, past: Past, slept: cycle.Night, recall: dict | None = None
+) -> None:
   """Makes a night history; the checkpoint that comes next holds it.
 
-  The first one remembered is night 0, the model that never slept.
+  The first one remembered is night 0, the model that never slept. `recall` is
+  what `quiz.row` says of it, if there are questions.
   """
   number, cfg = len(past.versions), plan.made.model.cfg
   accepted = [v['version'] for v in past.versions if v['accepted']]
@@ -35,6 +38,7 @@ def remember(plan: Plan, past: Past, slept: cycle.Night) -> None:
     retention(plan, past, slept.params, slept.state),
     owners.used(cfg, slept.params, slept.state),
     cfg.cms.slots,
+    recall,
   )
   past.versions.append(dataclasses.asdict(lineage_.stamped(version)))
   past.rows.append(row)

@@ -73,6 +73,11 @@ class Past:
     vars(self).update(state | held)
 
   @property
+  def names(self) -> list[str]:
+    """The owners by their rows; '' for who was forgotten: rows stay."""
+    return [name if name in self.present else '' for name in self.owners]
+
+  @property
   def present(self) -> list[str]:
     """The owners who were not forgotten."""
     return [name for name in self.owners if name not in self.forgotten]

@@ -2,6 +2,7 @@
 
 import pathlib
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from nestax.launch import (
   life,
   lock,
   metrics,
+  quiz,
   rehearsal,
   report,
 )
@@ -22,7 +24,7 @@ from nestax.launch.life import Being, Past
 from nestax.launch.plans import Plan
 from nestax.launch.run import Interrupted, Signals
 from nestax.models import language_model
-from nestax.sleep import owners, replay, texts
+from nestax.sleep import cycle, owners, replay, texts
 
 
 def live(plan: Plan, out, forget: str = '') -> list[dict]:
@@ -82,9 +84,9 @@ class Life:
     self.being = self._born()
     found = self.store.restore(self.being, self.past)
     if found is None:
-      history.remember(
-        plan, self.past, history.never_slept(plan, self.being, names)
-      )
+      first = history.never_slept(plan, self.being, names)
+      told = self._morning(first, {}, set())
+      history.remember(plan, self.past, *told)
       self.store.save(self.being, self.past)
     else:
       self.being = found
@@ -129,8 +131,7 @@ class Life:
     options, day = plan.options, plan.days[past.day]
     if len(past.marks) == past.day:
       past.marks.append(days.mark(day))
-    # those who are gone do not read; their rows stay
-    names = [x if x in past.present else '' for x in past.owners]
+    names = past.names
     total, nats, count = sum(days.left(day, names, {})), 0.0, 0
     while (call := days.call(day, names, past.done, options.piece)) is not None:
       nats += self._read(call, day.name, names)
@@ -160,7 +161,7 @@ class Life:
     for row in np.flatnonzero(call.reads_B):
       tokens = tuple(map(int, call.tokens_BxL[row]))
       piece = replay.Piece(
-        names[row], tokens, float(nats_B[row]) / width, f'day {name}'
+        names[row], tokens, float(nats_B[row]) / width, quiz.MARK + name
       )
       whole = width == self.plan.options.piece
       (past.replay.add if whole else past.replay.extend)(piece)
@@ -194,6 +195,8 @@ class Life:
       past.dusk, past.since = False, 0
       self.store.save(self.being, past)  # or the next start tries once more
       return
+    about = quiz.about(past.replay.pieces(), day.names)
+    known = self._dusk(about)
     slept = owners.night(
       plan.tools,
       self.being.params,
@@ -210,10 +213,60 @@ class Life:
       past.replay.delete(name)
     self._remember(day, slept.owners)
     self.being = self.being._replace(params=slept.params, state=slept.state)
-    history.remember(plan, past, slept)
+    history.remember(plan, past, *self._morning(slept, known, about))
     self.store.save(self.being, past)
     history.write(self.out, self.plan, self.past)
     report.show_night(past.rows[-1], self.periods)
+
+  def _dusk(self, about: quiz.About) -> dict:
+    """What is known before the night, if there are questions; and seconds."""
+    begun, start = self._begun(), time.perf_counter()
+    if not begun:
+      return {}
+    params, state = self.being.params, self.being.state
+    total = quiz.dusk_asks(len(self.periods)) * quiz.count(begun)
+    who = self._who(params, self.plan.tools.compute(params, state), total)
+    known = quiz.dusk(who, begun, about)
+    return known | {'seconds': time.perf_counter() - start}
+
+  def _morning(
+    self, slept: cycle.Night, known: dict, about: quiz.About
+  ) -> tuple[cycle.Night, dict | None]:
+    """The night with what is known after it, and the same for its row."""
+    asked, start = self.plan.asked, time.perf_counter()
+    if not asked:
+      return slept, None
+    used = owners.used(self.plan.tools.cfg, slept.params, slept.state)
+    begun = self._begun()
+    total = quiz.count(asked) + np.count_nonzero(used) * quiz.count(begun)
+    who = self._who(slept.params, slept.state, total)
+    spent = known.pop('seconds', 0.0)
+    known['morning'] = quiz.morning(who, asked, about)
+    known['without'] = quiz.without(who, begun, about, used)
+    slept = slept._replace(
+      metrics=slept.metrics | quiz.numbers(known, asked, about),
+      seconds=slept.seconds
+      | {'questions': spent + time.perf_counter() - start},
+    )
+    return slept, quiz.row(known, asked)
+
+  def _begun(self) -> list[quiz.Part]:
+    """Questions of the days so far, and those of none."""
+    days_ = self.plan.days[: len(self.past.marks)]
+    names = {'', *(day.name for day in days_)}
+    return [part for part in self.plan.asked if part.day in names]
+
+  def _who(self, params, state, total: int) -> quiz.Who:
+    plan, past, done = self.plan, self.past, [0]
+    cfg, names = plan.made.model.cfg, past.names
+
+    def tell(count: int) -> None:
+      done[0] += count
+      self.show.update('questions', done[0], total)
+      if past.dusk:  # before the first checkpoint there is nothing to go on
+        self._stop_if_asked(saved=True)
+
+    return quiz.Who(cfg, plan.tools.reader, params, state, names, tell)
 
   def _rehearsed(self):
     """What tonight keeps of texts to rehearse, and of each owner's days."""

@@ -8,7 +8,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nestax.launch import days, overrides, rehearsal, sampling
+from nestax.launch import (
+  days,
+  overrides,
+  questions,
+  quiz,
+  rehearsal,
+  sampling,
+)
 from nestax.launch.evals import novel
 from nestax.launch.trained import Trained
 from nestax.models import language_model
@@ -129,6 +136,7 @@ class Plan(NamedTuple):
     rehearsed: texts to take some from each night; None for none.
     keep: what is slept on, besides what the options leave out: all of them say
       so of a piece of what was read.
+    asked: questions that are put before and after every night.
   """
 
   made: Trained
@@ -140,6 +148,7 @@ class Plan(NamedTuple):
   tasks: tuple[Task, ...]
   rehearsed: Said | None = None
   keep: tuple[replay.Predicate, ...] = ()
+  asked: tuple[quiz.Part, ...] = ()
 
 
 def of_flags(values: Mapping) -> Plan:
@@ -185,6 +194,7 @@ def of_flags(values: Mapping) -> Plan:
     values['owners'],
     arc,
     values['rehearse'],
+    asked=values['questions'],
   )
 
 
@@ -223,6 +233,7 @@ def prepare(
   tasks: Sequence[Task] = (),
   rehearse: Sequence[str] = (),
   keep: Sequence[replay.Predicate] = (),
+  asked: str = '',
 ) -> Plan:
   """Checks that the model can sleep, and makes its programs.
 
@@ -237,6 +248,7 @@ def prepare(
       core set's.
     keep: predicates of pieces of what was read, such as
       `lambda piece: piece.owner != 'bot'`; what one refuses is not slept on.
+    asked: path of a file of questions, see `questions.load`; '' for none.
 
   Raises:
     ValueError, OSError: in words.
@@ -280,7 +292,15 @@ def prepare(
     tuple(tasks),
     rehearsed,
     tuple(keep),
+    _quiz(made, asked, read) if asked else (),
   )
+
+
+def _quiz(made: Trained, path: str, read) -> tuple[quiz.Part, ...]:
+  parts = quiz.parts(made.tokenizer, questions.load(path, read))
+  for part in parts:
+    _check_ids(made, f'--questions={path}', part.sheet.rows.tokens_BxL.ravel())
+  return parts
 
 
 def _check_ids(made: Trained, what: str, ids) -> None:

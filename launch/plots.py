@@ -124,15 +124,20 @@ def trained_levels(
 def retention(
   rows: Sequence[dict], days: Sequence[str], path: str | os.PathLike
 ) -> None:
-  """Draws the loss of each day's text after each night, as a PNG.
+  """Draws what is left of each day after each night, as a PNG.
+
+  The loss of its text; where there are questions, below it the recall of them,
+  with that of the evening before as a cross.
 
   Args:
     rows: of `night.jsonl`, the first one before any night.
     days: names.
     path: of the PNG.
   """
-  picture = figure.Figure(figsize=(7, 4.5), dpi=120, layout='constrained')
-  axes = picture.add_subplot()
+  asked = any('recall' in row for row in rows)
+  size = (7, 8) if asked else (7, 4.5)
+  picture = figure.Figure(figsize=size, dpi=120, layout='constrained')
+  axes, *below = np.ravel(picture.subplots(1 + asked, 1, sharex=True))
   nights = [row['night'] for row in rows]
   for i, name in enumerate(days):
     losses = [_number(dict(enumerate(row['retention'])).get(i)) for row in rows]
@@ -140,14 +145,39 @@ def retention(
   core = [_number(row['core']) for row in rows]
   axes.plot(nights, core, 'k--', label='core')
   axes.set(
-    xlabel='nights slept',
     ylabel='nats a token, slow weights alone',
     title="loss of each day's text",
     xticks=nights,
   )
-  axes.grid(alpha=0.3)
-  axes.legend(fontsize='small')
+  for each in below:
+    _recall(rows, days, each)
+  for each in (axes, *below):
+    each.grid(alpha=0.3)
+    each.legend(fontsize='small')
+  (axes, *below)[-1].set(xlabel='nights slept')
   picture.savefig(path)
+
+
+def _recall(rows: Sequence[dict], days: Sequence[str], axes) -> None:
+  def of(name, row, day):
+    return _number((row.get('recall', {}).get(name) or {}).get(day))
+
+  nights = [row['night'] for row in rows]
+  for day in (*days, ''):
+    known = [of('morning', row, day) for row in rows]
+    if not np.isfinite(known).any():
+      # keeps the colours of the days
+      axes.plot([], [])
+      continue
+    label = f'day {day}' if day else 'of no day'
+    (line,) = axes.plot(nights, known, marker='.', label=label)
+    dusk = [of('dusk', row, day) for row in rows]
+    axes.plot(nights, dusk, 'x', color=line.get_color())
+  axes.set(
+    ylim=(-0.03, 1.03),
+    ylabel='share of questions',
+    title='recall by slow weights alone (x: the evening before, with levels)',
+  )
 
 
 def usage(

@@ -63,7 +63,13 @@ class Show:
 
 
 def night_row(
-  number: int, slept, day: str, retention, used: Sequence[int], slots: int
+  number: int,
+  slept,
+  day: str,
+  retention,
+  used: Sequence[int],
+  slots: int,
+  recall: dict | None = None,
 ) -> dict:
   """A line of `night.jsonl`: plain values, what is not finite is None.
 
@@ -74,6 +80,7 @@ def night_row(
     retention: losses of the model that woke up, a day's each.
     used: slots that it uses, of each level.
     slots: that each level has.
+    recall: what `quiz.row` says, if there are questions.
   """
   accepted = slept.decision.accepted
   metrics = {
@@ -92,7 +99,7 @@ def night_row(
     'metrics': metrics,
     'seconds': slept.seconds,
     'retention': retention,
-  }
+  } | ({'recall': recall} if recall else {})
 
 
 def show_night(row: dict, periods: Sequence[int], out=None) -> None:
@@ -124,6 +131,8 @@ def show_night(row: dict, periods: Sequence[int], out=None) -> None:
     soft_wrap=True,
     highlight=False,
   )
+  for line in _recall(row, periods):
+    shown.print(line, soft_wrap=True, highlight=False)
   drift = [
     f'{_number(m[f"kept_{k}"])} (every {period})'
     for k, period in enumerate(periods)
@@ -147,6 +156,44 @@ def show_night(row: dict, periods: Sequence[int], out=None) -> None:
   spent = ', '.join(f'{k} {v:.1f} s' for k, v in row['seconds'].items())
   spent += f'; {sum(row["seconds"].values()):.1f} s in all'
   shown.print(f'{row["reason"]}\n{spent}', soft_wrap=True, highlight=False)
+
+
+def _recall(row: dict, periods: Sequence[int]) -> list[str]:
+  """What is known of what was slept on, and of all days."""
+  m, lines = row['metrics'], []
+  if 'recall_dusk' in m:
+    lines.append(
+      f'recall of what was slept on ({m["recall_asked"]:.0f} questions, chance '
+      f'{_share(m["recall_chance"])}): {_share(m["recall_dusk"])} with fast '
+      f'levels, {_share(m["recall_slow"])} -> {_share(m["recall_morning"])} by '
+      'slow weights alone'
+    )
+    lines.append(
+      f'by one level alone: {_by_level(m, "alone", periods)}; after the night '
+      f'without the slots of one: {_by_level(m, "without", periods)}'
+    )
+  known = row.get('recall', {}).get('morning', {})
+  if known:
+    each = ', '.join(
+      f'{f"day {day}" if day else "of no day"} {_share(share)}'
+      for day, share in known.items()
+    )
+    lines.append(f'recall by slow weights alone: {each}')
+  return lines
+
+
+def _by_level(metrics: dict, name: str, periods: Sequence[int]) -> str:
+  shares = [metrics.get(f'recall_{name}_{k}') for k in range(len(periods))]
+  words = [
+    f'every {period} {_share(share)}'
+    for period, share in zip(periods, shares)
+    if share is not None
+  ]
+  return ', '.join(words) or '-'
+
+
+def _share(value: float | None) -> str:
+  return '-' if value is None else f'{value:.0%}'
 
 
 def _change(metrics: dict, k: int) -> str:

@@ -43,6 +43,9 @@ flags.DEFINE_string(
 flags.DEFINE_list(
   'rehearse', [], 'Texts of the kind that is to stay known.', flag_values=FLAGS
 )
+flags.DEFINE_string(
+  'questions', '', 'File of questions about the days.', flag_values=FLAGS
+)
 flags.DEFINE_integer(
   'days', 0, 'Cut each file into so many days.', flag_values=FLAGS
 )

@@ -202,6 +202,13 @@ def free(cfg: ModelConfig, params, k: int, key):
   return replace(cfg, params, k, experts.free(own, True, key))
 
 
+def silenced(cfg: ModelConfig, params, k: int):
+  """Parameters as if the levels of period k had no slots: all are masked."""
+  own = slots(cfg, params, k)
+  off = own._replace(active_S=jnp.zeros_like(own.active_S))
+  return replace(cfg, params, k, off)
+
+
 def empty(cfg: ModelConfig, state, k: int, chosen_B=None):
   """Resets what sequences have written on the levels of period k, exactly.
 

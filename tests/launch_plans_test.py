@@ -106,7 +106,8 @@ def test_pretrained_models_sleep_as_was_measured(model, tmp_path, monkeypatch):
     'periods': ['4', '8'] if model else None, 'rate': None,
     'scope': 'shared', 'slots': 2,
     'text': [str(folder / 'ann.txt')], 'core': str(folder / 'core.txt'),
-    'days': 0, 'nights': 3, 'sleep_every': 0, 'owners': [], 'rehearse': [],
+    'days': 0, 'nights': 3, 'sleep_every': 0, 'owners': [],
+    'rehearse': [], 'questions': '',
     'set': ['rank=4', 'night.seed.rows=2'],
   }  # fmt: skip
   options = plans.of_flags(values).options

@@ -21,6 +21,24 @@ def test_the_loss_curve_is_a_png_with_both_curves_and_the_bigram(tmp_path):
   assert np.abs(full - empty).max() > 0.5
 
 
+def test_what_is_known_of_each_day_is_drawn_below_its_losses(tmp_path):
+  row = {'night': 0, 'core': 1.0, 'retention': [3.0, None]}
+  known = {'morning': {'b': 0.2}, 'dusk': None}
+  later = {'morning': {'b': 0.6}, 'dusk': {'b': 0.9}}
+  other = {'morning': {'b': 0.6}, 'dusk': {'b': 0.1}}
+  pictures = []
+  for recalls in ((known, later), (known, other), (later, other), ()):
+    rows = [row | {'night': i, 'recall': x} for i, x in enumerate(recalls)]
+    plots.retention(rows or [row, row], ['a', 'b'], tmp_path / 'r.png')
+    pictures.append(matplotlib.image.imread(tmp_path / 'r.png'))
+  first, *others, without = pictures
+  assert first.shape == (960, 840, 4) and without.shape == (540, 840, 4)
+  above = first[:400]
+  for other in others:
+    assert np.abs(first - other).max() > 0.5
+    assert np.abs(above - other[:400]).max() < 0.01
+
+
 def test_what_levels_did_in_training_is_drawn_level_by_level(tmp_path):
   rows = [
     {'step': step, 'split': 'valid'}

@@ -87,6 +87,24 @@ def test_levels_that_were_not_due_and_dreams_are_named():
   assert 'dreams: 50% helped; score -2.000 -> -1.500' in said
 
 
+def test_what_is_known_is_told_by_level_and_by_day():
+  known = {'asked': 12, 'chance': 0.25, 'slow': 0.125, 'dusk': 0.875}
+  known |= {'morning': 0.75, 'alone_0': 0.5, 'alone_1': 0.375, 'without_1': 0.2}
+  night = slept(**{f'recall_{name}': value for name, value in known.items()})
+  row = {'morning': {'mon': 0.75, '': 1.0}}
+  said = printed(report.night_row(1, night, 'mon', [], [0, 2], 6, row))
+  for words in (
+    'slept on (12 questions, chance 25%): 88% with fast levels, 12% -> 75% by',
+    'by one level alone: every 4 50%, every 8 38%; after the night without the '
+    'slots of one: every 8 20%',
+    'recall by slow weights alone: day mon 75%, of no day 100%',
+  ):
+    assert words in said, words
+  assert 'recall' not in printed(
+    report.night_row(1, slept(), '', [], [0, 2], 6)
+  )
+
+
 def test_the_files_are_written_anew(tmp_path):
   first = report.night_row(0, slept(), '', [4.0], [0, 2], 6)
   rows = [first, report.night_row(1, slept(), '1', [3.0, None], [0, 2], 6)]

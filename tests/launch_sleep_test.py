@@ -103,6 +103,8 @@ def run(folder, *words):
     (['--text=nowhere.txt'], '--text=nowhere.txt: there is no such file'),
     (['--core=nowhere.txt'], 'nowhere.txt'),
     (['--rehearse=nowhere*'], '--rehearse=nowhere*: there is no such file'),
+    (['--questions=nowhere.jsonl'], 'nowhere.jsonl'),
+    (['--questions=/dev/null'], '--questions=/dev/null: no question in it'),
     (['--slots=4'], 'has 8 expert slots a level already'),
     (['--scope=owner'], '--scope=owner is for slots that --slots=N gives'),
     (['--scope=mine'], '--scope=mine: one of shared, owner'),

@@ -87,7 +87,7 @@ def write_run(folder):
 
 def plan(
   folder, count=2, only=(), tasks=(), names=('ann', 'bob'), scope='shared',
-  rehearse=(), **options,
+  rehearse=(), asked='', **options,
 ):  # fmt: skip
   """The plan of a life that reads the texts of `write_texts`."""
   options = dataclasses.replace(OPTIONS, **options)
@@ -95,7 +95,9 @@ def plan(
   read = days.load(paths, count, made().tokenizer)
   core = str(folder / 'core.txt')
   model = made(scope=scope)
-  new = plans.prepare(model, read, core, options, only, tasks, rehearse)
+  new = plans.prepare(
+    model, read, core, options, only, tasks, rehearse, asked=asked
+  )
   return new._replace(tools=tools(scope))
 
 

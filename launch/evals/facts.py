@@ -161,6 +161,11 @@ class Fact:
     return tuple(f' {what}' for what in (self.what, *self.others))
 
 
+def asked(facts: Sequence[Fact]) -> list[tuple[str, tuple[str, ...]]]:
+  """All questions about some facts, each with its answers, the right first."""
+  return [(q, fact.candidates) for fact in facts for q in fact.questions]
+
+
 def days(
   seed: int, count: int, people: int = PEOPLE, relations: Sequence[str] = ()
 ) -> list[list[Fact]]:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.launch import plans, rehearsal, trained
+from nestax.launch import plans, recall, rehearsal, trained
 from nestax.launch.data.tokenizers import Tokenizer
-from nestax.launch.evals import facts, pupil, recall
+from nestax.launch.evals import facts, pupil
 from nestax.launch.evals.sleepers import Evening, Sleeper
 from nestax.models import language_model, stacking
 from nestax.models.config import ModelConfig
@@ -284,7 +284,7 @@ def live(
   counted; seconds by phase.
   """
   met = facts.days(seed, days, how.people)
-  asked = [recall.ask(world.tokenizer, day) for day in met]
+  asked = [recall.ask(world.tokenizer, facts.asked(day)) for day in met]
   params, state, past = world.params, None, []
 
   def right(params, context, day):

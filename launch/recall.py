@@ -1,8 +1,9 @@
-"""What a model knows of facts with no text in context, asked in other words.
+"""What a model knows with no text in context: answers preferred to others.
 
-Each question is put alone, to fresh mixers and caches. Of the answers that are
-right for somebody of that day the model is to prefer the right one, by the
-log-probability of its tokens; a model that knows nothing is right by chance.
+Each question is put alone, to fresh mixers and caches. Of the answers that it
+may be, the model is to prefer the right one, by the log-probability of its
+tokens; a model that knows nothing is right by chance. A question without wrong
+answers is answered if the right one is what the model would say by itself.
 """
 
 import functools
@@ -14,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from nestax.launch.data.tokenizers import Tokenizer
-from nestax.launch.evals.facts import Fact
 from nestax.sleep import distributions
 from nestax.sleep import reader as readers
 from nestax.sleep.reader import Reader, Said
 
 
-class Questions(NamedTuple):
+class Sheet(NamedTuple):
   """N answers to Q questions as token rows, the right ones first.
 
   Attributes:
@@ -35,45 +35,63 @@ class Questions(NamedTuple):
   right_N: np.ndarray
   chance: float
 
+  @property
+  def count(self) -> int:
+    """Questions."""
+    return int(self.question_N[-1]) + 1
+
 
 def begin(tokenizer: Tokenizer) -> list[int]:
   """What a text begins with."""
   return [tokenizer.bos] if tokenizer.adds_bos else []
 
 
-def ask(tokenizer: Tokenizer, facts: Sequence[Fact]) -> Questions:
-  """Makes rows of all questions about some facts."""
+def ask(
+  tokenizer: Tokenizer,
+  asked: Sequence[tuple[str, Sequence[str]]],
+  length: int = 0,
+) -> Sheet:
+  """Makes rows of questions.
+
+  Args:
+    tokenizer: of the model.
+    asked: at least one prompt with its answers, the right one first.
+    length: tokens a row at least, for sheets that share a program.
+  """
   found, first = [], begin(tokenizer)
-  pairs = [(fact, q) for fact in facts for q in fact.questions]
-  for number, (fact, question) in enumerate(pairs):
+  for number, (question, answers) in enumerate(asked):
     prompt = first + tokenizer.encode(question)
-    for i, answer in enumerate(fact.candidates):
+    for i, answer in enumerate(answers):
       found.append((prompt, tokenizer.encode(answer), number, i == 0))
-  L = max(len(q) + len(a) for q, a, _, _ in found)
+  L = max(length, *(len(q) + len(a) for q, a, _, _ in found))
   L = -(-L // 8) * 8  # few lengths, few programs
   tokens = np.full((len(found), L), tokenizer.pad, np.int32)
   for row, (q, a, _, _) in zip(tokens, found):
     row[: len(q) + len(a)] = q + a
   start = np.array([len(q) for q, _, _, _ in found], np.int32)
-  length = np.array([len(q) + len(a) for q, a, _, _ in found], np.int32)
-  chance = float(np.mean([1 / len(fact.candidates) for fact, _ in pairs]))
-  return Questions(
-    Said(tokens, start, length),
+  size = np.array([len(q) + len(a) for q, a, _, _ in found], np.int32)
+  return Sheet(
+    Said(tokens, start, size),
     np.array([number for _, _, number, _ in found]),
     np.array([right for _, _, _, right in found]),
-    chance,
+    float(np.mean([_chance(len(answers)) for _, answers in asked])),
   )
 
 
+def _chance(answers: int) -> float:
+  return 1 / answers if answers > 1 else 0.0
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _logs(reader: Reader, params, context, rows: Said):
+def _judged(reader: Reader, params, context, rows: Said):
   logits = readers.score(reader, params, context, rows.tokens_BxL)
-  mask = rows.said_BxL[:, 1:]
-  return distributions.log_chance(logits, rows.tokens_BxL[:, 1:], mask)
+  mask, said = rows.said_BxL[:, 1:], rows.tokens_BxL[:, 1:]
+  itself = ((logits.argmax(-1) == said) | ~mask).all(1)
+  return distributions.log_chance(logits, said, mask), itself
 
 
 def right(
-  reader: Reader, params, context, asked: Questions, rows: int = 64
+  reader: Reader, params, context, asked: Sheet, rows: int = 64
 ) -> np.ndarray:
   """Which questions are answered rightly, bool `[Q]`.
 
@@ -84,15 +102,20 @@ def right(
     asked: the questions.
     rows: read at a time; the last batch is filled up.
   """
-  N = len(asked.question_N)
-  logs = []
+  N, Q = len(asked.question_N), asked.count
+  judged = []
   for start in range(0, N, rows):
     index = np.arange(start, start + rows) % N
     part = Said(*(jnp.asarray(x[index]) for x in asked.rows))
-    logs.append(_logs(reader, params, context, part))
-  logs_N = np.concatenate([np.asarray(x) for x in logs])[:N]
-  best_Q = np.full(asked.question_N[-1] + 1, -np.inf)
+    judged.append(_judged(reader, params, context, part))
+  logs_N, itself_N = (
+    np.concatenate([np.asarray(x) for x in each])[:N] for each in zip(*judged)
+  )
+  best_Q = np.full(Q, -np.inf)
   others_N = np.where(asked.right_N, -np.inf, logs_N)
   np.maximum.at(best_Q, asked.question_N, others_N)
+  alone_Q = np.bincount(asked.question_N, minlength=Q) == 1
+  finite_Q = np.isfinite(logs_N[asked.right_N])
   # a tie is no knowledge, and NaN none either
-  return logs_N[asked.right_N] > best_Q
+  preferred_Q = logs_N[asked.right_N] > best_Q
+  return np.where(alone_Q, itself_N[asked.right_N] & finite_Q, preferred_Q)

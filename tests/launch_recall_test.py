@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.launch.evals import facts, recall
+from nestax.launch import recall
+from nestax.launch.evals import facts
 from nestax.sleep import reader as readers
 
 TOKENIZER = facts.tokenizer()
@@ -24,7 +25,7 @@ def by_heart(right_V):
 
 def test_questions_have_their_answers_in_place():
   (day,) = facts.days(0, 1, 4)
-  asked = recall.ask(TOKENIZER, day)
+  asked = recall.ask(TOKENIZER, facts.asked(day))
   assert asked.question_N[-1] + 1 == 3 * len(day)
   assert asked.right_N.sum() == 3 * len(day)
   assert np.isclose(asked.chance, (4 / 4 + 1 / 3) / 5)
@@ -41,7 +42,7 @@ def test_the_preferred_answer_counts_whatever_the_batches():
   # likes one city and nothing else: it is one of four
   liked = TOKENIZER.encode(f' {day[0].what}')[0]
   reader, params = by_heart(jnp.zeros(V).at[liked].set(5.0))
-  asked = recall.ask(TOKENIZER, day)
+  asked = recall.ask(TOKENIZER, facts.asked(day))
   for rows in (5, 64):
     right = recall.right(reader, params, None, asked, rows)
     want = [fact.what == day[0].what for fact in day for _ in range(3)]
@@ -50,7 +51,31 @@ def test_the_preferred_answer_counts_whatever_the_batches():
 
 def test_a_tie_or_a_number_that_is_none_is_no_knowledge():
   (day,) = facts.days(0, 1, 4, ('city',))
-  asked = recall.ask(TOKENIZER, day)
+  asked = recall.ask(TOKENIZER, facts.asked(day))
   for params in (jnp.zeros(V), jnp.full(V, jnp.nan)):
     reader, params = by_heart(params)
     assert not recall.right(reader, params, None, asked).any()
+
+
+def test_without_wrong_answers_it_has_to_be_what_the_model_says_itself():
+  words = TOKENIZER.encode(' Paris') + TOKENIZER.encode(' Rome')
+  reader, params = by_heart(jnp.zeros(V).at[words[0]].set(5.0))
+  asked = recall.ask(
+    TOKENIZER,
+    [
+      ('In', [' Paris']),
+      ('In', [' Rome']),
+      ('In', [' Paris Rome']),  # all of it
+      ('In', [' Rome', ' London', ' Berlin']),  # a tie, and chance of a third
+      ('In', [' Paris', ' Rome']),
+    ],
+    length=20,
+  )
+  assert np.isclose(asked.chance, (1 / 3 + 1 / 2) / 5)
+  assert asked.rows.tokens_BxL.shape == (8, 24)
+  right = recall.right(reader, params, None, asked, 3)
+  assert right.tolist() == [True, False, False, False, True]
+  # of logits that are no numbers the first is the greatest
+  first = recall.ask(TOKENIZER, [('In', [TOKENIZER.decode([0])])])
+  assert not recall.right(*by_heart(jnp.full(V, jnp.nan)), None, first).any()
+  assert recall.right(*by_heart(jnp.zeros(V)), None, first).all()
