@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.launch.evals import entrants, language, suite, trials
+from nestax.launch.evals import entrants, language, serial, suite, trials
 
 OPTIONS = dataclasses.replace(
   language.Options(),
@@ -20,6 +20,7 @@ OPTIONS = dataclasses.replace(
     tests=12,
     rates=(1e-6, 3e-2),
     evaluations=2,
+    apart=True,
   ),
 )
 
@@ -32,20 +33,38 @@ def options(tmp_path):
 
 
 def test_the_end_of_every_file_is_held_out(options):
-  train, test, name = language.read(options)
+  text, name = language.read(options)
   bos, eos = 256, 257
-  for part, count in ((train, 570), (test, 30)):
-    one, two = (f'{"abcd" * 150}', f'{"éfgh" * 150}')
-    pieces = (one[:570], two[:570]) if count == 570 else (one[570:], two[570:])
-    ids = [[bos, *piece.encode(), eos] for piece in pieces]
-    np.testing.assert_array_equal(part[0], np.concatenate(ids))
-    assert part[1].sum() == sum(len(piece.encode()) for piece in pieces)
+  ends = {'train': (0, 570), 'valid': (570, 585), 'test': (585, 600)}
+  for part, (start, stop) in ends.items():
+    pieces = (letters * 150 for letters in ('abcd', 'éfgh'))
+    ids = [[bos, *piece[start:stop].encode(), eos] for piece in pieces]
+    ids = np.concatenate(ids)
+    np.testing.assert_array_equal(getattr(text, part)[0], ids)
+    assert getattr(text, part)[1].sum() == len(ids) - 4
   other = dataclasses.replace(options, text=options.text.replace('*', 'one'))
-  assert language.read(other)[2] != name
-  with pytest.raises(ValueError, match='32 tokens are held out, one in 20'):
-    language.read(dataclasses.replace(other, length=32))
+  assert language.read(other)[1] != name
+  with pytest.raises(ValueError, match='17 tokens to validate or test on, one'):
+    language.read(dataclasses.replace(other, length=17))
   with pytest.raises(ValueError, match='language.text is not given'):
     language.read(OPTIONS)
+
+
+def test_the_rate_is_picked_on_other_text_than_what_is_tested(tmp_path):
+  # the test's letters are those of no other part, and the other way round
+  (tmp_path / 'one.txt').write_text('ab' * 190 + 'cd' * 5 + 'ef' * 5)
+  options = dataclasses.replace(OPTIONS, text=str(tmp_path / 'one.txt'))
+  problem = language.problem(options, ('transformer',))
+  read = []
+  for draws in (problem.valid, problem.tests):
+    rows = [draw(np.random.default_rng(0), 12) for draw in draws.values()]
+    read.append({int(x) for r in rows for x in r['targets'].ravel()} - {257})
+  assert read == [{*b'cd'}, {*b'ef'}]
+  data = trials._data(problem, options.train, 1)
+  for split, letters in (('valid', 'cd'), ('tests', 'ef')):
+    (rows,) = data[split].values()
+    counted = rows['targets'][rows['weights'] > 0]
+    assert {*counted.tolist()} - {257} == {*letters.encode()}
 
 
 def test_windows_have_their_next_tokens_and_bytes():
@@ -80,8 +99,10 @@ def test_all_families_have_as_many_parameters():
     language.own(narrow, 272, ('hope',))
 
 
-def test_less_is_better(options):
-  asked = suite.Asked(('transformer',), seeds=2)
+def test_less_is_better(options, tmp_path, monkeypatch):
+  training = dataclasses.replace(options.train, trial=30)
+  options = dataclasses.replace(options, train=training)
+  asked = suite.Asked(('transformer',), seeds=2, workdir=tmp_path / 'w')
   (cell,) = language.cells(options, asked)
   assert cell.key['training']['examples'] == 480 and cell.key['length'] == 8
   rows = cell.run(lambda done, of: None)
@@ -90,4 +111,30 @@ def test_less_is_better(options):
     # 8 equally likely first letters, then nothing but the file's next one
     assert 0.3 < row['scores']['bits a byte'] < 4
     assert row['valid'] == pytest.approx(-row['scores']['bits a byte'], rel=0.6)
-    assert row['scores']['thousand tokens/s'] > 0
+    # of its own steps, not of all runs in the same time
+    speed = row['scores']['thousand tokens/s']
+    assert speed == pytest.approx(8 * 8 / row['step_ms'])
+  (folder,) = (tmp_path / 'w' / 'runs').iterdir()
+  names = [path.stem for path in folder.iterdir()]
+  assert sorted(names) == ['0.03_0_30', '0.03_0_60', '0.03_1_60', '1e-06_0_30']
+  # one seed of the same is what is there
+  one = dataclasses.replace(asked, seeds=1, rates=(3e-2,))
+  (cell,) = language.cells(options, one)
+  monkeypatch.setattr(serial, 'programs', None)  # nothing is left to compile
+  (again,) = cell.run(lambda done, of: None)
+  assert again['scores'] == rows[0]['scores'] and not again['edge']
+
+
+@pytest.mark.parametrize(
+  'changes,said',
+  [
+    ({'trial': 60}, 'trial=60: fewer than steps=60'),
+    ({'trial': 20}, 'trial=20: a multiple of 30'),
+    ({'trial': 30, 'apart': False}, 'with apart=true'),
+  ],
+)
+def test_trials_that_do_not_fit_are_refused(options, changes, said):
+  training = dataclasses.replace(options.train, **changes)
+  options = dataclasses.replace(options, train=training)
+  with pytest.raises(ValueError, match=said):
+    list(language.cells(options, suite.Asked(('transformer',))))

@@ -4,12 +4,18 @@
       --models=hope,transformer,gated_deltanet --seeds=3
 
 All files in a row are the text, but for the last twentieth of each, which is
-held out: windows of it are what is tested. A byte costs `bits`, less is better.
-Rows are windows of the text, those of one seed the same for all families; every
-family has the Transformer's parameters, by the hidden width of its MLPs. Of
-several rates the best is picked on windows of the same held-out text. Tokens a
-second are of all runs together and with evaluation in it, without compilation:
-compare those of one machine with nothing else on it.
+held out: windows of its first half are for validation, and of several rates the
+best there is picked; windows of its second half are what is tested. A byte
+costs `bits`, less is better. Rows are windows of the text, those of one seed
+the same for all families; every family has the Transformer's parameters, by the
+hidden width of its MLPs.
+
+Runs go one after another (`--set=language.train.apart=false`: side by side),
+are kept in the workdir as they end, and the same command goes on there. With
+--set=language.train.trial=100 rates are compared by trainings of 100 steps of
+one seed. Tokens a second are of training alone; compare those of one machine
+with nothing else on it. (Side by side they are of all runs together, and with
+evaluation in it.)
 """
 
 import dataclasses
@@ -17,6 +23,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +35,7 @@ from nestax.launch.evals import babi, entrants, haystack, suite, trials
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
-HELD_OUT = 20  # the last of so many parts of a file
+HELD_OUT = 20  # the last of so many parts of a file, half of it to validate
 # As in the configs of that size.
 OWN = {
   'titans': {'memory': {'chunk_mem': 16, 'chunk_rest': 16, 'depth_mem': 2}}
@@ -61,6 +68,7 @@ class Options:
     tests=128,
     rates=(2e-3,),
     evaluations=5,
+    apart=True,
   )
 
   def __post_init__(self):
@@ -73,33 +81,41 @@ class Options:
       )
 
 
-def read(options: Options) -> tuple[np.ndarray, np.ndarray, str]:
-  """The text to train on and that to test on, and a short name of both.
+class Text(NamedTuple):
+  """int32 `[2, tokens]` each: ids, and the bytes they stand for."""
 
-  Returns:
-    int32 `[2, tokens]` each: ids, and the bytes they stand for.
+  train: np.ndarray
+  valid: np.ndarray
+  test: np.ndarray
+
+
+def read(options: Options) -> tuple[Text, str]:
+  """The text in its three parts, and a short name of the whole.
 
   Raises:
     ValueError: for no files, or less text than a row.
   """
   tokenizer = tokenizers.load(options.tokenizer)
-  parts, whole = ([], []), []
+  parts, whole = Text([], [], []), []
   for path in babi.find(options.text, 'language.text'):
     try:
       text = pathlib.Path(path).read_text(encoding='utf-8')
     except UnicodeDecodeError as error:
       raise ValueError(f'{path}: no UTF-8 text: {error}') from error
     whole.append(text)
-    at = len(text) - len(text) // HELD_OUT
-    for part, piece in zip(parts, (text[:at], text[at:])):
+    held_out = len(text) // HELD_OUT
+    ends = len(text) - held_out, len(text) - held_out + held_out // 2
+    pieces = text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]
+    for part, piece in zip(parts, pieces):
       part.append(tokenizer.document(piece))
-  train, test = (np.concatenate(part, 1) for part in parts)
-  if test.shape[1] <= options.length:
+  made = Text(*(np.concatenate(part, 1) for part in parts))
+  least = min(part.shape[1] for part in made)
+  if least <= options.length:
     raise ValueError(
-      f'--set=language.text={options.text}: {test.shape[1]} tokens are held '
-      f'out, one in {HELD_OUT}; a row wants {options.length + 1}'
+      f'--set=language.text={options.text}: {least} tokens to validate or test '
+      f'on, one in {2 * HELD_OUT}; a row wants {options.length + 1}'
     )
-  return train, test, haystack.digest('\0'.join(whole))
+  return made, haystack.digest('\0'.join(whole))
 
 
 def windows(text: np.ndarray, L: int, starts: np.ndarray) -> trials.Batch:
@@ -181,30 +197,36 @@ def own(options: Options, V: int, words) -> dict:
   return found
 
 
+def problem(options: Options, models) -> trials.Problem:
+  """What is learned from which part of the text."""
+  text, name = read(options)
+  L = options.length
+  V = -(-tokenizers.load(options.tokenizer).vocab_size // 16) * 16
+  key = {'text': name, 'tokenizer': options.tokenizer, 'length': L}
+  return trials.Problem(
+    '',
+    V,
+    anywhere(text.train, L),
+    {'bits a byte': apart(text.test, L)},
+    bits,
+    key | {'match': options.match},
+    own=own(options, V, models),
+    less=True,
+    valid={'bits a byte': apart(text.valid, L)},
+  )
+
+
 def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
   """One cell a model."""
-  train, test, name = read(options)
-  V = -(-tokenizers.load(options.tokenizer).vocab_size // 16) * 16
   training = options.train.asked(asked)
   training = dataclasses.replace(
     training, examples=training.steps * training.batch
   )
-  L = options.length
-  key = {'text': name, 'tokenizer': options.tokenizer, 'length': L}
-  problem = trials.Problem(
-    '',
-    V,
-    anywhere(train, L),
-    {'bits a byte': apart(test, L)},
-    bits,
-    key | {'match': options.match},
-    own=own(options, V, asked.models),
-    less=True,
-  )
-  together = asked.seeds * len(training.rates)
-  for cell in trials.cells([problem], training, asked):
-    run = functools.partial(_timed, cell.run, training.batch * L * together)
-    yield cell._replace(run=run)
+  runs = 1 if training.apart else asked.seeds * len(training.rates)
+  tokens = training.batch * options.length * runs
+  made = problem(options, asked.models)
+  for cell in trials.cells([made], training, asked):
+    yield cell._replace(run=functools.partial(_timed, cell.run, tokens))
 
 
 def _timed(run, tokens: int, say) -> list[dict]:
@@ -220,8 +242,8 @@ EVALUATION = suite.Evaluation(
   'language',
   Options(),
   cells,
-  'Bits a byte of held-out text, less is better; thousands of tokens a second, '
-  'of all seeds side by side.',
+  'Bits a byte of held-out text, less is better; thousands of tokens a second '
+  'in training.',
   decimals=3,
   mixed=True,
 )

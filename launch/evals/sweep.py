@@ -75,7 +75,7 @@ def run(
   seed_R = jnp.array([seed for _, seed in grid], jnp.int32)
 
   def chunk(data, carry, rate, seed, first):
-    carry, loss = _advance(task, make, data, carry, rate, seed, first, every)
+    carry, loss = advance(task, make, data, carry, rate, seed, first, every)
     numbers = task.evaluate(data, carry[0], seed, first + every)
     return carry, {'train': loss} | numbers
 
@@ -98,7 +98,7 @@ def run(
     say(first + every, time.perf_counter() - began)
     for i, (rate, seed) in enumerate(grid):
       row = {'rate': rate, 'seed': seed, 'step': first + every}
-      rows.append(row | {k: _finite(x[i]) for k, x in numbers.items()})
+      rows.append(row | {k: finite(x[i]) for k, x in numbers.items()})
     if enough(rows):
       break
   return rows
@@ -115,7 +115,7 @@ def seconds_per_step(
 
   @jax.jit
   def stretch(data, carry):
-    return _advance(task, make, data, carry, rate, 0, 0, steps)
+    return advance(task, make, data, carry, rate, 0, 0, steps)
 
   params = task.init(task.data, jnp.int32(0))
   carry = params, make(rate).init(params)
@@ -149,8 +149,8 @@ def stretch(steps: int, evaluations: int) -> int:
   return next(n for n in range(least, steps + 1) if steps % n == 0)
 
 
-def _advance(task, make, data, carry, rate, seed, first, steps):
-  """Takes steps in a scan; gives the carry and the mean loss."""
+def advance(task, make, data, carry, rate, seed, first, steps):
+  """Takes steps of one run in a scan; gives the carry and the mean loss."""
   tx = optax.with_extra_args_support(make(rate))
 
   def step(carry, number):
@@ -179,5 +179,6 @@ def _layout(start, *arguments):
   return jax.tree.map(axis, jax.eval_shape(start, *arguments))
 
 
-def _finite(x) -> float | None:
+def finite(x) -> float | None:
+  """A number as JSON keeps it: None if it is not finite."""
   return float(x) if math.isfinite(x) else None

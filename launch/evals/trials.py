@@ -1,10 +1,11 @@
 """Small models trained from generated rows: the cells of such evaluations.
 
 Every problem gets every model at every learning rate and seed; all runs of a
-cell are one program (`sweep`), or several where that does not fit in memory.
-The rate is picked by the mean over seeds of the scores on rows drawn like the
-tests, but not the tests: 'valid'. The scores are those of the last step, or of
-the evaluation on the way that was best by `valid` (`Training.best`).
+cell are one program (`sweep`), or several where that does not fit in memory,
+or one after another, each kept as it ends (`serial`, `Training.apart`). The
+rate is picked by the mean over seeds of the scores on rows that are no tests:
+'valid'. The scores are those of the last step, or of the evaluation on the way
+that was best by `valid` (`Training.best`).
 
 Rows are drawn once, by a generator seeded with what they are for; seeds of
 runs choose first parameters and the order of rows. AdamW for all, clipped at
@@ -13,7 +14,7 @@ norm 1, warm-up over a tenth of the steps, then half a cosine.
 
 import dataclasses
 import functools
-import math
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +26,15 @@ import numpy as np
 import optax
 
 from nestax.launch import loss
-from nestax.launch.evals import entrants, picking, suite, sweep
+from nestax.launch.evals import (
+  entrants,
+  haystack,
+  picking,
+  serial,
+  suite,
+  sweep,
+)
+from nestax.launch.evals.training import Training
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 from nestax.optim import labels, schedules
@@ -60,6 +69,8 @@ class Problem(NamedTuple):
     own: the same for one family alone.
     net: what a config is trained as; a language model unless given.
     less: less is better; `valid` is then the negative score.
+    valid: as `tests`, for rows to pick the rate by; None: those of `tests`,
+      which then have to give other rows whenever they are asked.
   """
 
   name: str
@@ -72,67 +83,7 @@ class Problem(NamedTuple):
   own: dict = {}
   net: Callable[[ModelConfig], Net] | None = None
   less: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-  """How small models are trained.
-
-  Attributes:
-    D, N, H: width, blocks and heads of all families.
-    F: hidden width of the MLPs; 0 for 8/3 of D.
-    dtype: that they compute in.
-    steps: updates.
-    batch: rows an update, and a batch of a test.
-    examples: rows there are to train on, read again and again.
-    tests: rows of every test; half as many to pick the rate by.
-    rates: learning rates; --rates sets them.
-    decay: weight decay of matrices, times the learning rate.
-    evaluations: on the way, for the curves; fewer where they do not divide the
-      steps.
-    best: the scores are those of the evaluation whose `valid` is best (of equal
-      ones that of the lowest loss), as if training had stopped there.
-    enough: training ends, and the scores are those of the first evaluation
-      there, once `valid` of every run has been so much, in %; 0: never.
-  """
-
-  D: int = 64
-  N: int = 2
-  H: int = 2
-  F: int = 0
-  dtype: str = 'float32'
-  steps: int = 1000
-  batch: int = 64
-  examples: int = 10_000
-  tests: int = 1024
-  rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-  decay: float = 0.1
-  evaluations: int = 8
-  best: bool = False
-  enough: float = 0.0
-
-  def __post_init__(self):
-    for name in ('D', 'N', 'H', 'steps', 'batch', 'examples', 'evaluations'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)}: at least 1')
-    if self.tests < 2:
-      raise ValueError(f'tests={self.tests}: at least 2')
-    if not 0 <= self.enough <= 100:
-      raise ValueError(f'enough={self.enough}: 0 to 100, in %')
-    if not self.rates or not all(0 < r < math.inf for r in self.rates):
-      raise ValueError(f'rates={self.rates}: one or more, above 0 and finite')
-
-  def asked(self, asked: suite.Asked) -> 'Training':
-    """The same with the command line's steps and rates."""
-    return dataclasses.replace(
-      self, steps=asked.steps or self.steps, rates=asked.rates or self.rates
-    )
-
-  def base(self, V: int) -> dict:
-    """Config keys that all families share."""
-    F = self.F or -(-8 * self.D // 3 // 8) * 8
-    sizes = {'V': V, 'D': self.D, 'N': self.N, 'H': self.H, 'F': F}
-    return sizes | {'dtype': self.dtype}
+  valid: Mapping[str, Draw] | None = None
 
 
 def language(cfg: ModelConfig) -> Net:
@@ -164,10 +115,20 @@ def cells(
       key = problem.key | {'training': dataclasses.asdict(training)}
       key |= {'seeds': asked.seeds, 'config': dataclasses.asdict(cfg)}
 
-      def run(say, problem=problem, cfg=cfg):
-        return train(problem, cfg, training, asked.seeds, say)
+      kept = _kept(asked, problem.name, word, key) if training.apart else None
+
+      def run(say, problem=problem, cfg=cfg, kept=kept):
+        return train(problem, cfg, training, asked.seeds, say, kept)
 
       yield suite.Cell(problem.name, word, key, run)
+
+
+def _kept(asked: suite.Asked, task: str, word: str, key: dict) -> serial.Kept:
+  """Of other rates, seeds or trials a run is the same one."""
+  key = json.loads(json.dumps(key))
+  del key['seeds'], key['training']['rates'], key['training']['trial']
+  name = suite.slug(task, word, haystack.digest(json.dumps(key)))
+  return serial.Kept(asked.workdir / 'runs' / name, key)
 
 
 def train(
@@ -176,33 +137,25 @@ def train(
   training: Training,
   seeds: int,
   say: suite.Say = lambda done, of: None,
+  kept: serial.Kept | None = None,
 ) -> list[dict]:
   """Trains all rates and seeds; gives a row a seed, of the rate picked.
 
   Returns:
     As `suite.Cell.run`: beside the scores `rate`, whether it is at an `edge`
     of several rates, the `step` of the scores, its `valid` and valid `loss`,
-    the `curve` of [step, valid, loss], `grid`: of every rate its mean `valid`,
-    and `step_ms`: of a step of all runs of one program, its share of
-    evaluation in it.
+    the `curve` of [step, valid, loss], `grid`: of every rate its mean `valid`
+    (after a trial, at its end), and `step_ms`: of a step of all runs of one
+    program, its share of evaluation in it; of runs apart, of a step alone.
   """
   task = make_task(problem, cfg, training, seeds)
   shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
   make = optimizer(shapes, training)
-  every = sweep.stretch(training.steps, training.evaluations)
-  grid = seeds, training.steps, every
-  told = []
-
-  def tell(step, seconds):
-    told.append((step, seconds))
-    say(step, training.steps)
-
-  def enough(rows):
-    return picking.all_reached(rows, training.enough)
-
-  rows = _within_memory(task, make, training.rates, grid, (tell, enough))
+  trains = functools.partial(_apart, kept) if training.apart else _together
+  rows, tried, ms = trains(task, make, training, seeds, say)
   scored = picking.scored(rows, training.best, training.enough)
-  rate, means = picking.pick(scored, training.rates)
+  compared = picking.scored(tried, False) if tried else scored
+  rate, means = picking.pick(compared, training.rates)
   ends = min(training.rates), max(training.rates)
   edge = len(training.rates) > 1 and rate in ends
   made = []
@@ -215,9 +168,38 @@ def train(
     about = {'rate': rate, 'edge': edge, 'step': row['step']}
     about |= {'valid': row['valid']}
     about |= {'loss': row['loss'], 'curve': curve, 'grid': means}
-    about |= {'step_ms': sweep.step_ms(told)}
+    about |= {'step_ms': ms(run)}
     made.append({'seed': row['seed'], 'scores': scores} | about)
   return made
+
+
+def _apart(kept, task, make, training: Training, seeds: int, say):
+  """Rows of all runs and of the trial, and what a run's step took."""
+  course = serial.Course(
+    training.rates, seeds, training.steps, training.trial, training.every
+  )
+
+  def enough(rows):
+    return picking.all_reached(rows, training.enough)
+
+  rows, tried = serial.compare(task, make, course, kept, say, enough)
+  return rows, tried, serial.step_ms
+
+
+def _together(task, make, training: Training, seeds: int, say):
+  """The same of runs side by side."""
+  told = []
+
+  def tell(step, seconds):
+    told.append((step, seconds))
+    say(step, training.steps)
+
+  def enough(rows):
+    return picking.all_reached(rows, training.enough)
+
+  grid = seeds, training.steps, training.every
+  rows = _within_memory(task, make, training.rates, grid, (tell, enough))
+  return rows, [], lambda run: sweep.step_ms(told)
 
 
 def _within_memory(task, make, rates, grid, calls) -> list[dict]:
@@ -236,20 +218,34 @@ def _within_memory(task, make, rates, grid, calls) -> list[dict]:
   ]
 
 
-def optimizer(shapes, training: Training) -> sweep.Make:
-  """AdamW as a function of its peak learning rate."""
-  schedule = schedules.warmup_cosine(1.0, training.steps // 10, training.steps)
+def optimizer(shapes, training: Training) -> serial.Make:
+  """AdamW as a function of its peak learning rate, and of the steps there are.
+
+  The steps, `training.steps` unless given, may be traced; any others are taken
+  for `training.trial`.
+  """
+  whole, short = (
+    schedules.warmup_cosine(1.0, steps // 10, steps)
+    for steps in (training.steps, training.trial or training.steps)
+  )
 
   def decayed(params):
     return jax.tree_util.tree_map_with_path(
       lambda keys, _: not STILL.fullmatch(labels.path_of(keys)), params
     )
 
-  adamw = optax.adamw(
-    schedule, 0.9, 0.95, weight_decay=training.decay, mask=decayed(shapes)
-  )
-  tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
-  return lambda rate: optax.chain(tx, optax.scale(rate))
+  def make(rate, steps=training.steps):
+    def schedule(count):
+      is_whole = steps == training.steps
+      return jnp.where(is_whole, whole(count), short(count))
+
+    adamw = optax.adamw(
+      schedule, 0.9, 0.95, weight_decay=training.decay, mask=decayed(shapes)
+    )
+    tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+    return optax.chain(tx, optax.scale(rate))
+
+  return make
 
 
 def make_task(
@@ -337,13 +333,14 @@ def _data(problem: Problem, training: Training, seeds: int) -> dict:
     ]
   )
   drawn = {'train': rows, 'order': order}
-  for split, many in (
-    ('valid', training.tests // 2),
-    ('tests', training.tests),
+  valid = problem.tests if problem.valid is None else problem.valid
+  for split, draws, many in (
+    ('valid', valid, training.tests // 2),
+    ('tests', problem.tests, training.tests),
   ):
     drawn[split] = {
       name: in_batches(draw(rng(split, name), many), training.batch)
-      for name, draw in problem.tests.items()
+      for name, draw in draws.items()
     }
   return drawn
 
