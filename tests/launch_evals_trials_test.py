@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nestax.launch.evals import entrants, mad, picking, suite, sweep, trials
+from nestax.optim import schedules
 
 TRAINING = trials.Training(
   D=16,
@@ -156,6 +157,29 @@ def test_only_matrices_decay():
   assert (block['key']['kernel'] < 0).all()
   assert not block['norm']['scale'].any()
   assert not block['initial']['eta_bias'].any()
+
+
+def test_a_trial_has_a_whole_schedule_of_its_own():
+  training = dataclasses.replace(
+    TRAINING, decay=0.0, apart=True, steps=40, trial=10
+  )
+  params = {'kernel': jnp.ones((2, 2))}
+  make = trials.optimizer(params, training)
+
+  @jax.jit
+  def sizes(steps):
+    tx = make(0.5, steps)
+
+    def step(state, _):
+      updates, state = tx.update(params, state, params)
+      return state, -updates['kernel'][0, 0]  # Adam's size is the rate's
+
+    return jax.lax.scan(step, tx.init(params), length=10)[1]
+
+  for steps in (40, 10):
+    schedule = schedules.warmup_cosine(0.5, steps // 10, steps)
+    want = [schedule(count) for count in range(10)]
+    np.testing.assert_allclose(sizes(steps), want, rtol=1e-4)
 
 
 @pytest.mark.slow
