@@ -4,8 +4,8 @@ XLA's own cost analysis counts the body of a loop once, and layers, chunks and
 microbatches are loops. Here a body counts as often as its loop turns (see
 `hlo.trips`); a loop whose turns cannot be read counts once, and is listed.
 
-FLOPs are those of matrix products (`dot`, `convolution`, and what a kernel
-says of itself in its `cost_estimate`), two a multiply-add; of a convolution
+FLOPs are those of matrix products (`dot`, `convolution`, and of kernels, see
+`kernel_costs`), two a multiply-add; of a convolution
 only pairs that are not padding. Traffic is what a fusion reads and writes,
 intermediate values inside it left out; of an operand that is only sliced, or
 updated in place, just the slice; buffers that the compiler placed on the chip
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nestax.launch import kernel_costs
 from nestax.launch.hlo import Computation, Instruction, Module, trips
 
 KINDS = (
@@ -36,7 +37,6 @@ NO_TRAFFIC = {
   'conditional', 'call', 'after-all', 'partition-id', 'replica-id', 'iota',
   'opt-barrier', 'add-dependency', 'broadcast',
 }  # fmt: skip
-_COST_ESTIMATE = r'"cost_estimate":\s*\{[^}]*"flops":\s*"?(\d+)'
 _FURTHER = r'"async_collective_fusion_config":\{"flag_start":"(-?\d+)"'
 SLICES = ('dynamic-slice', 'slice', 'gather')
 
@@ -125,8 +125,7 @@ def _one(module, body, one: Instruction, of) -> Costs:
   elif one.opcode in ('dot', 'convolution'):
     flops = _product(body, one)
   elif one.opcode == 'custom-call':
-    said = re.search(_COST_ESTIMATE, one.attributes)
-    flops = float(said[1]) if said else 0.0
+    flops = kernel_costs.flops(one)
   kind = one.opcode.removesuffix('-start')
   if kind in KINDS and not _goes_on(one):
     sent[kind] += _sent(module, body, one, kind)

@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.models import axes, flash_gpu
+from nestax.models import axes, fresh_attention
+from nestax.models.blockwise import visible
 from nestax.models.config import ModelConfig
 from nestax.models.layers import LONG_AGO, Linear, rotary, segment_starts
-from nestax.models.memory.api import say_once
-from nestax.models.persistent import Persistent, Tokens, attend, join
+from nestax.models.persistent import Persistent, Tokens, attend
 
 BY_LENGTH = ('batch', 'length', 'heads', None)
 
@@ -58,73 +58,6 @@ def init_state(
     jnp.zeros((B,), jnp.int32),
     jnp.zeros((B,), jnp.int32),
   )
-
-
-def _visible(query_position, key_position, start, window: int):
-  """Which keys `[B, 1, J]` each query `[B, I, 1]` sees, `[B, 1, I, J]`."""
-  age = query_position - key_position
-  seen = (age >= 0) & (key_position >= start)
-  if window:
-    seen = seen & (age < window)
-  return seen[:, None]
-
-
-def _cudnn(q) -> bool:
-  """Whether cuDNN attends.
-
-  It refuses to differentiate odd lengths, and JAX some widths of heads and
-  older GPUs.
-  """
-  L, _, K = q.shape[1:]
-  fits = q.dtype == jnp.bfloat16 and L % 2 == 0 and K % 8 == 0 and K <= 128
-  return jax.default_backend() == 'gpu' and fits and flash_gpu.bfloats()
-
-
-def _in_blocks(fused: bool, q) -> bool:
-  """Whether our kernels for GPUs attend; says once why not."""
-  if jax.default_backend() != 'gpu':
-    return False
-  reason = 'lengths are split over devices that heads do not divide over'
-  if fused:
-    reason = flash_gpu.unfit(q.dtype, q.shape[-1])
-  if reason:
-    say_once(f'attention makes all logits of a row at once: {reason}')
-  return not reason
-
-
-def _blocked(window: int, q, k, v, start_BxL, persistent, interpret=False):
-  """`_attend` by the GPU's kernels; see `flash_gpu.attention`."""
-  first_BxL = jnp.zeros(q.shape[:2], jnp.int32)
-  if start_BxL is not None:
-    first_BxL = jnp.maximum(first_BxL, start_BxL)
-  if window:
-    oldest_L = jnp.arange(q.shape[1], dtype=jnp.int32) - (window - 1)
-    first_BxL = jnp.maximum(first_BxL, oldest_L[None])
-  o, lse_BxHxL = flash_gpu.attention(q, k, v, first_BxL, interpret=interpret)
-  return o if persistent is None else join(o, lse_BxHxL, persistent)
-
-
-def _attend(window: int, fused: bool, q, k, v, start_BxL, persistent):
-  """Fresh sequences; `fused` allows a kernel, which takes whole lengths."""
-  alone = start_BxL is None and persistent is None
-  cudnn = fused and alone and _cudnn(q)
-  if not cudnn and _in_blocks(fused, q):
-    return _blocked(window, q, k, v, start_BxL, persistent)
-  if alone:
-    return jax.nn.dot_product_attention(
-      q,
-      k,
-      v,
-      is_causal=True,
-      local_window_size=(window - 1, 0) if window else None,
-      implementation='cudnn' if cudnn else 'xla',
-    )
-  position = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
-  if start_BxL is None:
-    start_BxL = jnp.zeros((q.shape[0], 1), jnp.int32)
-  start = start_BxL[..., None]
-  mask = _visible(position[..., None], position[:, None], start, window)
-  return attend(q, k, v, mask, persistent)
 
 
 class Attention(nn.Module):
@@ -199,7 +132,7 @@ class Attention(nn.Module):
     # Lengths that are split become heads that are; if heads do not divide, the
     # queries stay as they are.
     whole = axes.repeats('walks', cfg.H) == 1 or axes.ways('length') == 1
-    read = functools.partial(_attend, cfg.window, whole)
+    read = functools.partial(fresh_attention.read, cfg.window, whole)
     if not whole:
       return read(q, k, v, start, persistent)
     if axes.repeats('walks', cfg.kv_heads) > axes.repeats('walks', cfg.H):
@@ -237,7 +170,7 @@ class Attention(nn.Module):
     # An empty slot's position, -1, lies before the start of any document. What
     # the ring can hold bounds what is seen, however the stream is cut.
     capacity = state.position_BxS.shape[1]
-    mask = _visible(
+    mask = visible(
       position_BxL[..., None],
       positions[:, None],
       start_BxL[..., None],

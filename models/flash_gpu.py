@@ -201,17 +201,28 @@ def _keys_kernel(kind: Kind, q_ref, k_ref, v_ref, first_ref, d_o_ref, lse_ref,
 
 
 def _call(kernel, kind: Kind, blocks: Blocks, heads: int, args, like, name):
+  """Compiled for CUDA, interpreted anywhere else."""
   B, L = args[0].shape[:2]
-  return pl.pallas_call(
-    functools.partial(kernel, kind),
-    grid=(L // blocks.own, heads, B),
-    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
-    compiler_params=triton.CompilerParams(
-      num_warps=blocks.warps, num_stages=blocks.stages
-    ),
-    interpret=kind.interpret,
-    name=name,
-  )(*args)
+
+  def call(interpret: bool, *args):
+    return pl.pallas_call(
+      functools.partial(kernel, kind._replace(interpret=interpret)),
+      grid=(L // blocks.own, heads, B),
+      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
+      compiler_params=triton.CompilerParams(
+        num_warps=blocks.warps, num_stages=blocks.stages
+      ),
+      interpret=interpret,
+      name=name,
+    )(*args)
+
+  if kind.interpret:
+    return call(True, *args)
+  return jax.lax.platform_dependent(
+    *args,
+    cuda=functools.partial(call, False),
+    default=functools.partial(call, True),
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

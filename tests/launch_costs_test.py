@@ -226,6 +226,28 @@ def test_a_kernel_counts_what_it_says():
   assert costs.costs(module).flops == 1234
 
 
+# of 8 by 8 blocks the lower triangle; of a window all that the grid has
+@pytest.mark.parametrize(
+  'kernel,grid,blocks,products',
+  [
+    ('mha_fwd_segmented_residuals', '1,8,8', 36, 2),
+    ('mha_dq_no_residuals', '1,8,3', 24, 3),
+    ('mqa_dkv_segmented_no_residuals', '1,3,8', 24, 4),
+  ],
+)
+def test_attention_on_tpus_counts_its_blocks(kernel, grid, blocks, products):
+  module = entry(
+    '%x = f32[64]{0} parameter(0)',
+    f'ROOT %splash_{kernel}.1 = f32[64]{{0}} custom-call(%x), '
+    'custom_call_target="tpu_custom_call", operand_layout_constraints='
+    f'{{s8[{grid}]{{2,1,0}}, s8[{grid}]{{2,1,0}}, bf16[2,6,4096,64]{{3,2,1,0}},'
+    ' bf16[2,3,4096,64]{3,2,1,0}, s32[2,4096,128]{2,1,0}}, '
+    'frontend_attributes={kernel_metadata={}}',
+  )
+  want = 2 * 64 * 2 * 6 * blocks * 512**2 * products
+  assert costs.costs(module).flops == want
+
+
 def test_the_longest_time_is_the_bound():
   peaks = chips.Peaks(100.0, 16.0, 10.0, 1.0)
   cost = costs.Costs()._replace(flops=100.0, traffic=20.0)

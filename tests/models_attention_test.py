@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.models import attention, flash_gpu
+from nestax.models import (
+  attention,
+  axes,
+  flash_gpu,
+  flash_tpu,
+  fresh_attention,
+)
 from nestax.models.config import ModelConfig
 from nestax.models.memory.api import say_once
 from nestax.models.persistent import Persistent
@@ -160,10 +166,9 @@ def test_attention_on_a_mesh_is_attention_on_one_device(name, reset):
 
 
 def test_cudnn_is_asked_for_what_it_takes(monkeypatch):
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   monkeypatch.setattr(flash_gpu, 'capability', lambda: '9.0')
   asked = [
-    attention._cudnn(jax.ShapeDtypeStruct((2, length, 2, K), dtype))
+    fresh_attention._cudnn(jax.ShapeDtypeStruct((2, length, 2, K), dtype))
     for length, K, dtype in (
       (127, 8, 'bfloat16'),
       (128, 8, 'bfloat16'),
@@ -200,7 +205,7 @@ def test_who_attends_on_a_gpu(
     asked.append('blocks')
     return q, jnp.zeros((2, 2, 128))
 
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(axes, 'platform', lambda: 'gpu')
   monkeypatch.setattr(jax.nn, 'dot_product_attention', by_jax)
   monkeypatch.setattr(flash_gpu, 'attention', in_blocks)
   monkeypatch.setattr(flash_gpu, 'capability', lambda: '9.0')
@@ -209,17 +214,47 @@ def test_who_attends_on_a_gpu(
   start = jnp.zeros((2, 128), jnp.int32) if documents else None
   first = Persistent(q, *[jnp.zeros((3, 2, K), dtype)] * 2)
   for _ in range(2):
-    attention._attend(0, True, q, q, q, start, first if persistent else None)
+    fresh_attention.read(0, True, q, q, q, start, first if persistent else None)
   assert asked == [want] * 2
   said = [record.message for record in caplog.records]
   assert len(said) == (want == 'all logits'), 'no silent fallback, said once'
   assert all('heads of width 96' in words for words in said)
-  attention._attend(0, False, q, q, q, start, first if persistent else None)
+  fresh_attention.read(0, False, q, q, q, start, first if persistent else None)
   assert asked[2] == 'all logits'
   assert 'lengths are split' in caplog.records[-1].message
   monkeypatch.setattr(flash_gpu, 'capability', lambda: '7.5')
   assert "compute capability '7.5'" in flash_gpu.unfit(dtype, 64)
-  assert not attention._cudnn(q.astype(jnp.bfloat16))
+  assert not fresh_attention._cudnn(q.astype(jnp.bfloat16))
+
+
+# of documents and persistent tokens, who attends on a TPU
+@pytest.mark.parametrize(
+  'fused,documents,persistent,dtype,want',
+  [
+    (True, False, False, 'bfloat16', 'kernels'),
+    (True, True, False, 'float32', 'kernels'),
+    (True, True, True, 'bfloat16', 'xla'),
+    (False, True, False, 'bfloat16', 'xla'),
+    (True, True, False, 'float16', 'xla'),
+  ],
+)
+def test_who_attends_on_a_tpu(
+  monkeypatch, fused, documents, persistent, dtype, want
+):
+  asked = []
+
+  def kernels(q, k, v, start, *, window):
+    asked.append('kernels')
+    return q
+
+  monkeypatch.setattr(flash_tpu, 'attention', kernels)
+  monkeypatch.setattr(axes, 'platform', lambda: 'tpu')
+  q = jnp.zeros((2, 16, 2, 8), dtype)
+  start = jnp.zeros((2, 16), jnp.int32) if documents else None
+  first = Persistent(q, *[jnp.zeros((3, 2, 8), dtype)] * 2)
+  first = first if persistent else None
+  fresh_attention.read(0, fused, q, q, q, start, first)
+  assert (asked or ['xla']) == [want]
 
 
 @pytest.mark.parametrize(

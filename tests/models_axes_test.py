@@ -253,3 +253,22 @@ def test_by_shard_sums_gradients_over_devices_that_share_alone(sizes):
   )
   # of w alone, over data and fsdp
   assert text.count('all_reduce') == 1
+
+
+def test_the_platform_is_the_mesh_s_then_the_default_device_s(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert axes.platform() == 'gpu'
+  with jax.default_device(jax.devices('cpu')[0]):
+    assert axes.platform() == 'cpu'
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  with jax.set_mesh(mesh):
+    assert axes.platform() == 'cpu'
+
+    @jax.shard_map(
+      in_specs=PartitionSpec('data'), out_specs=PartitionSpec('data')
+    )
+    def inside(x):
+      assert axes.platform() == 'cpu'
+      return x
+
+    inside(jnp.zeros(8))
