@@ -7,7 +7,10 @@ tests/tpu_bundles.json: `python tests/launch_benches_tpu_test.py`.
 
 import importlib.metadata
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -61,6 +64,41 @@ def test_kernels_compile_at_the_recorded_cost(topology, size):
 def test_heads_of_256_fit():
   shape = kernel.Shape(1, 256, 1, 256, 'bfloat16')
   tpu.count('v5e:2x2', MemoryConfig(chunk_mem=128, chunk_rest=128), shape)
+
+
+ATTENTION = """
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from nestax.models import fresh_attention
+
+L = 8192
+device = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2')
+mesh = jax.make_mesh(
+  (1,), ('data',), (jax.sharding.AxisType.Auto,), devices=device.devices[:1]
+)
+where = jax.NamedSharding(mesh, jax.P())
+q = jax.ShapeDtypeStruct((2, L, 4, 64), jnp.bfloat16, sharding=where)
+k = jax.ShapeDtypeStruct((2, L, 2, 64), jnp.bfloat16, sharding=where)
+start = jax.ShapeDtypeStruct((2, L), jnp.int32, sharding=where)
+
+def loss(q, k, v, start):
+  y = fresh_attention.read(0, True, q, k, v, start, None)
+  return jnp.sum(y.astype(jnp.float32))
+
+with jax.set_mesh(mesh):
+  step = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, k, start).compile()
+assert step.as_text().count('%splash_mha') >= 3
+assert f'{L},{L}' not in step.as_text()
+"""
+
+
+@needs_libtpu
+def test_attention_over_documents_compiles_in_blocks():
+  subprocess.run(
+    [sys.executable, '-c', ATTENTION],
+    env=os.environ | tpu.settings('v5e:2x2'),
+    check=True,
+  )
 
 
 @needs_libtpu
