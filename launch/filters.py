@@ -16,6 +16,12 @@ from nestax.sleep import gate, owners, replay
 from nestax.sleep.replay import Piece, Predicate
 
 
+def any_of(plan: Plan) -> bool:
+  """Whether a night leaves anything out."""
+  bounds = plan.options.surprise, plan.options.disagreement
+  return bool(plan.keep) or min(bounds) < math.inf
+
+
 def of_plan(
   plan: Plan,
   params,

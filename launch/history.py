@@ -1,6 +1,7 @@
 """What there was: every night a version, and a row; days not to be changed."""
 
 import dataclasses
+import math
 import pathlib
 
 import numpy as np
@@ -30,6 +31,10 @@ def remember(
     slept,
     f'checkpoints/{past.step + 1}',
   )
+  # a version is told apart by what its nights were kept from, too
+  version = dataclasses.replace(
+    version, config=version.config | {'life': _life(plan)}
+  )
   after = past.day if past.done or not past.day else past.day - 1
   row = report.night_row(
     number,
@@ -43,6 +48,24 @@ def remember(
   past.versions.append(dataclasses.asdict(lineage_.stamped(version)))
   past.rows.append(row)
   past.nights, past.since, past.dusk = number, 0, False
+
+
+def _life(plan: Plan) -> dict:
+  """What a night's own config does not say of what it was slept on."""
+  options = plan.options
+  bounds = {
+    name: bound if math.isfinite(bound) else None
+    for name in ('surprise', 'disagreement')
+    for bound in [getattr(options, name)]
+  }
+  return bounds | {
+    'predicates': len(plan.keep),
+    'owners': list(plan.only),
+    'capacity': options.capacity,
+    'rehearsed': 0 if plan.rehearsed is None else options.rehearsed,
+    'earlier': options.earlier,
+    'seed': options.seed,
+  }
 
 
 def never_slept(plan: Plan, being: Being, names) -> cycle.Night:

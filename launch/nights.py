@@ -181,13 +181,14 @@ class Life:
     self.store.save(self.being, past)  # where a night that is killed begins
     if not past.dusk:
       return
+    keep, told, spent = self._filters()
     try:
       day = texts.gather(
         how.texts,
         plan.tools.words.pad,
         past.owners,
         past.replay,
-        self._filters(),
+        keep,
         plan.only or None,
       )
     except texts.NothingRead as nothing:
@@ -208,6 +209,9 @@ class Life:
       self._tell,
       plan.tasks,
       *self._rehearsed(),
+    )
+    slept = slept._replace(
+      metrics=slept.metrics | told, seconds=spent | slept.seconds
     )
     for name in slept.owners:
       past.replay.delete(name)
@@ -288,8 +292,11 @@ class Life:
       past.earlier.clear()
 
   def _filters(self):
-    """What says of a piece that it is slept on; tells how many are not."""
+    """What says of a piece that it is slept on, how many are not, seconds."""
     past, being, plan = self.past, self.being, self.plan
+    if not filters.any_of(plan):
+      return [], {}, {}
+    start = time.perf_counter()
     pieces = [
       piece
       for piece in past.replay.pieces()
@@ -299,12 +306,14 @@ class Life:
     # asked once: a predicate may remember what it has seen
     good = {id(piece) for piece in replay.consolidated(pieces, *keep)}
     left = len(pieces) - len(good)
+    spent = {'filters': time.perf_counter() - start}
     if left:
       self.show.say(
         f'{left} of {len(pieces)} pieces of what was read are not slept on: '
         'too surprising, against the slow weights, or refused'
       )
-    return [lambda piece: id(piece) in good]
+    told = {'pieces': len(pieces), 'left_out': left}
+    return [lambda piece: id(piece) in good], told, spent
 
   def _tell(self, k: int, step: int, parts: dict) -> None:
     total = self.plan.options.night.seed.steps

@@ -146,6 +146,11 @@ def show_night(row: dict, periods: Sequence[int], out=None) -> None:
       soft_wrap=True,
       highlight=False,
     )
+  if 'pieces' in m:
+    shown.print(
+      f'left out by filters: {m["left_out"]:.0f} of {m["pieces"]:.0f} pieces',
+      highlight=False,
+    )
   if 'dream_paid' in m:
     shown.print(
       f'dreams: {m["dream_paid"]:.0%} helped; score {m["dream_before"]:.3f} -> '

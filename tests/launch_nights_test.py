@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nestax.cms.experts import SlotsError
-from nestax.launch import checkpoint, nights, recall, trained
+from nestax.launch import checkpoint, metrics, nights, recall, trained
 from nestax.launch.run import Interrupted
 from nestax.sleep import cycle
 from nestax.sleep import reader as readers
@@ -302,6 +302,13 @@ def test_what_contradicts_the_slow_levels_stays_in_the_fast_ones(
   nights.live(plan, tmp_path / 'life')
   said = capsys.readouterr().out
   assert '6 of 10 pieces of what was read are not slept on' in said
+  assert 'left out by filters: 6 of 10 pieces' in said
+  spent = metrics.read(tmp_path / 'life' / 'night.jsonl')[1]['seconds']
+  assert list(spent)[0] == 'filters' and spent['filters'] > 0
+  first, second = Lineage(tmp_path / 'life' / 'lineage.jsonl').versions()
+  assert second.config['life']['disagreement'] == 3.5
+  assert second.config['life']['surprise'] is None
+  assert (second.metrics['pieces'], second.metrics['left_out']) == (10, 6)
   (day,) = slept_on
   assert day.names == ('ann',)
   rows = zip(day.read[0].tokens_BxL, day.read[0].length_B)
