@@ -132,34 +132,46 @@ def mark(day: Day) -> dict[str, int]:
   return {name: zlib.crc32(ids.tobytes()) for name, ids in day.tokens.items()}
 
 
-def left(day: Day, names: Sequence[str], done: dict[str, int]) -> list[int]:
-  """Tokens that each of the owners has not read yet."""
-  return [len(day.tokens.get(name, ())) - done.get(name, 0) for name in names]
+def left(
+  day: Day, names: Sequence[str], done: dict[str, int], readings: int = 1
+) -> list[int]:
+  """Tokens that each of the owners has not read yet, in so many readings."""
+  return [
+    max(0, readings * len(day.tokens.get(name, ())) - done.get(name, 0))
+    for name in names
+  ]
 
 
 def call(
-  day: Day, names: Sequence[str], done: dict[str, int], piece: int
+  day: Day,
+  names: Sequence[str],
+  done: dict[str, int],
+  piece: int,
+  readings: int = 1,
 ) -> Call | None:
   """What is read next: whole pieces, then what is left token by token.
 
-  Two shapes, whatever the lengths, so that two programs read every day.
+  Two shapes, whatever the lengths, so that two programs read every day. A piece
+  may end one reading and begin the next.
 
   Args:
     day: the day.
     names: the owners, in the order of the batch; others do not read.
-    done: tokens that each has read of it.
+    done: tokens that each has read of it, all readings together.
     piece: tokens of a whole piece.
+    readings: how often all of it is read, one after the other.
 
   Returns:
     The call, or None when all is read.
   """
-  rest_B = np.array(left(day, names, done))
+  rest_B = np.array(left(day, names, done, readings))
   if not (rest_B > 0).any():
     return None
   width = piece if (rest_B >= piece).any() else 1
   reads_B = rest_B >= width
   tokens = np.zeros((len(names), width), np.int32)
   for row in np.flatnonzero(reads_B):
-    start = done.get(names[row], 0)
-    tokens[row] = day.tokens[names[row]][start : start + width]
+    ids = day.tokens[names[row]]
+    place = done.get(names[row], 0) + np.arange(width)
+    tokens[row] = ids[place % len(ids)]
   return Call(tokens, reads_B)

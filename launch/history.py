@@ -64,6 +64,7 @@ def _life(plan: Plan) -> dict:
     'capacity': options.capacity,
     'rehearsed': 0 if plan.rehearsed is None else options.rehearsed,
     'earlier': options.earlier,
+    'readings': options.readings,
     'seed': options.seed,
   }
 

@@ -155,11 +155,11 @@ def read(model, params, state, logits_BxV, tokens_BxL, reads_B):
     reads_B: bool; the others stay as they are to the bit.
 
   Returns:
-    (state, logits of the next token, what each row's tokens cost, nats).
+    (state, logits of the next token, what each token cost, nats `[B, L]`).
   """
   new, logits_BxLxV = model.apply({'params': params}, state, tokens_BxL)
   last_BxV = jnp.where(reads_B[:, None], logits_BxLxV[:, -1], logits_BxV)
   before = jnp.concatenate([logits_BxV[:, None], logits_BxLxV[:, :-1]], 1)
   logs = jax.nn.log_softmax(before)
   nats_BxL = -jnp.take_along_axis(logs, tokens_BxL[..., None], -1)[..., 0]
-  return where_owners(reads_B, new, state), last_BxV, nats_BxL.sum(1)
+  return where_owners(reads_B, new, state), last_BxV, nats_BxL

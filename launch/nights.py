@@ -129,14 +129,15 @@ class Life:
     """Reads to the end of the day (True), or until it is time to sleep."""
     past, plan = self.past, self.plan
     options, day = plan.options, plan.days[past.day]
+    readings = options.readings
     if len(past.marks) == past.day:
       past.marks.append(days.mark(day))
     names = past.names
-    total, nats, count = sum(days.left(day, names, {})), 0.0, 0
-    while (call := days.call(day, names, past.done, options.piece)) is not None:
-      nats += self._read(call, day.name, names)
+    total, nats, count = sum(days.left(day, names, {}, readings)), 0.0, 0
+    while call := days.call(day, names, past.done, options.piece, readings):
+      nats += self._read(call, day, names)
       count += call.reads_B.sum() * call.tokens_BxL.shape[1]
-      done = total - sum(days.left(day, names, past.done))
+      done = total - sum(days.left(day, names, past.done, readings))
       words = f'{nats / count:.3f} nats a token'
       self.show.update(f'day {day.name}', done, total, words)
       self._stop_if_asked()
@@ -145,10 +146,10 @@ class Life:
         return not any(days.left(day, names, past.done))
     return True
 
-  def _read(self, call: days.Call, name: str, names) -> float:
+  def _read(self, call: days.Call, day: days.Day, names) -> float:
     """Reads a call of a day; gives what its tokens cost together, nats."""
     being, past = self.being, self.past
-    state, logits, nats_B = life.read(
+    state, logits, nats_BxL = life.read(
       self.plan.made.model,
       being.params,
       being.state,
@@ -157,17 +158,20 @@ class Life:
       call.reads_B,
     )
     self.being = being._replace(state=state, logits_BxV=logits)
-    nats_B, width = np.asarray(nats_B), call.tokens_BxL.shape[1]
+    nats_BxL, width = np.asarray(nats_BxL), call.tokens_BxL.shape[1]
     for row in np.flatnonzero(call.reads_B):
-      tokens = tuple(map(int, call.tokens_BxL[row]))
-      piece = replay.Piece(
-        names[row], tokens, float(nats_B[row]) / width, quiz.MARK + name
-      )
-      whole = width == self.plan.options.piece
-      (past.replay.add if whole else past.replay.extend)(piece)
-      past.done[names[row]] = past.done.get(names[row], 0) + width
+      done = past.done.get(names[row], 0)
+      # what is read again was slept on by its first reading, and cost more then
+      new = min(width, max(0, len(day.tokens[names[row]]) - done))
+      if new:
+        tokens = tuple(map(int, call.tokens_BxL[row, :new]))
+        cost = float(nats_BxL[row, :new].mean())
+        piece = replay.Piece(names[row], tokens, cost, quiz.MARK + day.name)
+        whole = new == self.plan.options.piece
+        (past.replay.add if whole else past.replay.extend)(piece)
+      past.done[names[row]] = done + width
     past.since += width
-    return float(nats_B[call.reads_B].sum())
+    return float(nats_BxL[call.reads_B].sum())
 
   def _may_sleep(self) -> bool:
     """Whether the limit allows another night."""

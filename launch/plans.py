@@ -58,6 +58,9 @@ class Options:
   Attributes:
     nights: most nights ever; EVERY_DAY for no limit.
     sleep_every: tokens of the stream between nights; 0 for one after each day.
+    readings: how often a day is read before its night. What was read once is
+      not recalled as facts; a small `window` keeps attention from copying what
+      it has just read.
     piece: tokens that are read at once.
     window: tokens that attention sees.
     capacity: tokens of the replay buffer, of each owner.
@@ -80,6 +83,7 @@ class Options:
 
   nights: int = EVERY_DAY
   sleep_every: int = 0
+  readings: int = 1
   piece: int = 128
   window: int = 2048
   capacity: int = 8192
@@ -100,6 +104,7 @@ class Options:
     for name, least in (
       ('nights', EVERY_DAY),
       ('sleep_every', 0),
+      ('readings', 1),
       ('piece', 1),
       ('window', 1),
       ('capacity', 2),
@@ -114,6 +119,11 @@ class Options:
     ):
       if getattr(self, name) < least:
         raise ValueError(f'{name}={getattr(self, name)}: at least {least}')
+    if self.sleep_every and self.readings > 1:
+      raise ValueError(
+        f'readings={self.readings} are of whole days, before their nights: '
+        f'leave out sleep_every={self.sleep_every}, or read once'
+      )
     for name in ('surprise', 'disagreement'):
       if not getattr(self, name) > 0:
         raise ValueError(f'{name}={getattr(self, name)}: above 0')

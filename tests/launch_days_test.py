@@ -47,12 +47,13 @@ def test_folders_are_days_and_their_files_owners(tmp_path):
   assert days.owners(read) == ('ann', 'bob')
 
 
-def test_calls_read_all_of_everybody_once_in_two_shapes():
+@pytest.mark.parametrize('readings', [1, 3])
+def test_calls_read_all_of_everybody_in_two_shapes(readings):
   lengths = {'ann': 21, 'bob': 8, 'cid': 3}
   day = days.Day('1', {k: np.arange(n) + 1 for k, n in lengths.items()})
   names, done, read = ['ann', 'bob', 'cid', 'gone'], {}, {}
   shapes = set()
-  while (call := days.call(day, names, done, 8)) is not None:
+  while (call := days.call(day, names, done, 8, readings)) is not None:
     shapes.add(call.tokens_BxL.shape)
     assert call.reads_B.any()
     for row, name in enumerate(names):
@@ -62,8 +63,10 @@ def test_calls_read_all_of_everybody_once_in_two_shapes():
       else:
         assert not call.tokens_BxL[row].any()
   assert shapes == {(4, 8), (4, 1)}
-  assert read == {k: [*range(1, n + 1)] for k, n in lengths.items()}
-  assert done == lengths and days.left(day, names, done) == [0] * 4
+  assert read == {k: [*range(1, n + 1)] * readings for k, n in lengths.items()}
+  assert done == {k: n * readings for k, n in lengths.items()}
+  assert days.left(day, names, done, readings) == [0] * 4
+  assert days.left(day, names, lengths, 2) == [*lengths.values(), 0]
 
 
 def test_a_mark_changes_with_the_text():

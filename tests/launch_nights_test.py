@@ -219,6 +219,30 @@ def test_questions_are_asked_before_and_after_each_night(
   assert f'slept on ({asked["1"]} questions, chance 33%)' in said
 
 
+def test_a_day_is_read_again_and_slept_on_once(texts, tmp_path):
+  once, again = (
+    cases.plan(texts, count=1, nights=0, readings=n) for n in (1, 3)
+  )
+  nights.live(once, tmp_path / 'once')
+  nights.live(again, tmp_path / 'again')
+  a, b = begun(once, tmp_path / 'once'), begun(again, tmp_path / 'again')
+  clocks = [np.asarray(x.being.state.levels.clock_B) for x in (a, b)]
+  assert clocks[1].tolist() == (3 * clocks[0]).tolist()
+  for name in ('ann', 'bob'):
+    first, second = (
+      [
+        (token, round(piece.surprise, 3))
+        for piece in x.past.replay.pieces([name])
+        for token in piece.tokens
+      ]
+      for x in (a, b)
+    )
+    # what it cost is what it cost the first time
+    assert first == second
+  with pytest.raises(ValueError, match='leave out sleep_every=9, or read once'):
+    cases.plan(texts, readings=2, sleep_every=9)
+
+
 def test_nights_are_slept_when_asked(texts, tmp_path):
   nights.live(cases.plan(texts, nights=0), tmp_path)
   assert len(cases.rows(tmp_path)) == 1
