@@ -65,7 +65,7 @@ def test_only_whole_values_count():
   row = haystack.Row(
     np.array([9, 1, 2, 7, 3, 4]), np.array([0, 1, 1, 0, 2, 2]), 1, ['a', 'b']
   )
-  batch = needle.batch_of([row, row, row], 8, 0.5)
+  batch = needle.batch_of([[row]] * 3, 8, 0.5)
   assert batch['tokens'].shape == (3, 7)
   np.testing.assert_array_equal(batch['weights'][0], [1, 1, 1, 1, 1, 0, 0])
   said = jnp.asarray(batch['targets']).at[1, 0].set(5).at[2, 2].set(5)
@@ -73,7 +73,7 @@ def test_only_whole_values_count():
   # all; the second value alone; all, for between values it may say anything
   assert (float(points), float(rows)) == (2.5, 3)
   late = row._replace(answer=3)
-  weights = needle.batch_of([late], 8, 0.5)['weights'][0]
+  weights = needle.batch_of([[late]], 8, 0.5)['weights'][0]
   np.testing.assert_array_equal(weights, [0.5, 0.5, 1, 1, 1, 0, 0])
 
 
@@ -84,6 +84,34 @@ def test_training_has_all_kinds_and_lengths():
   lengths = (made['weights'] > 0).sum(1)
   assert lengths.min() < 250 and lengths.max() > 450
   assert {1, 4} <= {int(span.max()) for span in made['span']}
+  assert {int((row == BYTES.bos).sum()) for row in made['tokens']} == {1}
+
+
+def test_a_row_may_hold_several_shorter_questions():
+  hay = haystack.make(BYTES, prompt='short')
+  draw = needle.mixture(hay, 512, 0.1, shortest=128)
+  made = draw(np.random.default_rng(0), 60)
+  asked = [
+    BYTES.decode(row).count('\nThe special magic') for row in made['tokens']
+  ]
+  assert min(asked) == 1 and 4 <= max(asked) <= 12
+  # one row is a whole: every answer counts, and what is asked stands before it
+  row = int(np.argmax(asked))
+  tokens = np.r_[made['tokens'][row], made['targets'][row][-1:]]
+  weights = np.r_[0, made['weights'][row]]
+  parts = np.split(np.arange(512), np.flatnonzero(tokens == BYTES.bos)[1:])
+  assert len(parts) == asked[row]
+  for part in parts:
+    answer = BYTES.decode(tokens[part][weights[part] == 1]).split(',')
+    context = BYTES.decode(tokens[part][weights[part] < 1])
+    assert all(f' is:{value}.' in context for value in answer)
+  options = needle.Options(length=512, prompt='short', shortest=128)
+  rows = needle.problem(options).train(np.random.default_rng(0), 60)
+  np.testing.assert_array_equal(rows['tokens'], made['tokens'])
+  with pytest.raises(ValueError, match='row of 64 tokens: question'):
+    needle.mixture(hay, 512, 0.1, shortest=33)(np.random.default_rng(0), 60)
+  with pytest.raises(ValueError, match='shortest=513: 0 or up to length=512'):
+    needle.Options(length=512, shortest=513)
 
 
 def test_reading_in_pieces_says_what_the_whole_row_says(monkeypatch):

@@ -1,7 +1,9 @@
 """Needle in a haystack: small models trained for it, or trained ones asked.
 
 Families are trained on a mix of all kinds of `haystack.KINDS` in rows of up to
-`length` tokens (bytes), and tested at each of `lengths`. Paths of runs or of
+`length` tokens (bytes), and tested at each of `lengths`. With `shortest` most
+rows hold several shorter questions one after another, from which retrieval is
+learned long before it is from long ones alone. Paths of runs or of
 pretrained files are asked as they are, in their own tokens; seeds then draw the
 rows. A value counts if all of its tokens are the likeliest ones after what is
 right before them, which is what greedy decoding says; of several values asked
@@ -24,6 +26,7 @@ from nestax.models import language_model
 
 SCORES = ('forced', 'generated')
 PIECE = 512  # tokens that a trained model reads at once
+TRIES = 100  # of kinds, where most have no room
 VOCABULARY = 272  # of bytes and their specials, rounded up
 
 
@@ -34,6 +37,9 @@ class Options:
   Attributes:
     length: most tokens of a row to train on.
     lengths: of the rows to test on, commas between.
+    shortest: tokens of the shortest questions to train on: a row has as many
+      as it holds of `length` tokens, or half, a quarter... down to this. 0: a
+      row is one question.
     haystack: a UTF-8 file; '' for generated sentences.
     prompt: 'ruler', or 'short' for small lengths.
     background: weight in training of tokens that are no answer.
@@ -44,6 +50,7 @@ class Options:
 
   length: int = 1024
   lengths: str = '1024,2048,4096'
+  shortest: int = 0
   haystack: str = ''
   prompt: str = 'ruler'
   background: float = 0.1
@@ -65,6 +72,10 @@ class Options:
       raise ValueError(f'score={self.score!r}: one of {", ".join(SCORES)}')
     if not 0 <= self.background < float('inf'):
       raise ValueError(f'background={self.background}: 0 or above, and finite')
+    if not 0 <= self.shortest <= self.length:
+      raise ValueError(
+        f'shortest={self.shortest}: 0 or up to length={self.length}'
+      )
     if self.rows < 1:
       raise ValueError(f'rows={self.rows}: at least 1')
     _ = self.length_list
@@ -79,22 +90,26 @@ class Options:
       ) from None
 
 
-def batch_of(rows: Sequence[haystack.Row], L: int, background: float):
+def batch_of(rows: Sequence[Sequence[haystack.Row]], L: int, background: float):
   """Rows of L - 1 tokens and their next ones; `span` says what is an answer.
 
   Args:
-    rows: of at most L tokens.
+    rows: of each the questions in it, at most L tokens together.
     L: tokens, the last of which is only a target.
     background: weight of what is no answer; 0 to score.
   """
   shape = len(rows), L
   tokens, span = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
   weights = np.zeros(shape, np.float32)
-  for i, row in enumerate(rows):
-    tokens[i, : len(row.tokens)] = row.tokens
-    span[i, : len(row.span)] = row.span
-    weights[i, : len(row.tokens)] = background
-    weights[i, row.answer : len(row.tokens)] = 1.0
+  for i, parts in enumerate(rows):
+    start = 0
+    for part in parts:
+      stop = start + len(part.tokens)
+      tokens[i, start:stop] = part.tokens
+      span[i, start:stop] = part.span
+      weights[i, start:stop] = background
+      weights[i, start + part.answer : stop] = 1.0
+      start = stop
   return {
     'tokens': tokens[:, :-1],
     'targets': tokens[:, 1:],
@@ -103,19 +118,41 @@ def batch_of(rows: Sequence[haystack.Row], L: int, background: float):
   }
 
 
-def mixture(hay: haystack.Haystack, L: int, background: float) -> trials.Draw:
-  """Rows to train on: any kind, any length that has room for it up to L."""
+def mixture(
+  hay: haystack.Haystack, L: int, background: float, shortest: int = 0
+) -> trials.Draw:
+  """Rows to train on: any kind, any length that has room for it up to L.
+
+  Args:
+    hay: what needles are hidden in.
+    L: tokens of a row.
+    background: weight of tokens that are no answer.
+    shortest: tokens of the shortest questions, see `Options`.
+  """
   kinds = list(haystack.KINDS.values())
+  lengths = [L]
+  while shortest and lengths[-1] // 2 >= shortest:
+    lengths.append(lengths[-1] // 2)
+
+  def one(most, rng):
+    for last in range(TRIES, -1, -1):
+      kind = kinds[rng.integers(len(kinds))]
+      shorter = int(rng.integers(most // 4, most + 1))
+      for length in (shorter, most):
+        try:
+          return haystack.row(hay, kind, length, rng)
+        except ValueError:  # too short for this kind
+          if length == most and (most == L or not last):
+            raise
 
   def draw(rng: np.random.Generator, rows: int) -> trials.Batch:
     made = []
     for _ in range(rows):
-      kind = kinds[rng.integers(len(kinds))]
-      shorter = int(rng.integers(L // 4, L + 1))
-      try:
-        made.append(haystack.row(hay, kind, shorter, rng))
-      except ValueError:  # too short for this kind
-        made.append(haystack.row(hay, kind, L, rng))
+      most, room, parts = lengths[rng.integers(len(lengths))], L, []
+      while room >= most:
+        parts.append(one(most, rng))
+        room -= len(parts[-1].tokens)
+      made.append(parts)
     return batch_of(made, L, background)
 
   return draw
@@ -145,13 +182,13 @@ def problem(options: Options) -> trials.Problem:
 
   def test(kind, L):
     return lambda rng, many: batch_of(
-      [haystack.row(hay, kind, L, rng) for _ in range(many)], L, 0.0
+      [[haystack.row(hay, kind, L, rng)] for _ in range(many)], L, 0.0
     )
 
   return trials.Problem(
     '',
     VOCABULARY,
-    mixture(hay, options.length, options.background),
+    mixture(hay, options.length, options.background, options.shortest),
     {
       f'{name} {L}': test(kind, L)
       for name, kind in haystack.KINDS.items()
