@@ -211,7 +211,7 @@ class Life:
       past.nights + 1,
       jax.random.key(plan.options.seed),
       self._tell,
-      plan.tasks,
+      (*plan.tasks, *self._studies(about)),
       *self._rehearsed(),
     )
     slept = slept._replace(
@@ -225,6 +225,9 @@ class Life:
     self.store.save(self.being, past)
     history.write(self.out, self.plan, self.past)
     report.show_night(past.rows[-1], self.periods)
+
+  def _studies(self, about: quiz.About):
+    return [x for x in self.plan.lessons if (x.owner, x.day) in about]
 
   def _dusk(self, about: quiz.About) -> dict:
     """What is known before the night, if there are questions; and seconds."""

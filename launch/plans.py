@@ -15,6 +15,7 @@ from nestax.launch import (
   quiz,
   rehearsal,
   sampling,
+  studies,
 )
 from nestax.launch.evals import novel
 from nestax.launch.trained import Trained
@@ -78,6 +79,8 @@ class Options:
     rank: of the slots that a model without any is given.
     seed: of all that is random.
     arc: glob of ARC tasks to dream about.
+    dream: file of questions, as `launch/questions.py` has them, that dreams
+      about the days must help with; none of those that are asked.
     night: how a night goes.
   """
 
@@ -98,6 +101,7 @@ class Options:
   rank: int = 8
   seed: int = 0
   arc: str = ''
+  dream: str = ''
   night: CycleConfig = SMALL
 
   def __post_init__(self):
@@ -146,6 +150,7 @@ class Plan(NamedTuple):
     rehearsed: texts to take some from each night; None for none.
     keep: what is slept on, besides what the options leave out: all of them say
       so of a piece of what was read.
+    lessons: to dream about in the night that sleeps on their day.
     asked: questions that are put before and after every night.
   """
 
@@ -158,6 +163,7 @@ class Plan(NamedTuple):
   tasks: tuple[Task, ...]
   rehearsed: Said | None = None
   keep: tuple[replay.Predicate, ...] = ()
+  lessons: tuple[studies.Study, ...] = ()
   asked: tuple[quiz.Part, ...] = ()
 
 
@@ -302,8 +308,27 @@ def prepare(
     tuple(tasks),
     rehearsed,
     tuple(keep),
+    _studies(made, options, read, asked) if options.dream else (),
     _quiz(made, asked, read) if asked else (),
   )
+
+
+def _studies(made: Trained, options: Options, read, asked: str):
+  path = options.dream
+  if made.model.cfg.cms.scope == 'owner' and len(days.owners(read)) > 1:
+    raise ValueError(
+      f'dream={path}: what one owner read would be dreamt about by all, whose '
+      'slots are their own; leave it out, or let one read'
+    )
+  found = questions.load(path, read, 'dream')
+  put = {one.prompt for one in (questions.load(asked, read) if asked else ())}
+  for one in found:
+    if one.prompt in put:
+      raise ValueError(
+        f'dream={path}: {one.question!r} is asked by --questions too, which is '
+        'to tell what is known: dream with other questions'
+      )
+  return studies.of(path, found, read, made.tokenizer, options.night.dream)
 
 
 def _quiz(made: Trained, path: str, read) -> tuple[quiz.Part, ...]:

@@ -57,12 +57,15 @@ class Question:
 KEYS = tuple(field.name for field in dataclasses.fields(Question))
 
 
-def load(path: str, days: Sequence[days_.Day]) -> tuple[Question, ...]:
+def load(
+  path: str, days: Sequence[days_.Day], flag: str = '--questions'
+) -> tuple[Question, ...]:
   """Reads the questions of a file; empty lines are left out.
 
   Args:
     path: of the file.
     days: that are read; questions are about them and put to their readers.
+    flag: that names the file, for messages.
 
   Raises:
     OSError: if it cannot be read.
@@ -77,10 +80,10 @@ def load(path: str, days: Sequence[days_.Day]) -> tuple[Question, ...]:
     try:
       found.append(_question(line, days))
     except ValueError as error:
-      raise ValueError(f'--questions={path}, line {number}: {error}') from None
+      raise ValueError(f'{flag}={path}, line {number}: {error}') from None
   if not found:
     raise ValueError(
-      f'--questions={path}: no question in it; give lines such as '
+      f'{flag}={path}: no question in it; give lines such as '
       '{"question": "Where does Ann live?", "answer": "Paris", "choices": '
       '["Rome", "Oslo"], "day": "monday"}'
     )
