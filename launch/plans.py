@@ -30,7 +30,10 @@ from nestax.sleep.task import Task
 from nestax.sleep.texts import TextsConfig, Words
 from nestax.sleep.tools import CycleConfig, Tools
 
-STACK = {'stack': 'groups', 'periods': ('128', '512'), 'rate': 0.1}
+# Of what was measured with SmolLM2-135M what comes to recall: slower levels, or
+# a window in which attention still sees a fact's other statements, write too
+# little.
+STACK = {'stack': 'groups', 'periods': ('32',), 'rate': 0.2}
 EVERY_DAY = -1  # nights: one after each day, or whenever `sleep_every` says
 
 # Nights of small models: a minute or two of a laptop.
@@ -59,11 +62,10 @@ class Options:
   Attributes:
     nights: most nights ever; EVERY_DAY for no limit.
     sleep_every: tokens of the stream between nights; 0 for one after each day.
-    readings: how often a day is read before its night. What was read once is
-      not recalled as facts; a small `window` keeps attention from copying what
-      it has just read.
+    readings: how often a day is read before its night.
     piece: tokens that are read at once.
-    window: tokens that attention sees.
+    window: tokens that attention sees while days are read. What it still sees
+      it can copy, and the levels learn little of it.
     capacity: tokens of the replay buffer, of each owner.
     surprise: what cost more when it was read is noise and is not consolidated,
       nats a token.
@@ -133,7 +135,9 @@ class Options:
         raise ValueError(f'{name}={getattr(self, name)}: above 0')
 
 
-PRETRAINED = Options(capacity=16_384, rank=32, night=LARGE)
+PRETRAINED = Options(
+  readings=4, window=64, capacity=16_384, rank=32, night=LARGE
+)
 
 
 class Plan(NamedTuple):
@@ -174,10 +178,13 @@ def of_flags(values: Mapping) -> Plan:
     ValueError, OSError, ImportError, checkpoint.CheckpointError: in words.
   """
   model = values['model']
+  options = PRETRAINED if model else Options()
+  every = values['sleep_every']
   options = dataclasses.replace(
-    PRETRAINED if model else Options(),
+    options,
+    readings=1 if every else options.readings,
     nights=values['nights'],
-    sleep_every=values['sleep_every'],
+    sleep_every=every,
   )
   options = overrides.apply(options, values['set'])
   made = novel.load(values['workdir'], model, _stack(values))

@@ -22,11 +22,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
   'stack', None, 'Levels of a --model: groups, or copies.', flag_values=FLAGS
 )
-flags.DEFINE_list(
-  'periods', None, 'Of stacked levels; 128,512.', flag_values=FLAGS
-)
+flags.DEFINE_list('periods', None, 'Of stacked levels; 32.', flag_values=FLAGS)
 flags.DEFINE_float(
-  'rate', None, 'Inner rate of stacked levels; 0.1.', flag_values=FLAGS
+  'rate', None, 'Inner rate of stacked levels; 0.2.', flag_values=FLAGS
 )
 flags.DEFINE_integer(
   'slots', 0, 'To give each level of a model without any.', flag_values=FLAGS

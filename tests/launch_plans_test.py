@@ -112,12 +112,19 @@ def test_pretrained_models_sleep_as_was_measured(model, tmp_path, monkeypatch):
   }  # fmt: skip
   options = plans.of_flags(values).options
   assert (options.nights, options.rank, options.night.seed.rows) == (3, 4, 2)
-  stack = ('groups', ('4', '8'), 'all', 0.1)
+  stack = ('groups', ('4', '8'), 'all', 0.2)
   assert asked[0][-1] == (stack if model else ('', (), 'all', 0.0))
   night = plans.LARGE if model else plans.SMALL
   seed = dataclasses.replace(night.seed, rows=2)
   assert options.night == dataclasses.replace(night, seed=seed)
   measured = lives.PRETRAINED
   assert measured.rank == plans.PRETRAINED.rank
+  assert measured.window == plans.PRETRAINED.window
+  assert [*map(str, measured.periods)] == [*plans.STACK['periods']]
+  assert measured.rate == plans.STACK['rate']
+  assert (options.window, options.readings) == ((64, 4) if model else (2048, 1))
+  # a night in the middle of a day can only be of what was read once
+  often = plans.of_flags(values | {'sleep_every': 9}).options
+  assert (often.readings, often.sleep_every) == (1, 9)
   dream = measured.how.dream
   assert dataclasses.replace(plans.LARGE, dream=dream) == measured.how
