@@ -43,7 +43,7 @@ def slept(monkeypatch):
   seen = []
 
   def read(model, params, state, logits_BxV, tokens_BxL, reads_B):
-    return state, logits_BxV, np.ones(len(reads_B))
+    return state, logits_BxV, np.ones(tokens_BxL.shape)
 
   def night(
     tools, params, state, day, core, number, key, tell, tasks, past

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from nestax.models import (
-  axes,
   blockwise,
   flash_gpu,
   flash_tpu,
@@ -89,7 +88,6 @@ def test_values_and_gradients_are_those_of_all_logits(by, name):
 
 
 def test_kernels_are_lowered_for_cuda_and_interpreted_elsewhere(monkeypatch):
-  monkeypatch.setattr(axes, 'platform', lambda: 'gpu')
   monkeypatch.setattr(flash_gpu, 'capability', lambda: '9.0')
   (q, k, v, _), start, _ = given(
     **CASES['short_window'], dtype=jnp.bfloat16, persistent=False
@@ -99,8 +97,12 @@ def test_kernels_are_lowered_for_cuda_and_interpreted_elsewhere(monkeypatch):
     y = fresh_attention.read(0, True, q, k, v, start, None)
     return jnp.sum(y.astype(jnp.float32))
 
-  traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, v)
-  text = traced.lower(lowering_platforms=('cuda',)).as_text()
+  device = jax.sharding.AbstractDevice('NVIDIA H100', 132, 'gpu')
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.sharding.AbstractMesh((1,), ('x',), auto, abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, v)
+    text = traced.lower(lowering_platforms=('cuda',)).as_text()
   for kernel in ('forward', 'queries', 'keys'):
     assert f'attention_{kernel}' in text
   assert 'triton' in text
