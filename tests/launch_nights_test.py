@@ -1,6 +1,5 @@
 """A life of days and nights: read, slept, gone on with, forgotten."""
 
-import json
 import signal
 
 import jax
@@ -9,10 +8,9 @@ import numpy as np
 import pytest
 
 from nestax.cms.experts import SlotsError
-from nestax.launch import checkpoint, metrics, nights, recall, trained
+from nestax.launch import checkpoint, metrics, nights, trained
 from nestax.launch.run import Interrupted
 from nestax.sleep import cycle
-from nestax.sleep import reader as readers
 from nestax.sleep.lineage import Lineage
 
 
@@ -148,75 +146,6 @@ def test_owners_do_not_see_each_other(texts, whole, tmp_path):
   ]
   assert sum(len(p.tokens) for p in ann) == 72
   assert all(5.4 < p.surprise < 5.9 for p in ann[:2])  # near ln(272) = 5.61
-
-
-def test_questions_are_asked_before_and_after_each_night(
-  texts, tmp_path, capsys, monkeypatch
-):
-  lines = [
-    {'question': text[at - 9 : at].strip(), 'answer': text[at], 'owner': owner}
-    | {'choices': [chr(65 + at % 20), chr(34 + at)], 'day': day}
-    for owner, day, first in (
-      ('ann', '1', 10),
-      ('bob', '1', 10),
-      ('ann', '2', 46),
-    )
-    for text in [(texts / f'{owner}.txt').read_text()]
-    for at in range(first, first + 14)
-    if text[at] != ' '
-  ]
-  lines.append({'question': 'aaaa', 'answer': 'b', 'owner': 'bob'})
-  path = tmp_path / 'q.jsonl'
-  path.write_text('\n'.join(map(json.dumps, lines)))
-  plan = cases.plan(texts, asked=str(path), nights=1)
-  slept, night = [], nights.owners.night
-  monkeypatch.setattr(
-    nights.owners,
-    'night',
-    lambda *how: slept.append((how, night(*how))) or slept[-1][1],
-  )
-  nights.live(plan, tmp_path / 'life')
-  ((_, params, dusk, *_), woke), *_ = slept
-  tools, names = plan.tools, ('ann', 'bob')
-  context = readers.learned(tools.compute(params, dusk))
-  sheets = {(part.owner, part.day): part.sheet for part in plan.asked}
-
-  def share(params, day, level=None):
-    known = []
-    for row, name in enumerate(names):
-      own = jax.tree.map(lambda x, row=row: x[:, row : row + 1], context)
-      if level is None:
-        own = None
-      elif level != 'all':
-        own = [x if k == level else None for k, x in enumerate(own)]
-      if sheet := sheets.get((name, day)):
-        known.append(recall.right(tools.reader, params, own, sheet))
-    return pytest.approx(np.concatenate(known).mean())
-
-  first, second = cases.rows(tmp_path / 'life')
-  assert set(first['recall']['morning']) == {'1', '2', ''}
-  got = second['recall']
-  asked = got['asked']
-  assert (asked['1'] + asked['2'], asked['']) == (len(lines) - 1, 1)
-  assert got['chance'] == pytest.approx({'1': 1 / 3, '2': 1 / 3, '': 0})
-  for day in ('1', ''):  # day 2 is not read yet
-    assert got['slow'][day] == first['recall']['morning'][day]
-    assert got['slow'][day] == share(params, day)
-    assert got['dusk'][day] == share(params, day, 'all')
-    for k in range(2):
-      assert got['alone'][k][day] == share(params, day, k)
-  for day in ('1', '2', ''):
-    assert got['morning'][day] == share(woke.params, day)
-  assert got['without'][0] is None and set(got['without'][1]) == {'1', ''}
-  assert set(got['dusk']) == {'1', ''}
-  # what levels and slots do shows in the numbers, or they would not tell them
-  assert got['dusk']['1'] != got['slow']['1'] != got['morning']['1']
-  version = Lineage(tmp_path / 'life' / 'lineage.jsonl').versions()[1]
-  assert version.metrics['recall_asked'] == asked['1']
-  for name in ('slow', 'dusk', 'morning'):
-    assert version.metrics[f'recall_{name}'] == got[name]['1']
-  said = capsys.readouterr().out
-  assert f'slept on ({asked["1"]} questions, chance 33%)' in said
 
 
 def test_a_day_is_read_again_and_slept_on_once(texts, tmp_path):

@@ -1,19 +1,21 @@
 """Questions about days as tasks to dream about."""
 
-import dataclasses
 import json
+import types
 
 import nights_cases as cases
 import numpy as np
 import pytest
 
-from nestax.launch import nights, plans, studies
+from nestax.launch import nights, studies
 from nestax.launch.days import Day
 from nestax.launch.questions import Question
 from nestax.sleep.dream import DreamConfig
+from nestax.sleep.replay import Piece
 
 BYTES = cases.made().tokenizer
 IDS = np.arange(60, dtype=np.int32)
+PAIRS = [('ann', '1'), ('ann', '2'), ('bob', '2')]
 HOW = DreamConfig(length=20, answer=12)
 
 
@@ -64,7 +66,7 @@ def test_a_night_dreams_about_the_day_that_it_sleeps_on(tmp_path, monkeypatch):
   texts, path = cases.write_texts(tmp_path), tmp_path / 'q.jsonl'
   rows = [
     {'question': 'a', 'answer': 'b', 'day': day, 'owner': name}
-    for day, name in (('1', 'ann'), ('2', 'ann'), ('2', 'bob'))
+    for name, day in PAIRS
   ]
   path.write_text('\n'.join(map(json.dumps, rows)))
   plan, given = cases.plan(texts, dream=str(path)), []
@@ -77,12 +79,21 @@ def test_a_night_dreams_about_the_day_that_it_sleeps_on(tmp_path, monkeypatch):
     raise Enough
 
   monkeypatch.setattr(nights.owners, 'night', night)
+  monkeypatch.setattr(nights.history, 'retention', lambda *how: [])
+  quiet = types.SimpleNamespace(
+    received=0, say=lambda line: None, update=lambda *words: None
+  )
+  life = nights.Life(plan, tmp_path / 'life', quiet, quiet)
+  read = [Piece(x, (1, 2, 3), 0.0, f'day {day}') for x, day in PAIRS]
+  for pieces, want in ((read[:1], PAIRS[:1]), (read[1:], PAIRS[1:])):
+    life.past.replay.clear()
+    for piece in pieces:
+      life.past.replay.add(piece)
+    with pytest.raises(Enough):
+      life.sleep()
+    assert given.pop() == want
+  life.plan = plan._replace(only=('bob',))
   with pytest.raises(Enough):
-    nights.live(plan, tmp_path / 'one')
-  later = dataclasses.replace(plan.options, nights=0)
-  nights.live(plan._replace(options=later), tmp_path / 'two')
-  with pytest.raises(Enough):  # both days in one night, bob's alone
-    later = dataclasses.replace(plan.options, nights=1)
-    nights.live(plan._replace(options=later, only=('bob',)), tmp_path / 'two')
-  assert given == [[('ann', '1')], [('bob', '2')]]
-  assert isinstance(plan, plans.Plan)
+    life.sleep()
+  assert given.pop() == [('bob', '2')]
+  life.store.close()
