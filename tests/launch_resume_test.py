@@ -12,7 +12,7 @@ import pytest
 
 from nestax.launch import metrics
 
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +33,6 @@ def command(tmp_path_factory):
   )
   environment = {
     'PYTHONPATH': cases.path(),
-    'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
   }

@@ -26,7 +26,6 @@ def folder(tmp_path_factory):
 
 def start(folder, out):
   environment = {
-    'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
   }
