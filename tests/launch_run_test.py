@@ -11,7 +11,7 @@ import launch_cases as cases
 import numpy as np
 import pytest
 
-from nestax.launch import checkpoint, metrics, run
+from nestax.launch import checkpoint, metrics, plots, run
 from nestax.launch import step as steps
 
 
@@ -31,6 +31,12 @@ def whole(corpus, tmp_path_factory):
   """An uninterrupted run of four steps: its workdir and rows."""
   workdir = tmp_path_factory.mktemp('whole')
   return workdir, train(workdir, cases.make_config(corpus))
+
+
+@pytest.fixture(autouse=True)
+def undrawn(whole, monkeypatch):
+  """Runs but the whole one draw nothing."""
+  monkeypatch.setattr(plots, 'loss_curve', lambda *_: None)
 
 
 def state_of(workdir, config):
