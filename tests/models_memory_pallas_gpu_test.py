@@ -25,11 +25,19 @@ RULES = {
     'adaptive': (),
     'identity': (),
     'generated': False,
+    'delta': False,
+  },
+  'mem_alone_dot': {
+    'adaptive': (),
+    'identity': (),
+    'generated': False,
     'objective': 'dot',
   },
   'titans': {'adaptive': (), 'generated': False, 'delta': False},
   'values_not_generated': {'adaptive': ('k', 'v'), 'generated': False},
 }
+# What they try, the others try too, beside something else.
+SLOW = 'mem_alone_dot', 'titans', 'values_not_generated'
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +99,12 @@ def apart(cfg, initial):
   'name,resets',
   [
     pytest.param('default', False, marks=pytest.mark.slow),
-    *((name, True) for name in RULES),
+    *(
+      pytest.param(
+        *(name, True), marks=pytest.mark.slow if name in SLOW else ()
+      )
+      for name in RULES
+    ),
   ],
 )
 def test_kernels_equal_the_token_rule(name, resets):
@@ -113,9 +126,10 @@ def test_kernels_in_bfloat16_equal_the_token_rule():
 
 
 def test_kernels_with_momentum_alone_equal_the_token_rule():
+  """Without documents."""
   cfg = rule(momentum=True, **RULES['titans'])
   initial = cases.initial_values(cfg, jnp.float32)
-  inputs = cases.inputs(cfg, jnp.float32, LENGTH)
+  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=False)
   # momenta that last from chunk to chunk
   inputs = inputs._replace(log_beta=0.1 * inputs.log_beta)
   args = cfg, initial, None, inputs, 'float32'
@@ -123,7 +137,13 @@ def test_kernels_with_momentum_alone_equal_the_token_rule():
   cases.assert_close(got, everything(*args, 'token'), 3e-5)
 
 
-@pytest.mark.parametrize('stream', [False, True], ids=['fresh', 'stream'])
+@pytest.mark.parametrize(
+  'stream',
+  [
+    pytest.param(False, marks=pytest.mark.slow, id='fresh'),
+    pytest.param(True, id='stream'),
+  ],
+)
 def test_kernels_with_momentum_equal_the_token_rule(stream):
   """Without documents; from inside a chunk, with some."""
   cfg = rule(momentum=True)

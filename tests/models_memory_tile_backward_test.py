@@ -24,10 +24,18 @@ RULES = {
   'dot': {'objective': 'dot', 'identity': ('k', 'mem')},
   'one_slow_gate': {'adaptive': ('v', 'alpha')},
   'adaptive_q': {'adaptive': ('q', 'k', 'v', 'eta', 'alpha')},
-  'mem_alone': {'adaptive': (), 'generated': False, 'objective': 'dot'},
+  'mem_alone': {
+    'adaptive': (),
+    'identity': (),
+    'generated': False,
+    'delta': False,
+  },
+  'mem_alone_dot': {'adaptive': (), 'generated': False, 'objective': 'dot'},
   'titans': {'adaptive': (), 'generated': False, 'delta': False},
   'no_retention': {'retention': False, 'value_norm': False},
 }
+# What they try, the others try too, beside something else.
+SLOW = 'mem_alone_dot', 'titans'
 
 
 def head(cfg, resets):
@@ -97,7 +105,11 @@ def by_tiles(cfg, marks, together, given, gradients):
 @pytest.mark.parametrize(
   'name,resets,together',
   [
-    *((name, True, False) for name in RULES),
+    *((name, True, False) for name in RULES if name not in SLOW),
+    *(
+      pytest.param(*(name, True, False), marks=pytest.mark.slow)
+      for name in SLOW
+    ),
     *(
       pytest.param(
         *(name, False, True),
