@@ -116,17 +116,18 @@ def test_a_reset_forgets(name):
   # at a boundary of both chunks, where a document begins as if alone
   reset = jnp.zeros((B, L), bool).at[:, 8].set(True)
   _, got = apply(name, None, tokens(), reset)
-  _, want = apply(name, None, tokens()[:, 8:])
-  close(got[:, 8:], want)
+  # the document first: what follows it changes nothing that is read of it
+  _, want = apply(name, None, jnp.roll(tokens(), -8, axis=1))
+  close(got[:, 8:], want[:, :-8])
   _, carried = apply(name, None, tokens())
-  assert np.abs(carried[:, 8:] - want).max() > 1e-3
+  assert np.abs(carried[:, 8:] - want[:, :-8]).max() > 1e-3
 
 
 @every_family
 def test_sequences_are_independent_to_the_bit(name):
   changed = tokens().at[1].set(tokens(seed=1)[1])
-  state_a, a = apply(name, fresh(name), tokens())
-  state_b, b = apply(name, fresh(name), changed)
+  state_a, a = apply(name, fresh(name), tokens(), resets())
+  state_b, b = apply(name, fresh(name), changed, resets())
   np.testing.assert_array_equal(a[0], b[0])
   assert np.abs(a[1] - b[1]).max() > 0
   for x, y in zip(jax.tree.leaves(state_a), jax.tree.leaves(state_b)):
