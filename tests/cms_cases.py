@@ -326,7 +326,7 @@ MODELS = {
     {'periods': (4, 8, 16), 'blocks': '0', 'optimizer': 'muon', 'rate': 0.05},
   ),
   'windowed': (
-    {'family': 'hope_attention', 'window': 5, 'G': 1},
+    {'family': 'hope_attention', 'window': 5, 'G': 1, 'N': 1},
     {
       'periods': (3, 6),
       'blocks': 'all',

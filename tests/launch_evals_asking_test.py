@@ -72,7 +72,7 @@ def test_scores_are_those_of_each_row_by_itself(family, monkeypatch):
 
 
 def test_prompts_go_on_from_what_has_been_read():
-  cfg = cases.config('hope_attention')
+  cfg = cases.config('hope_attention', N=1)
   params = cases.params_of(cfg)
   read = jax.jit(readers.of_model(cfg).read)
   day, first = cases.day(cfg, 1), np.arange(24)[None] % cases.V
@@ -94,7 +94,7 @@ def test_prompts_go_on_from_what_has_been_read():
 
 @pytest.mark.slow
 def test_levels_learn_from_the_prompt_if_they_may():
-  cfg = cases.config('hope_attention')  # periods 4 and 8
+  cfg = cases.config('hope_attention', N=1)  # periods 4 and 8
   got = asking.score_learning(cfg, cases.params_of(cfg), PAIRS, rows=2)
   frozen = asking.score(asking.Asked(cfg, cases.params_of(cfg)), PAIRS)
   for score, pair in zip(got, PAIRS):
@@ -140,7 +140,7 @@ def byte_config(family, blocks='none'):
 
 def test_texts_side_by_side_are_read_as_each_by_itself(monkeypatch):
   monkeypatch.setattr(asking, 'AT_ONCE', 16)
-  cfg = cases.config('hope_attention')  # its levels learn
+  cfg = cases.config('hope_attention', N=1)  # its levels learn
   params, model = cases.params_of(cfg), language_model.LanguageModel(cfg)
   texts = [cases.tokens(1, n, seed=n)[0].tolist() for n in (3, 21, 1, 11)]
   got = rolling.logs(model, params, texts, window=8, rows=2)

@@ -105,7 +105,7 @@ def test_answers_are_scored_as_squad_scores_them():
 
 @pytest.fixture(scope='module')
 def made():
-  cfg = cases.config('hope_attention', periods=(8,), rate=1.0)
+  cfg = cases.config('hope_attention', N=1, periods=(8,), rate=1.0)
   cfg = dataclasses.replace(cfg, V=259)
   return trained.Trained(
     language_model.LanguageModel(cfg),

@@ -188,7 +188,7 @@ def test_weights_are_tuned_stage_after_stage():
 
 
 def test_levels_choose_by_what_they_have_written():
-  made = made_of(cases.config('hope_attention', periods=(64,), rate=1.0))
+  made = made_of(cases.config('hope_attention', N=1, periods=(64,), rate=1.0))
   method = classifiers.levels(made, HOW)
   state = method.learn(None, stage('b', 'w'), np.random.default_rng(0))
   assert int(state.levels.held_B[0]) == 0  # nothing waits to be learned

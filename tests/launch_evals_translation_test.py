@@ -122,7 +122,7 @@ def test_a_language_is_its_book_and_every_pair_each_time(tmp_path):
 
 @pytest.fixture(scope='module')
 def made():
-  cfg = cases.config('hope_attention', periods=(16,), rate=1.0)
+  cfg = cases.config('hope_attention', N=1, periods=(16,), rate=1.0)
   cfg = dataclasses.replace(cfg, V=259)
   return trained.Trained(
     language_model.LanguageModel(cfg),

@@ -14,6 +14,7 @@ def corpus(tmp_path_factory):
 
 def make_config(corpus, **cms):
   config = cases.make_config(corpus, 'hope_attention')
+  config.model.N = 1
   usual = {'periods': (4, 8), 'multiple': 4, 'differentiate': 'first_order'}
   config.model.cms.update(usual | cms)
   return config
@@ -22,7 +23,7 @@ def make_config(corpus, **cms):
 def test_a_run_learns_its_rates_and_its_model_goes_on_learning(
   corpus, tmp_path, capsys
 ):
-  config = make_config(corpus, blocks='1', rate=0.3)
+  config = make_config(corpus, blocks='all', rate=0.3)
   final = run.train(run.prepare(config, tmp_path))
   assert np.isfinite(final['loss'])
   rows = [row for row in metrics.read(tmp_path / 'metrics.jsonl')]

@@ -16,13 +16,13 @@ W = 4  # words of the tables
 
 
 @functools.cache
-def config(family='hope_attention', **cms):
+def config(family='hope_attention', N=2, **cms):
   cms = {'periods': (4, 8), 'blocks': 'all', 'rate': 0.5, **cms}
   return ModelConfig(
     family=family,
     V=V,
     D=8,
-    N=2,
+    N=N,
     H=2,
     F=16,
     dtype='float32',
@@ -34,7 +34,9 @@ def config(family='hope_attention', **cms):
 def params_of(cfg, seed=0):
   model = language_model.LanguageModel(cfg)
   tokens = jnp.zeros((1, 1), jnp.int32)
-  return nn.unbox(model.init(jax.random.key(seed), None, tokens)['params'])
+  return nn.unbox(
+    jax.jit(model.init)(jax.random.key(seed), None, tokens)['params']
+  )
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from nestax.sleep.tools import CycleConfig
 
 def full():
   """A model whose slowest levels have used up both of their slots."""
-  cfg = cases.config(slots=2, rank=8)
+  cfg = cases.config(N=1, slots=2, rank=8)
   params = cases.params_of(cfg)
   for index in (0, 1):
     params, _ = grow.grow(cfg, params, 1)
@@ -53,7 +53,7 @@ def test_used_up_levels_are_merged_if_asked_and_if_little_is_lost():
 def test_a_sender_gives_away_its_slots_and_all_owners_are_asked_alike(
   monkeypatch,
 ):
-  cfg = cases.config(slots=2, rank=8)
+  cfg = cases.config(N=1, slots=2, rank=8)
   params, _ = grow.grow(cfg, cases.params_of(cfg), 0)
   how = CycleConfig(seed=SeedConfig(rows=3))
   made = tools.of_model(cfg, how, Words(0, -1, 0))
