@@ -72,8 +72,9 @@ def test_a_transformers_clock_is_that_of_its_cache():
 
 
 def test_rows_are_in_milliseconds_and_ratios_of_them():
+  words = [*TINY, 'model.family=hope_attention', 'model.window=4']
   made = decode.cases(
-    ['tiny'], TINY, ['8', '1000000'], ['frozen', 'first_order'], 'all'
+    ['tiny'], words, ['8', '1000000'], ['frozen', 'first_order'], 'all'
   )
   rows = decode.measure(made, batch=2, tokens=0, repeats=2)
   near, far, learning, _ = rows

@@ -24,8 +24,8 @@ def make_config(**opt):
 
 
 def shapes(**cms):
-  values = {'V': 24, 'D': 8, 'N': 2, 'H': 2, 'F': 16}
-  values |= {'cms': {'periods': (4, 8), 'multiple': 4, **cms}}
+  values = {'family': 'hope_attention', 'V': 24, 'D': 8, 'N': 2, 'H': 2}
+  values |= {'F': 16, 'cms': {'periods': (4, 8), 'multiple': 4, **cms}}
   return nn.unbox(language_model.abstract_params(ModelConfig.from_dict(values)))
 
 

@@ -1,5 +1,6 @@
 """The optimiser that a config names: whom it updates, decays, and refuses."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -184,6 +185,7 @@ def test_large_gradients_are_clipped_to_the_norm():
   np.testing.assert_allclose(optax.global_norm(mu), 0.5, rtol=1e-5)
 
 
+@functools.cache
 def abstract_params(**fields):
   cfg = ModelConfig(D=16, H=2, F=48, N=3, **fields)
   model = language_model.LanguageModel(cfg)
