@@ -58,7 +58,14 @@ def test_questions_are_asked_before_and_after_each_night(
     return seen[-1]
 
   monkeypatch.setattr(nights.owners, 'night', watched)
+  put, whom = nights.quiz.dusk, []
+  monkeypatch.setattr(
+    nights.quiz, 'dusk', lambda who, *x: whom.append(who) or put(who, *x)
+  )
   nights.live(plan, tmp_path / 'life')
+  # what has been gathered since the last commit is known, too
+  for level in whom[0].state.levels.levels:
+    assert not np.asarray(level.count_B).any()
   params, dusk, woke = seen
   tools, names = plan.tools, ('ann', 'bob')
   context = readers.learned(tools.compute(params, dusk))
