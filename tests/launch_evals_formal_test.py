@@ -9,6 +9,7 @@ import pytest
 
 from nestax.launch.evals import entrants, formal, suite, trials
 from nestax.models import hope
+from nestax.models.memory import api, types
 
 WORDS = {
   'parity': lambda w: w.count('1') % 2 == 0,
@@ -121,10 +122,18 @@ def test_brackets_interleave():
 
 def test_hope_is_given_what_parity_needs_and_others_are_not():
   asked = suite.Asked(('hope', 'transformer'))
+  cells = [*formal.cells(formal.EVALUATION.options, asked)]
   found = {
     cell.model: cell.key['config']['memory']
-    for cell in formal.cells(formal.EVALUATION.options, asked)
+    for cell in cells
+    if cell.task == 'parity'
   }
+  counters = [
+    cell.task
+    for cell in cells
+    if cell.key['config']['memory']['objective'] == 'dot'
+  ]
+  assert counters == ['a^n b^n', 'a^n b^n c^n', 'shuffle-2']
   assert found['hope']['chunk_mem'] == 1 < 100 < found['hope']['chunk_rest']
   assert found['hope']['eta_max'] == 1.0
   options = formal.EVALUATION.options
@@ -141,6 +150,28 @@ def test_hope_is_given_what_parity_needs_and_others_are_not():
   assert found['transformer']['chunk_mem'] == 64
   paper = formal.EVALUATION.paper['Transformer']
   assert paper['parity bin 0'] == 46.4 and paper['shuffle-2 bin 1'] == 100
+
+
+def test_what_counts_takes_nothing_off_what_it_wrote():
+  # n times the same token: n times the same step
+  options = formal.EVALUATION.options
+  counts = formal.problem('a^n b^n', options)
+  cfg = entrants.config('hope', options.train.base(3), counts.own).memory
+  H, K, L = 2, 8, 150
+  keys = iter(jax.random.split(jax.random.key(0), 9))
+
+  def draw(*shape):
+    return jax.random.normal(next(keys), shape)
+
+  initial = {box: {'kernel': draw(H, K, K)} for box in cfg.boxes}
+  gate = {'kernel': draw(H, K), 'bias': np.zeros(H, np.float32)}
+  initial |= {'eta': gate, 'alpha': gate}
+  token = [np.broadcast_to(draw(1, 1, H, K), (1, L, H, K)) for _ in range(3)]
+  inputs = types.Inputs(*token, None, None)
+  _, o_1xLxHxK = api.run(cfg, initial, None, inputs)
+  step = np.diff(np.asarray(o_1xLxHxK, np.float64), axis=1)
+  assert np.abs(step[:, :1]).max() > 0.01
+  np.testing.assert_allclose(step, step[:, :1] + 0 * step, atol=3e-5)
 
 
 def test_lengths_that_do_not_fit_are_refused():
