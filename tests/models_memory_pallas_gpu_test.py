@@ -20,7 +20,7 @@ RULES = {
     'value_norm': False,
   },  # fmt: skip
   'dot': {'objective': 'dot', 'identity': ('k', 'mem')},
-  'one_slow_gate': {'adaptive': ('v', 'alpha')},
+  'one_slow_gate': {'adaptive': ('v', 'alpha'), 'identity': ('v', 'mem')},
   'mem_alone': {
     'adaptive': (),
     'identity': (),

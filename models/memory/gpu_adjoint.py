@@ -96,12 +96,10 @@ def through_errors(shape, decay, k, v, d_sides, d_targets) -> Tokens:
   d_k = d_at if cfg.objective == 'l2' else jnp.zeros_like(d_at)
   d_v = -d_at if cfg.generated else jnp.zeros_like(d_at)
   for box, d_rhs in d_targets:
-    of_value, of_key = gpu_tile.targets(cfg, box)
     d_target = eta * d_rhs
-    if of_value:
-      d_v = d_v + d_target
-      d_eta = d_eta + jnp.sum(d_target * v, axis=1)
-    if of_key:
+    d_v = d_v + d_target
+    d_eta = d_eta + jnp.sum(d_target * v, axis=1)
+    if gpu_tile.takes_key(cfg, box):
       d_k = d_k - d_target
       d_eta = d_eta - jnp.sum(d_target * k, axis=1)
   zero = jnp.zeros_like(d_eta)

@@ -42,7 +42,7 @@ class Linked(NamedTuple):
 
 def link(shape: Shape, save: bool, slow, stream, walked) -> Linked:
   """Of all chunks; G only where `slow` holds values of `mem`."""
-  W = slow.folded.get('mem')
+  W = slow.maps.get('mem')
   B, H = stream.query.shape[0], stream.query.shape[2]
   make, C, K = array(shape, B, H), shape.C, shape.K
   walked = walked._replace(D=None, D_gates=None, Z=None, Z_gates=None)
@@ -80,8 +80,7 @@ def _link_kernel(shape: Shape, W, stream, walked, linked):
   if W is None:
     return
   write = dots.nt(side.lw, W[h, :, :])
-  target = gpu_tile.target(cfg, 'mem', k, v, decay.eta)
-  write = write if target is None else write + target
+  write = write + gpu_tile.target(cfg, 'mem', k, v, decay.eta)
   put(linked.G, at, dots.tn(write, turned_k))
 
 

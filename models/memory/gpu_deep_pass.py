@@ -93,7 +93,7 @@ def forward(shape: Shape, save: bool, given: Given, stream: Stream):
     boundary = _join(shape, boundary, boundary_mem)
   saved = None
   if save:
-    slow = slow._replace(folded={})
+    slow = slow._replace(maps={})
     linked = gpu_carry.link(over, save, slow, stream, walked)
     saved = Saved(walked, linked, written)
   return (boundary, _join(shape, running, mem), out), saved

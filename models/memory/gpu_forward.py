@@ -67,22 +67,21 @@ def output(shape: Shape, save: bool, slow, stream, walked, D):
   walked = walked._replace(D=None, D_gates=None, Z=None, Z_gates=None)
   return call(
     _output_kernel, shape, (groups(shape), H, B),
-    (slow.maps['mem'], slow.folded['mem'], stream, walked, D),
+    (slow.maps['mem'], stream, walked, D),
     (jax.ShapeDtypeStruct(stream.query.shape, jnp.float32), Z),
     'memory_output', WARPS, STAGES,
   )  # fmt: skip
 
 
-def _output_kernel(shape: Shape, W, folded, stream, walked, D_ref, out, Z_ref):
+def _output_kernel(shape: Shape, W, stream, walked, D_ref, out, Z_ref):
   h = pl.program_id(1)
-  # read once: they stay in shared memory
-  slow = W[h, :, :], folded[h, :, :]
+  W = W[h, :, :]  # read once: it stays in shared memory
   refs = stream, walked, D_ref, out, Z_ref
-  over_group(shape, lambda at, _: _output_chunk(shape, slow, refs, at))
+  over_group(shape, lambda at, _: _output_chunk(shape, W, refs, at))
 
 
-def _output_chunk(shape: Shape, slow, refs, at):
-  cfg, dots, (W, folded) = shape.cfg, shape.dots, slow
+def _output_chunk(shape: Shape, W, refs, at):
+  cfg, dots = shape.cfg, shape.dots
   stream, walked, D_ref, out, Z_ref = refs
   b, h, i = at
   marks = marks_of(stream, at)
@@ -91,7 +90,7 @@ def _output_chunk(shape: Shape, slow, refs, at):
   D = D_ref[b, h, i]
   Z = None
   if Z_ref is not None or cfg.read == 'token':
-    Z = _written(shape, folded, D, walked, decay, at)
+    Z = _written(shape, W, D, walked, decay, at)
   if Z_ref is not None:
     put(Z_ref, at, Z)
   query = tokens_of(shape, stream.query, at).astype(jnp.float32)
@@ -105,14 +104,13 @@ def _output_chunk(shape: Shape, slow, refs, at):
   put_tokens(shape, out, at, y + q if 'mem' in cfg.identity else y)
 
 
-def _written(shape: Shape, folded_KxK, D_KxK, walked, decay, at):
+def _written(shape: Shape, W_KxK, D_KxK, walked, decay, at):
   """What the chunk's tokens write into `mem`, `[C, K]`."""
   cfg, dots = shape.cfg, shape.dots
   b, h, i = at
   k, v = (x[b, h, i].astype(jnp.float32) for x in (walked.k, walked.v))
   side = gpu_tile.sides(cfg, dots, k, v, decay)
-  rhs = dots.nt(side.lw, folded_KxK) + dots.nt(side.ld, D_KxK)
-  target = gpu_tile.target(cfg, 'mem', k, v, decay.eta)
-  rhs = rhs if target is None else rhs + target
+  rhs = dots.nt(side.lw, W_KxK) + dots.nt(side.ld, D_KxK)
+  rhs = rhs + gpu_tile.target(cfg, 'mem', k, v, decay.eta)
   Z = dots.nn(walked.T[b, h, i], rhs) if cfg.delta else rhs
   return Z.astype(shape.dtype)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from nestax.models.memory import gpu_tile
 from nestax.models.memory.gpu_gates import Gates, Marks
 from nestax.models.memory.gpu_tile import COLUMNS, Dots
 from nestax.models.memory.types import GATES, MemoryConfig
@@ -78,7 +77,6 @@ class Slow(NamedTuple):
   """Slow values as the kernels take them, maps in the matmuls' dtype."""
 
   maps: dict[str, jax.Array]  # [H, K, K]
-  folded: dict[str, jax.Array]  # ones added where targets are points
   gates: jax.Array | None  # of gates that are memories, [H, K, COLUMNS]
   rows: jax.Array  # both gates', [H, K, COLUMNS] float32
   biases: jax.Array  # [H, 2]
@@ -115,18 +113,14 @@ def _columns(rows):
 
 
 def lay(shape: Shape, given: Given) -> Slow:
-  cfg, slow = shape.cfg, apart(shape, given.stack)
-  maps = slow.maps | {'mem': slow.mem}
-  one = jnp.eye(shape.K, dtype=given.stack.dtype)[None]
-  folded = {
-    box: w + one if gpu_tile.at_point(cfg, box) else w
-    for box, w in maps.items()
-  }
-  maps, folded, gates = jax.tree.map(
-    lambda w: w.astype(shape.dtype), (maps, folded, slow.gates)
+  slow = apart(shape, given.stack)
+  # without their identity: ones on the diagonal would round what is beside them
+  maps, gates = jax.tree.map(
+    lambda w: w.astype(shape.dtype),
+    (slow.maps | {'mem': slow.mem}, slow.gates),
   )
   rows = _columns([given.rows[:, j] for j in range(len(GATES))])
-  return Slow(maps, folded, gates, rows, given.biases)
+  return Slow(maps, gates, rows, given.biases)
 
 
 def array(shape: Shape, B: int, H: int):

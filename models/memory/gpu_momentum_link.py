@@ -50,7 +50,7 @@ def link(shape: Shape, save: bool, slow, stream, walked):
   )
   return call(
     _link_kernel, shape, (shape.n, H, B),
-    (slow.folded['mem'], stream, walked._replace(start=None)),
+    (slow.maps['mem'], stream, walked._replace(start=None)),
     (outs, (make(K, K), make(K, K))), 'memory_momentum_link', WARPS, 1,
   )  # fmt: skip
 
@@ -74,8 +74,7 @@ def _link_kernel(shape: Shape, W, stream, walked, linked, adds):
     ref[b, h, i] = x
   k, v = chunk.k.astype(jnp.float32), chunk.v.astype(jnp.float32)
   write = dots.nt(side.lw, W[h, :, :])
-  target = gpu_tile.target(cfg, 'mem', k, v, chunk.decay.eta)
-  write = write if target is None else write + target
+  write = write + gpu_tile.target(cfg, 'mem', k, v, chunk.decay.eta)
   put(adds[0], at, dots.tn(write, ku))
   put(adds[1], at, dots.tn(write, side.kb))
   if linked.X is not None:

@@ -52,24 +52,23 @@ def output(shape: Shape, save: bool, slow, stream, walked, both):
   B, _, H, K = stream.query.shape
   return call(
     _output_kernel, shape, (H, B, shape.n),
-    (slow.maps['mem'], slow.folded['mem'], stream,
-     walked._replace(start=None), both),
+    (slow.maps['mem'], stream, walked._replace(start=None), both),
     (jax.ShapeDtypeStruct(stream.query.shape, jnp.float32),
      steps_of(shape, B, H) if save else None),
     'memory_momentum_output', WARPS, 1,
   )  # fmt: skip
 
 
-def _output_kernel(shape: Shape, W, folded, stream, walked, both, out, saved):
+def _output_kernel(shape: Shape, W, stream, walked, both, out, saved):
   cfg, dots = shape.cfg, shape.dots
   h, b, i = (pl.program_id(axis) for axis in range(3))
   at = b, h, i
-  W, folded = W[h, :, :], folded[h, :, :]
+  W = W[h, :, :]
   chunk = gpu_momentum.here(shape, stream, walked, at)
   D, S = (ref[b, h, i] for ref in both)
   steps = None
   if saved is not None or cfg.read == 'token':
-    steps = _written(shape, folded, D, S, walked, chunk, at)
+    steps = _written(shape, W, D, S, walked, chunk, at)
   if saved is not None:
     jax.tree.map(lambda ref, x: put(ref, at, x), saved, steps)
   query = tokens_of(shape, stream.query, at).astype(jnp.float32)
@@ -88,15 +87,15 @@ def _output_kernel(shape: Shape, W, folded, stream, walked, both, out, saved):
   put_tokens(shape, out, at, y + q if 'mem' in cfg.identity else y)
 
 
-def _written(shape: Shape, folded, D, S, walked, chunk, at) -> Steps:
+def _written(shape: Shape, W, D, S, walked, chunk, at) -> Steps:
   """Rows are tokens."""
   cfg, dots = shape.cfg, shape.dots
   b, h, i = at
   k, v = chunk.k.astype(jnp.float32), chunk.v.astype(jnp.float32)
   side = gpu_momentum.sides(cfg, dots, k, v, chunk.decay, chunk.push)
-  U = dots.nt(side.lw, folded) + dots.nt(side.alive_lw, D)
-  target = gpu_tile.target(cfg, 'mem', k, v, chunk.decay.eta)
-  U = (U if target is None else U + target).astype(shape.dtype)
+  U = dots.nt(side.lw, W) + dots.nt(side.alive_lw, D)
+  U = U + gpu_tile.target(cfg, 'mem', k, v, chunk.decay.eta)
+  U = U.astype(shape.dtype)
   if not cfg.delta:
     return Steps(U, None)
   P = system_P(shape, chunk, walked.A_p[b, h, i])

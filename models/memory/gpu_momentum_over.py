@@ -199,13 +199,16 @@ def _put_sums(shape: Shape, slow, walked, sums: Sums, at, box, d) -> None:
   D, S = (_of(x, box)[b, h, i] for x in walked.start)
   E, F = (x.astype(shape.dtype) for x in d)
   gates = box == 'gates'
-  W = slow.gates[h, :, :] if gates else slow.folded[box][h, :, :]
+  W = slow.gates[h, :, :] if gates else slow.maps[box][h, :, :]
   # of gates, a memory is a column
   product = dots.nt if gates else dots.tn
   N, N_S = product(D, E), product(S, E)
   sums.kept[b, h], sums.c[b, h] = _trace(N), _trace(N_S)
   sums.b[b, h] = jnp.sum(d[1] * S.astype(jnp.float32))
   of_E, of_F, Q = product(W, E), product(W, F), product(D, F)
+  if not gates:
+    # of the map's identity, see `gpu_tile.at_point`
+    of_E, of_F = of_E + E.astype(jnp.float32), of_F + F.astype(jnp.float32)
   if sums.Q is None:
     tiles = N, N_S, of_E + N, of_F + Q
   else:

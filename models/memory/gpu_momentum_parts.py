@@ -14,7 +14,6 @@ from nestax.models.memory import (
   gpu_momentum,
   gpu_momentum_adjoint,
   gpu_steps,
-  gpu_tile,
 )
 from nestax.models.memory.gpu_layout import Shape, array, call, put
 from nestax.models.memory.gpu_momentum_adjoint import (
@@ -52,15 +51,15 @@ def parts(shape: Shape, slow, stream, saved, read, d_both):
   count = gpu_momentum_adjoint.pieces(shape)
   return call(
     _parts_kernel, shape, (H, B, count * shape.n),
-    (slow.folded['mem'], stream, saved, read, d_both),
+    (slow.maps['mem'], stream, saved, read, d_both),
     (pieces_of(shape, B, H), array(shape, B, H)(shape.C, shape.K)),
     'memory_momentum_parts', WARPS, 1,
   )  # fmt: skip
 
 
-def _parts_kernel(shape: Shape, folded, stream, saved, read, d_both, parts,
+def _parts_kernel(shape: Shape, W, stream, saved, read, d_both, parts,
                   d_U_ref):  # fmt: skip
-  refs = folded, stream, saved, read, d_both, parts, d_U_ref
+  refs = W, stream, saved, read, d_both, parts, d_U_ref
   finds = (_by_written, _by_system)[: gpu_momentum_adjoint.pieces(shape)]
   gpu_steps.each_chunk(*(functools.partial(f, shape, refs) for f in finds))
 
@@ -74,7 +73,7 @@ def _of_steps(dots, found, *by_end):
 
 
 def _by_written(shape: Shape, refs, at):
-  folded, stream, (walked, both, steps), read, d_both, parts, d_U_ref = refs
+  W, stream, (walked, both, steps), read, d_both, parts, d_U_ref = refs
   cfg, dots, (b, h, i) = shape.cfg, shape.dots, at
   chunk = gpu_momentum.here(shape, stream, walked, at)
   D, S = (ref[at] for ref in both)
@@ -94,11 +93,8 @@ def _by_written(shape: Shape, refs, at):
 
   def of_lw():
     d_lw = gpu_adjoint.alive_only(chunk.decay, dots.nn(d_U, D))
-    return d_lw + dots.nn(d_U, folded[h, :, :])
+    return d_lw + dots.nn(d_U, W[h, :, :])
 
-  target = None
-  if any(gpu_tile.targets(cfg, 'mem')):
-    target = lambda: d_U.astype(jnp.float32)  # noqa: E731
   piece = gpu_momentum_adjoint.through_written(
     shape,
     chunk,
@@ -108,7 +104,7 @@ def _by_written(shape: Shape, refs, at):
       of_P,
       lambda: dots.nn(U, F),
       of_lw,
-      target,
+      lambda: d_U.astype(jnp.float32),
       jnp.sum(wide_E * wide_D),
       jnp.sum(wide_E * wide_S),
       jnp.sum(wide_F * wide_S),

@@ -175,10 +175,10 @@ def _write_kernel(shape: Shape, step, slow, stream, start, walked, end):
     A_D = dots.tn(side.ld, turned_k).astype(dots.dtype)
     A_S = dots.tn(side.ls, turned_k).astype(dots.dtype)
 
-  def write(D_ref, S_ref, ends, W, map_, turn):
+  def write(D_ref, S_ref, ends, W, map_, turn, errors=None):
     D, S = D_ref[b, h, :, :], S_ref[b, h, :, :]
     U = map_(W, side.lw) + map_(D, side.alive_lw)
-    U = U.astype(dots.dtype)
+    U = (U if errors is None else U + errors).astype(dots.dtype)
     new = decay.kept * D + push.c_end * S + turn(U, ku)
     if A_D is not None:
       new = new + turn(D, A_D) + turn(S, A_S)
@@ -195,5 +195,6 @@ def _write_kernel(shape: Shape, step, slow, stream, start, walked, end):
   for box in shape.carried:
     write(
       both.D.maps[box], both.S.maps[box], [x.maps[box] for x in end[0]],
-      slow.folded[box][h, :, :], dots.nt, dots.nn,
+      slow.maps[box][h, :, :], dots.nt, dots.nn,
+      gpu_tile.turned_round(dots, side.lw),
     )  # fmt: skip

@@ -104,7 +104,7 @@ def parts(shape: Shape, slow, stream, saved, d_rhs, d_mem, d_out):
   saved = saved._replace(walked=walked)
   return call(
     _parts_kernel, shape, (shape.n, H, B),
-    (slow.maps['mem'], slow.folded['mem'], stream, saved, d_rhs, d_mem, d_out),
+    (slow.maps['mem'], stream, saved, d_rhs, d_mem, d_out),
     (Parts(make(C, K), make(C, K), make(3, C, dtype='float32')),
      jax.ShapeDtypeStruct(stream.query.shape, stream.query.dtype),
      make(C, K)),
@@ -112,7 +112,7 @@ def parts(shape: Shape, slow, stream, saved, d_rhs, d_mem, d_out):
   )  # fmt: skip
 
 
-def _parts_kernel(shape: Shape, W, folded, stream, saved, d_rhs_ref, d_mem_ref,
+def _parts_kernel(shape: Shape, W, stream, saved, d_rhs_ref, d_mem_ref,
                   d_out_ref, parts, d_query, d_rhs_all):  # fmt: skip
   i, h, b = (pl.program_id(axis) for axis in range(3))
   at = b, h, i
@@ -140,7 +140,7 @@ def _parts_kernel(shape: Shape, W, folded, stream, saved, d_rhs_ref, d_mem_ref,
   d_ld = dots.nn(d_rhs, D)
   tokens = tokens + gpu_adjoint.through_system(shape, decay, k, d_ld)
   d_sides = gpu_adjoint.alive_only(decay, d_ld)
-  d_sides = d_sides + dots.nn(d_rhs, folded[h, :, :])
+  d_sides = d_sides + dots.nn(d_rhs, W[h, :, :])
   tokens = tokens + gpu_adjoint.through_errors(
     shape, decay, k, v, d_sides, [('mem', d_rhs)]
   )

@@ -99,6 +99,13 @@ def settled(dots: Dots, x):
   return dots.nn(x, one)
 
 
+def turned_round(dots: Dots, x, zero=0):
+  """`x^T`, by a matmul with ones on the diagonal; `zero` as in `inverse`."""
+  n = x.shape[1]
+  one = jnp.where(iota((n, n), 0) + zero == iota((n, n), 1), 1.0, 0.0)
+  return dots.nt(one, x)
+
+
 def column(x, j: int):
   """Column j of a narrow tile, as a vector."""
   return jnp.sum(jnp.where(iota(x.shape, 1) == j, x, 0.0), axis=1)
@@ -132,19 +139,14 @@ def at_point(cfg, box) -> bool:
   return cfg.objective == 'l2' and cfg.generated and box in cfg.identity
 
 
-def targets(cfg, box) -> tuple[bool, bool]:
-  """Whether a map's target holds the value, the key (its sign turned)."""
-  if at_point(cfg, box):
-    return False, False
-  return True, cfg.objective == 'l2' and box in cfg.identity
+def takes_key(cfg, box) -> bool:
+  """Whether a map's target holds, besides the value, the key turned round."""
+  return cfg.objective == 'l2' and box in cfg.identity
 
 
 def target(cfg, box, k, v, eta):
-  """What the target adds to `rhs^T`, `[C, K]`; None: nothing."""
-  of_value, of_key = targets(cfg, box)
-  if not of_value:
-    return None
-  return eta[:, None] * (v - k if of_key else v)
+  """What the target adds to `rhs^T`, `[C, K]`."""
+  return eta[:, None] * (v - k if takes_key(cfg, box) else v)
 
 
 def inverse(dots: Dots, L_CxC, zero):

@@ -93,14 +93,14 @@ def _turn_kernel(shape: Shape, slow, stream, walked, linked, parts, d_end,
     return jax.lax.cond(stream.filled[b, 0] == stop, add, lambda E: E, E)
 
   # read once, to stay in shared memory, where there is room
-  folded = None
+  maps = None
   if shape.K <= NARROW:
-    folded = {box: slow.folded[box][h, :, :] for box in shape.carried}
+    maps = {box: slow.maps[box][h, :, :] for box in shape.carried}
 
   def chunk(back, E):
     i = shape.n - 1 - back
     at = anchored(zeros, b, h, i)
-    return _chunk(shape, refs, at, reached(i + 1, E), folded)
+    return _chunk(shape, refs, at, reached(i + 1, E), maps)
 
   E = jax.tree.map(lambda ref: ref[b, h, :, :], d_end)
   E = reached(0, jax.lax.fori_loop(0, shape.n, chunk, E))
@@ -111,7 +111,7 @@ def _write(ref, place, x):
   ref[(*place, slice(None), slice(None))] = x
 
 
-def _chunk(shape: Shape, refs, at, E: Fast, folded) -> Fast:
+def _chunk(shape: Shape, refs, at, E: Fast, slow_maps) -> Fast:
   """From the gradients after chunk `at` to those before it."""
   slow, stream, walked, linked, parts, turned = refs
   b, h, i = at
@@ -123,7 +123,7 @@ def _chunk(shape: Shape, refs, at, E: Fast, folded) -> Fast:
   k, v = walked.k[b, h, i], walked.v[b, h, i]
   tokens = gpu_adjoint.none(shape)
   if not shape.free:
-    E, reached = _over(shape, refs, decay, at, E, narrow, folded)
+    E, reached = _over(shape, refs, decay, at, E, narrow, slow_maps)
     tokens = _tokens(shape, refs, decay, at, k, v, reached)
   d_k, d_v = (x[b, h, i].astype(jnp.float32) for x in (parts.k, parts.v))
   rows = [parts.scalars[b, h, i, j, :] for j in range(3)]
@@ -148,13 +148,13 @@ def finish(shape: Shape, turned, at, tokens, gate, k, v, k_norm, v_norm):
   return d_k, d_v, d_logits
 
 
-def _over(shape: Shape, refs, decay, at, E: Fast, narrow: Fast, folded):
+def _over(shape: Shape, refs, decay, at, E: Fast, narrow: Fast, slow_maps):
   """Through the memories, one after the other: a memory's tiles are many.
 
   Returns:
     (of the fast parts before the chunk by those after; what reaches the tokens:
-    of what is kept, of the keys that are written, of ld, of lw and of each
-    memory's `rhs^T`).
+    of what is kept, of the keys that are written, of ld, of lw and of the
+    `rhs^T` of memories whose target is not the point).
   """
   dots, (slow, _, walked, linked, *_) = shape.dots, refs
   b, h, i = at
@@ -169,8 +169,10 @@ def _over(shape: Shape, refs, decay, at, E: Fast, narrow: Fast, folded):
     d_rhs[box] = dots.nt(turned_k, d_narrow)
     maps[box] = decay.kept * d + dots.nt(d_narrow, linked.A[b, h, i])
     d_ld = d_ld + dots.nn(d_rhs[box], D)
-    W = folded[box] if folded else slow.folded[box][h, :, :]
+    W = slow_maps[box] if slow_maps else slow.maps[box][h, :, :]
     d_lw = d_lw + dots.nn(d_rhs[box], W)
+    if gpu_tile.at_point(shape.cfg, box):
+      d_lw = d_lw + d_rhs.pop(box)
   if E.gates is not None:
     D = walked.D_gates[b, h, i]
     d_kept = d_kept + jnp.sum(E.gates * D.astype(jnp.float32))

@@ -181,7 +181,7 @@ def _chunk(shape: Shape, refs, at, D: Fast, zero=0) -> Fast:
     gates = decay.kept * D.gates + dots.tn(side.last_k, Z)
   maps = {}
   for box in shape.carried:
-    rhs = _right_side(shape, box, slow, D, k, v, decay, side, h)
+    rhs = _right_side(shape, box, slow, D, k, v, decay, side, h, zero)
     Z = (rhs if T is None else dots.nt(rhs, T)).astype(dots.dtype)
     if walked.Z is not None:
       put(walked.Z[box], at, Z)
@@ -189,15 +189,12 @@ def _chunk(shape: Shape, refs, at, D: Fast, zero=0) -> Fast:
   return Fast(maps, gates, None)
 
 
-def _right_side(shape, box, slow, D, k, v, decay, side, h):
+def _right_side(shape, box, slow, D, k, v, decay, side, h, zero):
   """Of the system of one memory, `[K, C]`."""
-  dots = shape.dots
-  rhs = dots.nt(slow.folded[box][h, :, :], side.lw)
+  cfg, dots = shape.cfg, shape.dots
+  rhs = dots.nt(slow.maps[box][h, :, :], side.lw)
   rhs = rhs + dots.nt(D.maps[box], side.ld)
-  target = gpu_tile.target(shape.cfg, box, k, v, decay.eta)
-  if target is None:
-    return rhs
-  # turned round by a matmul with ones on the diagonal
-  row, column = (gpu_gates.iota((shape.K, shape.K), axis) for axis in (0, 1))
-  one = jnp.where(row == column, 1.0, 0.0)
-  return rhs + dots.nt(one, target)
+  if gpu_tile.at_point(cfg, box):
+    return rhs + gpu_tile.turned_round(dots, side.lw, zero)
+  target = gpu_tile.target(cfg, box, k, v, decay.eta)
+  return rhs + gpu_tile.turned_round(dots, target, zero)
