@@ -79,7 +79,8 @@ def _by_output_chunk(shape: Shape, refs, at):
   qk = gpu_gates.within(gate, marks) * dots.nt(q, side.k)
   d_rhs = dots.tn(qk, d_out)
   if cfg.delta:
-    d_rhs = dots.tn(walked.T[b, h, i], d_rhs)
+    # all gradients come by way of it: rounded once, at last
+    d_rhs = dots.tn_wide(walked.T[b, h, i], d_rhs)
   d_rhs = d_rhs.astype(shape.dtype)
   put(d_rhs_ref, at, d_rhs)
   d_read = dots.tn(d_out, decay.g[:, None] * q)

@@ -56,6 +56,13 @@ class Dots(NamedTuple):
     """`a^T b`."""
     return self._dot(a, b, ((0,), (0,)))
 
+  def tn_wide(self, a, b):
+    """`a^T b`, b float32 and not rounded."""
+    if self.dtype == jnp.float32:
+      return self.tn(a, b)
+    high = b.astype(self.dtype)
+    return self.tn(a, high) + self.tn(a, b - high.astype(jnp.float32))
+
   def exact(self, x, w):
     """`x w`, exact to about 1e-5 whatever the dtype."""
     if self.dtype == jnp.float32:
