@@ -125,3 +125,21 @@ def test_a_tokenizer_that_puts_spaces_is_given_none():
   assert {'In', 'Rome', 'Oslo', 'So', 'what'} == set(seen)
   (part,) = parts
   assert part.sheet.count == 2 and np.isclose(part.sheet.chance, 0.25)
+
+
+def test_slots_of_ones_own_are_asked_of_their_owner():
+  made = cases.made(scope='owner')
+  cfg = made.model.cfg
+  state = language_model.init_state(cfg, 2, 8)
+  owned = [
+    slots._replace(active_S=slots.active_S.at[:, 1].set(float(i)))
+    for i, slots in enumerate(state.owned)
+  ]
+  state = state._replace(owned=tuple(owned))
+  asking = quiz.Who(cfg, READER, made.params, state, ('ann', 'bob'))
+  put = quiz.parts(
+    made.tokenizer, [ask('z', name, name) for name in ('ann', 'bob')]
+  )
+  assert quiz.morning(asking, put).right == {'ann': 0.0, 'bob': 1.0}
+  (_, off) = quiz.without(asking, put, (), [0, 1])
+  assert off.right == {'ann': 0.0, 'bob': 0.0}
