@@ -78,7 +78,8 @@ def test_console_scripts_import():
   # of them import is imported once
   scripts = pairs(setup_cfg()['options.entry_points']['console_scripts'])
   assert scripts
-  code = 'import os, sys, grain, jax, flax.linen, orbax.checkpoint, optax\n'
+  code = 'import os\nimport nestax.launch.run, nestax.launch.trained\n'
+  code += 'import nestax.sleep.tools\n'
   for target in scripts.values():
     module, function = target.split(':')
     code += (
