@@ -297,7 +297,9 @@ def test_outer_gradients_are_those_of_the_transcription(name, differentiate):
     assert np.abs(leaf).reshape(len(leaf), -1).max(1).min() > 1e-4
 
 
-@pytest.mark.parametrize('periods', [(2,), (2, 8)])
+@pytest.mark.parametrize(
+  'periods', [pytest.param((2,), marks=pytest.mark.slow), (2, 8)]
+)
 def test_by_groups_what_is_kept_grows_as_the_root_of_the_chunks(periods):
   cfg, rows, K = StreamConfig(periods, UpdateConfig(), 'full'), 16, len(periods)
 

@@ -118,7 +118,7 @@ def test_a_reset_forgets(name):
   _, got = apply(name, None, tokens(), reset)
   # the document first: what follows it changes nothing that is read of it
   _, want = apply(name, None, jnp.roll(tokens(), -8, axis=1))
-  close(got[:, 8:], want[:, :-8])
+  close(got[:, 8:], want[:, :-8], 3e-5)
   _, carried = apply(name, None, tokens())
   assert np.abs(carried[:, 8:] - want[:, :-8]).max() > 1e-3
 
@@ -210,13 +210,12 @@ def test_unrolled_blocks_change_no_value(name, remat):
       )(params)
 
     text = grad.lower(nn.unbox(boxed)).as_text()
-    return grad(nn.unbox(boxed)), text.count('stablehlo.while')
+    return lambda: grad(nn.unbox(boxed)), text.count('stablehlo.while')
 
-  (want, loops), (two, _), (all_, none) = map(grads, (1, 2, 9))
+  (want, loops), (two, some), (_, none) = map(grads, (1, 2, 9))
   if name == 'transformer':  # the others have loops of their own
-    assert none <= loops - 2, 'forward and back'
-  jax.tree.map(lambda a, b: close(a, b, 1e-4), two, want)
-  jax.tree.map(lambda a, b: close(a, b, 1e-4), all_, want)
+    assert none <= loops - 2 and none < some, 'forward and back'
+  jax.tree.map(lambda a, b: close(a, b, 1e-4), two(), want())
 
 
 def test_kernels_results_are_kept_if_asked_for():
