@@ -16,6 +16,7 @@ TINY = [
   'model.memory.chunk_rest=8',
   'model.cms.periods=(8,)',
   'mesh.data=1',
+  'optimizer=adamw',
 ]
 
 

@@ -63,7 +63,7 @@ SLOW = (
   'one_chunk', 'rest_slower', 'deep_rest', 'unbounded', 'deep_boundary_read',
   'anchor_zero', 'slow_gates', 'no_remat', 'running_dot', 'no_momentum',
   'deep_mem', 'boundary_read', 'adaptive_q', 'dot', 'no_retention',
-  'plain_keys',
+  'plain_keys', 'no_momentum', 'titans',
 )  # fmt: skip
 
 
