@@ -8,6 +8,7 @@ import memory_cases as cases
 import pytest
 
 from nestax.models.memory import api, gpu_turn, pallas_gpu
+from nestax.models.memory.gpu_tile import Dots
 from nestax.models.memory.types import MemoryConfig, init_state
 
 C = 16
@@ -307,3 +308,12 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
   assert caplog.text.count('lax.scan') == 2
   assert 'two-layer' in caplog.text
   assert "capability '8.6'" in caplog.text
+
+
+def test_a_wide_side_is_not_rounded():
+  dots = Dots(jnp.dtype('bfloat16'), True)
+  a, b = jax.random.normal(jax.random.key(0), (2, 32, 16))
+  a = a.astype(jnp.bfloat16)
+  want = jnp.matmul(a.T.astype(jnp.float32), b, precision='highest')
+  error = jnp.linalg.norm(dots.tn_wide(a, b) - want) / jnp.linalg.norm(want)
+  assert error < 2e-5 < 1e-3 < jnp.linalg.norm(dots.tn(a, b) - want)
