@@ -294,7 +294,8 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
       api.run(cfg, initial, None, inputs)
     cfg = rule(momentum=True)
     initial = cases.initial_values(cfg, jnp.float32)
-    api.run(cfg, initial, None, cases.inputs(cfg, jnp.float32))
+    momenta = initial, None, cases.inputs(cfg, jnp.float32)
+    api.run(cfg, *momenta)
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.6')
     initial = cases.initial_values(rule(), jnp.float32)
     api.run(rule(), initial, None, inputs)
@@ -304,6 +305,9 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
     inputs = cases.inputs(cfg, jnp.bfloat16)
     initial = cases.initial_values(cfg, jnp.float32)
     api.run(cfg, initial, None, inputs, dtype=jnp.bfloat16)
+    # put on the machine's CPU it is scanned, which is no news
+    with jax.default_device(jax.devices('cpu')[0]):
+      api.run(rule(momentum=True), *momenta)
   assert calls == [(1, False), (1, True), (1, False)]
   assert caplog.text.count('lax.scan') == 2
   assert 'two-layer' in caplog.text

@@ -41,7 +41,7 @@ def _by_token(cfg: MemoryConfig, initial, state, inputs: Inputs):
 
 def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   """The faster of the implementations by chunks that fit."""
-  if jax.default_backend() not in ('tpu', 'gpu'):
+  if _platform() not in ('tpu', 'gpu'):
     return 'scan'
   kernels = _kernels()
   size = cfg.chunks[0], inputs.query.shape[-1], dtype
@@ -57,7 +57,14 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
 
 def _kernels():
   """Those of the machine; a TPU's where neither is, to be interpreted."""
-  return pallas_gpu if jax.default_backend() == 'gpu' else pallas_tpu
+  return pallas_gpu if _platform() == 'gpu' else pallas_tpu
+
+
+def _platform() -> str:
+  """Of JAX's default device; else its default backend."""
+  device = jax.config.jax_default_device
+  name = getattr(device, 'platform', device) or jax.default_backend()
+  return 'gpu' if name in ('cuda', 'rocm') else name
 
 
 @functools.cache
