@@ -34,6 +34,7 @@ MANY = 15_000
 FIRST = (
   'notebooks_', 'models_active', 'models_memory_scan', 'launch_resume',
   'models_memory_pallas_gpu', 'models_language_model', 'launch_nights',
+  'cms_stream', 'sleep_reader', 'launch_sleep_', 'launch_evals_levels',
 )  # fmt: skip
 
 
