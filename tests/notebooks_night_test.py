@@ -9,10 +9,29 @@ import pytest
 pytestmark = pytest.mark.source
 
 
-def test_the_night_of_sleep_keeps_the_days_and_the_core(tmp_path, monkeypatch):
+CHANGES = (
+  ("'N': 2, 'H': 2}", "'N': 1, 'H': 2}"),
+  # compiles in half the time
+  (
+    "config.name = 'sleeper'",
+    "config.name, config.optimizer = 'sleeper', 'adamw'",
+  ),
+)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    pytest.param(CHANGES, id='one block'),
+    pytest.param((), id='as it stands', marks=pytest.mark.slow),
+  ],
+)
+def test_the_night_of_sleep_keeps_the_days_and_the_core(
+  changes, tmp_path, monkeypatch
+):
   for name, value in launch_cases.QUICK.items():
     monkeypatch.setenv(name, value)
-  cases.execute('a_night_of_sleep.ipynb', tmp_path)
+  cases.execute('a_night_of_sleep.ipynb', tmp_path, *changes)
 
   lines = (tmp_path / 'runs/sleep/life/night.jsonl').read_text().splitlines()
   before, monday, tuesday = map(json.loads, lines)
