@@ -20,7 +20,9 @@ def test_the_quickstart_notebook_runs(tmp_path, monkeypatch):
   )
   for name, value in launch_cases.QUICK.items():
     monkeypatch.setenv(name, value)
-  cases.execute('quickstart.ipynb', tmp_path, changes)
+  fewer = ('[table() for _ in range(64)]', '[table() for _ in range(8)]')
+  shorter = ('prompt, 300, how', 'prompt, 30, how')
+  cases.execute('quickstart.ipynb', tmp_path, changes, fewer, shorter)
   numbers = json.loads((tmp_path / 'runs/notebook/memory.json').read_text())
   assert numbers['bits_per_byte'] < 6
   assert len(numbers['carried']) == 3 and numbers['gain_error'] > 0
