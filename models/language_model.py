@@ -175,6 +175,14 @@ def _head(cfg: ModelConfig):
   return lambda params, x: model.apply({'params': params}, x, method='logits')
 
 
+def init_mixers(cfg: ModelConfig, batch: int, length: int):
+  """What the mixers alone carry: `blocks` of `init_state`, same arguments."""
+  one = blocks.init_state(cfg, batch, length)
+  return jax.tree.map(
+    lambda x: jnp.broadcast_to(x[None], (cfg.N, *x.shape)), one
+  )
+
+
 def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
   """State of `batch` fresh sequences.
 
@@ -184,10 +192,7 @@ def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
     length: tokens that attention must be able to look back on; a memory
       needs none of it.
   """
-  one = blocks.init_state(cfg, batch, length)
-  mixers = jax.tree.map(
-    lambda x: jnp.broadcast_to(x[None], (cfg.N, *x.shape)), one
-  )
+  mixers = init_mixers(cfg, batch, length)
   owned = level_state.init_owned(cfg, batch)
   if not cfg.stream:
     return ModelState(mixers, None, owned)

@@ -67,7 +67,8 @@ def of_model(cfg: ModelConfig, allowed_V=None) -> Reader:
         )
     if not length:
       return Rows(None, context)
-    return Rows(language_model.init_state(cfg, rows, length).blocks, context)
+    # no levels of every row, which would be as many models
+    return Rows(language_model.init_mixers(cfg, rows, length), context)
 
   def read(params, state, tokens_BxL, length_B=None):
     mixers, logits_BxLxV = _read(cfg, params, state, tokens_BxL, length_B)

@@ -95,6 +95,16 @@ def test_rows_that_owners_cannot_share_are_refused():
     readers.of_model(cfg).fresh(readers.learned(day), 4, 8)
 
 
+def test_fresh_rows_have_mixers_and_no_levels_of_their_own(monkeypatch):
+  cfg = cases.config('hope_attention', blocks='all')
+  want = language_model.init_state(cfg, 4, 8).blocks
+  written = readers.learned(cases.day(cfg, 1))
+  monkeypatch.setattr(language_model.level_state, 'init_state', None)
+  rows = readers.of_model(cfg).fresh(written, 4, 8)
+  assert rows.written is written
+  jax.tree.map(np.testing.assert_array_equal, rows.mixers, want)
+
+
 def test_ids_that_are_not_allowed_are_never_said():
   cfg = cases.config(blocks='none')
   params = cases.params_of(cfg)
