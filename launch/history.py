@@ -126,8 +126,13 @@ def check_days(past: Past, read, out) -> None:
       f'{out}: {len(past.marks)} days were begun, and the texts given are '
       f'{len(read)}'
     )
-  for day, marks in zip(read, past.marks):
-    now = days.mark(day)
+  for number, (day, marks) in enumerate(zip(read, past.marks)):
+    then, now = past.called.get(str(number), day.name), days.mark(day)
+    if then != day.name:
+      raise ValueError(
+        f'{out}: day {day.name} was begun as day {then}; call it so again, or '
+        'give another --out'
+      )
     for name in past.present:
       if now.get(name) != marks.get(name):
         raise ValueError(

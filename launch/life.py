@@ -43,6 +43,7 @@ class Past:
     nights: how many there were.
     forgotten: owners of whom nothing is kept.
     marks: checksums of the days that were begun.
+    called: their names, by number; lives that began before have none.
     rows: of `night.jsonl`.
     versions: lines of the lineage.
   """
@@ -58,6 +59,7 @@ class Past:
   nights: int = 0
   forgotten: list[str] = dataclasses.field(default_factory=list)
   marks: list[dict[str, int]] = dataclasses.field(default_factory=list)
+  called: dict[str, str] = dataclasses.field(default_factory=dict)
   rows: list[dict] = dataclasses.field(default_factory=list)
   versions: list[dict] = dataclasses.field(default_factory=list)
 

@@ -19,6 +19,7 @@ from nestax.launch import (
   quiz,
   rehearsal,
   report,
+  studies,
 )
 from nestax.launch.life import Being, Past
 from nestax.launch.plans import Plan
@@ -132,6 +133,7 @@ class Life:
     readings = options.readings
     if len(past.marks) == past.day:
       past.marks.append(days.mark(day))
+      past.called[str(past.day)] = day.name
     names = past.names
     total, nats, count = sum(days.left(day, names, {}, readings)), 0.0, 0
     while call := days.call(day, names, past.done, options.piece, readings):
@@ -200,7 +202,12 @@ class Life:
       past.dusk, past.since = False, 0
       self.store.save(self.being, past)  # or the next start tries once more
       return
-    about = quiz.about(past.replay.pieces(), day.names)
+    pieces = [
+      x
+      for x in replay.consolidated(past.replay.pieces(), *keep)
+      if x.owner in day.names
+    ]
+    about = quiz.about(pieces)
     known = self._dusk(about)
     slept = owners.night(
       plan.tools,
@@ -211,7 +218,7 @@ class Life:
       past.nights + 1,
       jax.random.key(plan.options.seed),
       self._tell,
-      (*plan.tasks, *self._studies(about)),
+      (*plan.tasks, *studies.among(plan.lessons, pieces)),
       *self._rehearsed(),
     )
     slept = slept._replace(
@@ -225,9 +232,6 @@ class Life:
     self.store.save(self.being, past)
     history.write(self.out, self.plan, self.past)
     report.show_night(past.rows[-1], self.periods)
-
-  def _studies(self, about: quiz.About):
-    return [x for x in self.plan.lessons if (x.owner, x.day) in about]
 
   def _dusk(self, about: quiz.About) -> dict:
     """What is known before the night, if there are questions; and seconds."""

@@ -200,7 +200,7 @@ def of_flags(values: Mapping) -> Plan:
   elif not made.model.cfg.cms.slots:
     raise ValueError(
       'the levels of this model have no slots to grow into; give them some, '
-      'such as --slots=16: two are used up a night, and merged when all are '
+      'such as --slots=16: one a level is used up a night, merged when all are '
       'with --set=night.full=merge'
     )
   tokenizer = made.tokenizer
@@ -339,7 +339,9 @@ def _studies(made: Trained, options: Options, read, asked: str):
 
 
 def _quiz(made: Trained, path: str, read) -> tuple[quiz.Part, ...]:
-  parts = quiz.parts(made.tokenizer, questions.load(path, read))
+  # a tokenizer may fill rows up with an id that the model does not have
+  tokenizer = dataclasses.replace(made.tokenizer, pad=words_of(made).pad)
+  parts = quiz.parts(tokenizer, questions.load(path, read))
   for part in parts:
     _check_ids(made, f'--questions={path}', part.sheet.rows.tokens_BxL.ravel())
   return parts

@@ -185,11 +185,9 @@ def numbers(found: Mapping[str, Any], quiz, about: About) -> dict[str, float]:
   return {f'recall_{k}': float(v) for k, v in of.items() if v is not None}
 
 
-def about(pieces: Iterable[Piece], names: Collection[str]) -> set:
-  """Owner and day of pieces of what was read, of some owners."""
-  return {
-    (x.owner, x.mark.removeprefix(MARK)) for x in pieces if x.owner in names
-  }
+def about(pieces: Iterable[Piece]) -> set:
+  """Owner and day of pieces of what was read."""
+  return {(x.owner, x.mark.removeprefix(MARK)) for x in pieces}
 
 
 def row(found: Mapping[str, Any], quiz: Sequence[Part]) -> dict:

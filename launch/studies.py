@@ -6,15 +6,17 @@ that questions in the order of the text are asked about what they are of.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from nestax.launch import quiz
 from nestax.launch.data.tokenizers import Tokenizer
 from nestax.launch.days import Day
 from nestax.launch.questions import Question
 from nestax.sleep import task
 from nestax.sleep.dream import DreamConfig
+from nestax.sleep.replay import Piece
 
 GROUP = 4  # questions a task, at most
 
@@ -92,6 +94,24 @@ def of(
     task.prompt_row(one, how.length)
     task.question_rows(one, how.answer, GROUP)
   return tuple(found)
+
+
+def among(studies: Sequence[Study], pieces: Iterable[Piece]) -> list[Study]:
+  """Those whose text is slept on: none of what filters have left out."""
+  texts: dict[tuple[str, str], list[int]] = {}
+  for piece in pieces:
+    of_day = piece.owner, piece.mark.removeprefix(quiz.MARK)
+    texts.setdefault(of_day, []).extend(piece.tokens)
+  return [
+    one
+    for one in studies
+    if _holds(texts.get((one.owner, one.day), ()), one.read[1:])
+  ]
+
+
+def _holds(tokens: Sequence[int], some: tuple[int, ...]) -> bool:
+  starts = range(len(tokens) - len(some) + 1)
+  return any(tuple(tokens[i : i + len(some)]) == some for i in starts)
 
 
 def _pair(tokenizer: Tokenizer, one: Question):

@@ -310,6 +310,10 @@ def test_another_life_is_not_gone_on_with(whole, texts, tmp_path):
     nights.live(cases.plan(other), whole)
   with pytest.raises(ValueError, match='2 days were begun'):
     nights.live(cases.plan(texts, count=1), whole)
+  plan = cases.plan(texts)
+  called = plan._replace(days=(plan.days[0]._replace(name='9'), *plan.days[1:]))
+  with pytest.raises(ValueError, match='day 9 was begun as day 1'):
+    nights.live(called, whole)
   with pytest.raises(checkpoint.OtherConfigError, match='life.window is 8'):
     nights.live(cases.plan(texts, window=16), whole)
   both = cases.plan(texts, names=('ann', 'bob', 'core'))

@@ -1,6 +1,7 @@
 """What a life is made of is checked before it begins."""
 
 import dataclasses
+import json
 
 import jax
 import nights_cases as cases
@@ -128,3 +129,16 @@ def test_pretrained_models_sleep_as_was_measured(model, tmp_path, monkeypatch):
   assert (often.readings, often.sleep_every) == (1, 9)
   dream = measured.how.dream
   assert dataclasses.replace(plans.LARGE, dream=dream) == measured.how
+
+
+def test_questions_are_filled_up_with_an_id_that_the_model_has(tmp_path):
+  made, path = cases.made(), tmp_path / 'q.jsonl'
+  V = made.model.cfg.V
+  made = made._replace(tokenizer=dataclasses.replace(made.tokenizer, pad=V))
+  row = {'question': 'a?', 'answer': 'b', 'choices': ['cde'], 'owner': 'ann'}
+  path.write_text(json.dumps(row))
+  text = str(cases.write_texts(tmp_path) / 'ann.txt')
+  read = days.load([text], 1, made.tokenizer)
+  (part,) = plans._quiz(made, str(path), read)
+  ids = np.asarray(part.sheet.rows.tokens_BxL)
+  assert ids.max() < V and made.tokenizer.eos in ids

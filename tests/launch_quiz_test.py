@@ -94,7 +94,7 @@ def test_in_the_morning_slots_are_asked_with_and_without():
 
 def test_the_numbers_of_a_night_are_about_what_was_slept_on():
   pieces = [Piece('bob', (1,), 0.0, 'day 2'), Piece('ann', (1,), 0.0, 'day 1')]
-  about = quiz.about(pieces, ['bob'])
+  about = quiz.about(x for x in pieces if x.owner == 'bob')
   assert about == {('bob', '2')}
   found = quiz.dusk(who(GROWN), QUIZ, about)
   found['morning'] = quiz.morning(who(GROWN), QUIZ, about)

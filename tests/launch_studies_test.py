@@ -1,5 +1,6 @@
 """Questions about days as tasks to dream about."""
 
+import dataclasses
 import json
 import types
 
@@ -84,7 +85,11 @@ def test_a_night_dreams_about_the_day_that_it_sleeps_on(tmp_path, monkeypatch):
     received=0, say=lambda line: None, update=lambda *words: None
   )
   life = nights.Life(plan, tmp_path / 'life', quiet, quiet)
-  read = [Piece(x, (1, 2, 3), 0.0, f'day {day}') for x, day in PAIRS]
+  text = {day.name: day.tokens for day in plan.days}
+  read = [
+    Piece(x, tuple(map(int, text[day][x])), 0.0, f'day {day}')
+    for x, day in PAIRS
+  ]
   for pieces, want in ((read[:1], PAIRS[:1]), (read[1:], PAIRS[1:])):
     life.past.replay.clear()
     for piece in pieces:
@@ -92,6 +97,18 @@ def test_a_night_dreams_about_the_day_that_it_sleeps_on(tmp_path, monkeypatch):
     with pytest.raises(Enough):
       life.sleep()
     assert given.pop() == want
+  # nor about what a filter has left out, of which only a part is slept on
+  cut = dataclasses.replace(read[2], tokens=read[2].tokens[:5])
+  life.past.replay.clear()
+  for piece in (*read[:2], cut):
+    life.past.replay.add(piece)
+  life.plan = plan._replace(keep=(lambda piece: piece.mark != 'day 1',))
+  with pytest.raises(Enough):
+    life.sleep()
+  assert given.pop() == PAIRS[1:2]
+  life.past.replay.clear()
+  for piece in read:
+    life.past.replay.add(piece)
   life.plan = plan._replace(only=('bob',))
   with pytest.raises(Enough):
     life.sleep()
