@@ -77,6 +77,16 @@ def test_the_better_rate_is_picked_and_scored(best):
   assert rows[0]['loss'] != rows[1]['loss']
 
 
+def test_runs_are_kept_for_their_device(tmp_path, monkeypatch):
+  asked = suite.Asked(('transformer',), seeds=2, workdir=tmp_path)
+  key = {'seeds': 2, 'training': {'rates': [1], 'trial': 0}}
+  here = trials._kept(asked, 'a', 'b', key)
+  more = {'seeds': 3, 'training': {'rates': [1, 2], 'trial': 5}}
+  assert trials._kept(asked, 'a', 'b', more) == here
+  monkeypatch.setattr(trials.timing, 'device', lambda: 'another')
+  assert trials._kept(asked, 'a', 'b', key).folder != here.folder
+
+
 def test_rows_are_read_in_epochs_and_tests_are_others():
   data = trials._data(PROBLEM, TRAINING, 2)
   order = data['order']

@@ -12,10 +12,10 @@ hidden width of its MLPs.
 
 Runs go one after another (`--set=language.train.apart=false`: side by side),
 are kept in the workdir as they end, and the same command goes on there. With
---set=language.train.trial=100 rates are compared by trainings of 100 steps of
-one seed. Tokens a second are of training alone; compare those of one machine
-with nothing else on it. (Side by side they are of all runs together, and with
-evaluation in it.)
+--set=language.train.trial=200 the --rates are compared by trainings of 200
+steps of one seed. Tokens a second are of training alone; compare those of one
+machine with nothing else on it. (Side by side they are of all runs together,
+and with evaluation in it.)
 """
 
 import dataclasses

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from nestax.launch import loss
+from nestax.launch.benches import timing
 from nestax.launch.evals import (
   entrants,
   haystack,
@@ -124,8 +125,11 @@ def cells(
 
 
 def _kept(asked: suite.Asked, task: str, word: str, key: dict) -> serial.Kept:
-  """Of other rates, seeds or trials a run is the same one."""
-  key = json.loads(json.dumps(key))
+  """Of other rates, seeds or trials a run is the same one.
+
+  Not of another device, since a row tells how long a step took.
+  """
+  key = json.loads(json.dumps(key | {'device': timing.device()}))
   del key['seeds'], key['training']['rates'], key['training']['trial']
   name = suite.slug(task, word, haystack.digest(json.dumps(key)))
   return serial.Kept(asked.workdir / 'runs' / name, key)
