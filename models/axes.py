@@ -147,14 +147,14 @@ def _in_force():
   return dict(mesh.shape)
 
 
-def platform() -> str:
+def platform(mesh: bool = True) -> str:
   """Where what is traced will run, as far as can be told: 'cpu', 'gpu', 'tpu'.
 
-  The devices of the mesh in force, which may be those of another machine; else
-  JAX's default device; else its default backend.
+  The devices of the mesh in force, which may be those of another machine; else,
+  or without `mesh`, JAX's default device; else its default backend.
   """
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  device = device or jax.config.jax_default_device
+  there = jax.sharding.get_abstract_mesh().abstract_device if mesh else None
+  device = there or jax.config.jax_default_device
   name = getattr(device, 'platform', device) or jax.default_backend()
   return 'gpu' if name in ('cuda', 'rocm') else name
 

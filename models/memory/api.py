@@ -6,6 +6,7 @@ import logging
 import jax
 import jax.numpy as jnp
 
+from nestax.models import axes
 from nestax.models.memory import pallas_gpu, pallas_tpu, scan, token, twice
 from nestax.models.memory.types import (
   IMPLEMENTATIONS,
@@ -41,7 +42,8 @@ def _by_token(cfg: MemoryConfig, initial, state, inputs: Inputs):
 
 def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   """The faster of the implementations by chunks that fit."""
-  if _platform() not in ('tpu', 'gpu'):
+  # not of a mesh: what is compiled for other machines asks for kernels itself
+  if axes.platform(mesh=False) not in ('tpu', 'gpu'):
     return 'scan'
   kernels = _kernels()
   size = cfg.chunks[0], inputs.query.shape[-1], dtype
@@ -57,14 +59,8 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
 
 def _kernels():
   """Those of the machine; a TPU's where neither is, to be interpreted."""
-  return pallas_gpu if _platform() == 'gpu' else pallas_tpu
-
-
-def _platform() -> str:
-  """Of JAX's default device; else its default backend."""
-  device = jax.config.jax_default_device
-  name = getattr(device, 'platform', device) or jax.default_backend()
-  return 'gpu' if name in ('cuda', 'rocm') else name
+  on_gpu = axes.platform(mesh=False) == 'gpu'
+  return pallas_gpu if on_gpu else pallas_tpu
 
 
 @functools.cache
