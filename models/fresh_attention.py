@@ -21,12 +21,15 @@ def read(window: int, fused: bool, q, k, v, start_BxL, persistent):
   """
   where = axes.platform()
   alone = start_BxL is None and persistent is None
-  cudnn = where == 'gpu' and fused and alone and _cudnn(q)
-  if cudnn:
+  if where == 'gpu' and fused and alone and _cudnn(q):
     return _by_jax(window, q, k, v, 'cudnn')
-  if where == 'gpu' and _unless(_gpu_unfit(fused, q)):
+  if where == 'gpu' and _fits(fused, flash_gpu.unfit(q.dtype, q.shape[-1])):
     return _gpu(window, q, k, v, start_BxL, persistent)
-  if where == 'tpu' and persistent is None and _unless(_tpu_unfit(fused, q)):
+  if (
+    where == 'tpu'
+    and persistent is None
+    and _fits(fused, flash_tpu.unfit(q.dtype))
+  ):
     return flash_tpu.attention(q, k, v, start_BxL, window=window)
   if fused and q.shape[1] > blockwise.LONG:
     return blockwise.read(q, k, v, start_BxL, persistent, window=window)
@@ -64,25 +67,13 @@ def _cudnn(q) -> bool:
   return fits and flash_gpu.bfloats()
 
 
-def _unless(reason: str) -> bool:
-  """Whether there is none; says once what there is."""
-  if reason:
-    say_once(f'attention runs without kernels: {reason}')
-  return not reason
-
-
-def _whole(fused: bool) -> str:
-  if fused:
-    return ''
-  return 'lengths are split over devices that heads do not divide over'
-
-
-def _gpu_unfit(fused: bool, q) -> str:
-  return _whole(fused) or flash_gpu.unfit(q.dtype, q.shape[-1])
-
-
-def _tpu_unfit(fused: bool, q) -> str:
-  return _whole(fused) or flash_tpu.unfit(q.dtype)
+def _fits(fused: bool, unfit: str) -> bool:
+  """Whether a machine's kernels attend; says once why not."""
+  if not fused:
+    unfit = 'lengths are split over devices that heads do not divide over'
+  if unfit:
+    say_once(f'attention runs without kernels: {unfit}')
+  return not unfit
 
 
 def _gpu(window: int, q, k, v, start_BxL, persistent, interpret=False):
