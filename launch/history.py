@@ -53,12 +53,13 @@ def remember(
 def _life(plan: Plan) -> dict:
   """What a night's own config does not say of what it was slept on."""
   options = plan.options
-  bounds = {
-    name: bound if math.isfinite(bound) else None
-    for name in ('surprise', 'disagreement')
-    for bound in [getattr(options, name)]
-  }
-  return bounds | {
+
+  def finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
+
+  return {
+    'surprise': finite(options.surprise),
+    'disagreement': finite(options.disagreement),
     'predicates': len(plan.keep),
     'owners': list(plan.only),
     'capacity': options.capacity,

@@ -305,6 +305,7 @@ def prepare(
   rehearsed = None
   if rehearse:
     rehearsed = rehearsal.load(rehearse, core_ids, read, made.tokenizer, length)
+  put = questions.load(asked, read) if asked else ()
   return Plan(
     made,
     tuple(read),
@@ -315,12 +316,12 @@ def prepare(
     tuple(tasks),
     rehearsed,
     tuple(keep),
-    _studies(made, options, read, asked) if options.dream else (),
-    _quiz(made, asked, read) if asked else (),
+    _studies(made, options, read, put) if options.dream else (),
+    _quiz(made, asked, put) if asked else (),
   )
 
 
-def _studies(made: Trained, options: Options, read, asked: str):
+def _studies(made: Trained, options: Options, read, asked):
   path = options.dream
   if made.model.cfg.cms.scope == 'owner' and len(days.owners(read)) > 1:
     raise ValueError(
@@ -328,9 +329,9 @@ def _studies(made: Trained, options: Options, read, asked: str):
       'slots are their own; leave it out, or let one read'
     )
   found = questions.load(path, read, 'dream')
-  put = {one.prompt for one in (questions.load(asked, read) if asked else ())}
+  prompts = {one.prompt for one in asked}
   for one in found:
-    if one.prompt in put:
+    if one.prompt in prompts:
       raise ValueError(
         f'dream={path}: {one.question!r} is asked by --questions too, which is '
         'to tell what is known: dream with other questions'
@@ -338,10 +339,10 @@ def _studies(made: Trained, options: Options, read, asked: str):
   return studies.of(path, found, read, made.tokenizer, options.night.dream)
 
 
-def _quiz(made: Trained, path: str, read) -> tuple[quiz.Part, ...]:
+def _quiz(made: Trained, path: str, asked) -> tuple[quiz.Part, ...]:
   # a tokenizer may fill rows up with an id that the model does not have
   tokenizer = dataclasses.replace(made.tokenizer, pad=words_of(made).pad)
-  parts = quiz.parts(tokenizer, questions.load(path, read))
+  parts = quiz.parts(tokenizer, asked)
   for part in parts:
     _check_ids(made, f'--questions={path}', part.sheet.rows.tokens_BxL.ravel())
   return parts

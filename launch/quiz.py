@@ -67,10 +67,8 @@ def parts(tokenizer: Tokenizer, asked: Sequence[Question]) -> tuple[Part, ...]:
   """Questions as rows of one length, those of an owner and day together."""
   groups: dict[tuple[str, str], list] = {}
   for one in asked:
-    answers = one.answers
-    if tokenizer.prefix:  # its `encode` puts the space there
-      answers = tuple(x.removeprefix(' ') for x in answers)
-    groups.setdefault((one.owner, one.day), []).append((one.prompt, answers))
+    put = one.prompt, one.answers_for(tokenizer)
+    groups.setdefault((one.owner, one.day), []).append(put)
   sheets = [recall.ask(tokenizer, group) for group in groups.values()]
   length = max(sheet.rows.tokens_BxL.shape[1] for sheet in sheets)
   return tuple(
@@ -186,8 +184,13 @@ def numbers(found: Mapping[str, Any], quiz, about: About) -> dict[str, float]:
 
 
 def about(pieces: Iterable[Piece]) -> set:
-  """Owner and day of pieces of what was read."""
-  return {(x.owner, x.mark.removeprefix(MARK)) for x in pieces}
+  """Owners and days of pieces of what was read."""
+  return {day_of(piece) for piece in pieces}
+
+
+def day_of(piece: Piece) -> tuple[str, str]:
+  """Owner and day of a piece of what was read."""
+  return piece.owner, piece.mark.removeprefix(MARK)
 
 
 def row(found: Mapping[str, Any], quiz: Sequence[Part]) -> dict:

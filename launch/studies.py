@@ -100,8 +100,7 @@ def among(studies: Sequence[Study], pieces: Iterable[Piece]) -> list[Study]:
   """Those whose text is slept on: none of what filters have left out."""
   texts: dict[tuple[str, str], list[int]] = {}
   for piece in pieces:
-    of_day = piece.owner, piece.mark.removeprefix(quiz.MARK)
-    texts.setdefault(of_day, []).extend(piece.tokens)
+    texts.setdefault(quiz.day_of(piece), []).extend(piece.tokens)
   return [
     one
     for one in studies
@@ -116,7 +115,5 @@ def _holds(tokens: Sequence[int], some: tuple[int, ...]) -> bool:
 
 def _pair(tokenizer: Tokenizer, one: Question):
   prompt = [tokenizer.bos, *tokenizer.encode(one.prompt)]
-  answer = one.answers[0]
-  if tokenizer.prefix:  # its `encode` puts the space there
-    answer = answer.removeprefix(' ')
-  return tuple(prompt), tuple(tokenizer.encode(answer))
+  answer = tokenizer.encode(one.answers_for(tokenizer)[0])
+  return tuple(prompt), tuple(answer)

@@ -139,6 +139,7 @@ def test_questions_are_filled_up_with_an_id_that_the_model_has(tmp_path):
   path.write_text(json.dumps(row))
   text = str(cases.write_texts(tmp_path) / 'ann.txt')
   read = days.load([text], 1, made.tokenizer)
-  (part,) = plans._quiz(made, str(path), read)
+  asked = plans.questions.load(str(path), read)
+  (part,) = plans._quiz(made, str(path), asked)
   ids = np.asarray(part.sheet.rows.tokens_BxL)
   assert ids.max() < V and made.tokenizer.eos in ids
