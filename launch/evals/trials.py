@@ -156,7 +156,11 @@ def train(
   shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
   make = optimizer(shapes, training)
   trains = functools.partial(_apart, kept) if training.apart else _together
-  rows, tried, ms = trains(task, make, training, seeds, say)
+
+  def enough(rows):
+    return picking.all_reached(rows, training.enough)
+
+  rows, tried, ms = trains(task, make, training, seeds, say, enough)
   scored = picking.scored(rows, training.best, training.enough)
   compared = picking.scored(tried, False) if tried else scored
   rate, means = picking.pick(compared, training.rates)
@@ -177,29 +181,22 @@ def train(
   return made
 
 
-def _apart(kept, task, make, training: Training, seeds: int, say):
+def _apart(kept, task, make, training: Training, seeds: int, say, enough):
   """Rows of all runs and of the trial, and what a run's step took."""
   course = serial.Course(
     training.rates, seeds, training.steps, training.trial, training.every
   )
-
-  def enough(rows):
-    return picking.all_reached(rows, training.enough)
-
   rows, tried = serial.compare(task, make, course, kept, say, enough)
   return rows, tried, serial.step_ms
 
 
-def _together(task, make, training: Training, seeds: int, say):
+def _together(task, make, training: Training, seeds: int, say, enough):
   """The same of runs side by side."""
   told = []
 
   def tell(step, seconds):
     told.append((step, seconds))
     say(step, training.steps)
-
-  def enough(rows):
-    return picking.all_reached(rows, training.enough)
 
   grid = seeds, training.steps, training.every
   rows = _within_memory(task, make, training.rates, grid, (tell, enough))
