@@ -78,17 +78,18 @@ def by_tiles(cfg, marks, together, given, gradients):
   )
   bias = as_rows([initial[gate]['bias'][None] for gate in GATES])
   boundary, running = (lay(cfg, x, K) for x in state)
-  boundary = None if together else boundary
+  fast = tile_front.State(None if together else boundary, running, None)
   rows = laid_marks(*(None if m is None else m[None, None] for m in marks))
   tokens = tile_front.Tokens(*streams, None if rows is None else rows[0, 0])
-  end, new, out, saved = tile.forward(
-    cfg, slow, bias, boundary, running, tokens, jnp.float64
+  end, out, saved = tile.forward(cfg, slow, bias, fast, tokens, jnp.float64)
+  d_end = tile_front.State(
+    None if together else lay(cfg, gradients[0], K),
+    lay(cfg, gradients[1], K),
+    None,
   )
-  d_end = None if together else lay(cfg, gradients[0], K)
-  d_boundary, d_running, d_slow, d_logit, d_tokens = tile_backward.backward(
-    cfg, slow, bias, saved, tokens, d_end, lay(cfg, gradients[1], K),
-    gradients[2], jnp.float64,
-  )  # fmt: skip
+  d_before, d_slow, d_logit, d_tokens = tile_backward.backward(
+    cfg, slow, bias, saved, tokens, d_end, gradients[2], jnp.float64
+  )
   d_initial = {
     box: {'kernel': d_slow.maps_KxM[:, i * K : (i + 1) * K].T}
     for i, box in enumerate(cfg.boxes)
@@ -96,9 +97,12 @@ def by_tiles(cfg, marks, together, given, gradients):
     gate: {'kernel': d_slow.gates_8xK[i], 'bias': d_logit[i].sum()}
     for i, gate in enumerate(GATES)
   }
-  d_before = jnp.zeros_like(state[0]) if together else unlay(cfg, d_boundary)
-  values = (0.0 if together else unlay(cfg, end), unlay(cfg, new), out)
-  return values, (d_initial, (d_before, unlay(cfg, d_running)), d_tokens)
+  d_boundary, d_running, _ = d_before
+  zero = jnp.zeros_like(state[0])
+  d_boundary = zero if together else unlay(cfg, d_boundary)
+  end_boundary = 0.0 if together else unlay(cfg, end.boundary)
+  values = (end_boundary, unlay(cfg, end.running), out)
+  return values, (d_initial, (d_boundary, unlay(cfg, d_running)), d_tokens)
 
 
 # what the rules differ in does not ask where the boundary is

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory import scan, tpu_backward, tpu_forward
+from nestax.models.memory.tile_front import State
 from nestax.models.memory.tpu_layout import (
   Given,
   Shape,
@@ -79,7 +80,6 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   heads = heads_a_step(H, K)
   padded = -(-H // heads) * heads
   shape = Shape(cfg, jnp.dtype(dtype).name, C, n, heads)
-  boundary, running, _ = carry
 
   def by_head(x, axis):
     width = [(0, 0)] * x.ndim
@@ -103,17 +103,16 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   given = Given(
     jax.tree.map(lambda x: by_head(x, 0), laid),
     by_head(bias, 0),
-    maps(boundary, 1),
-    maps(running, 1),
+    State(*(maps(weights, 1) for weights in carry)),
   )
   due = None
-  if boundary is not None:
+  if carry[0] is not None:
     due = jnp.stack([ends_nxB % size == 0 for size in
                      (cfg.chunk_rest, cfg.chunk_mem)], axis=-1)  # fmt: skip
     due = jnp.moveaxis(due, 0, 1)[..., None].astype(jnp.float32)
     due = jnp.broadcast_to(due, (B, n, 2, C))
   stream = Stream(*map(over_stream, xs[:3]), marks(xs.reset_C, xs.live_C), due)
-  boundary, running, out = _kernels(shape, given, stream)
+  state, out = _kernels(shape, given, stream)
   out = out.reshape(B, n, C, padded, K)[:, :, :, :H]
 
   def back(laid):
@@ -122,12 +121,12 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
     return Weights(unlay(cfg, jax.tree.map(lambda x: x[:, :H], laid)), {})
 
   out = jnp.transpose(out, (1, 0, 3, 2, 4))
-  return (back(boundary), back(running), None), out
+  return tuple(map(back, state)), out
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernels(shape: Shape, given: Given, stream: Stream):
-  """(boundary or None, running, output [B, n C, H K]) after the walk."""
+  """(State, output [B, n C, H K]) after the walk."""
   return _either(
     functools.partial(tpu_forward.forward, shape, False), given, stream
   )[0]

@@ -12,15 +12,14 @@ import jax.numpy as jnp
 
 from nestax.models.memory.inverse import inverse_steps
 from nestax.models.memory.steps import last
-from nestax.models.memory.tile_front import Maps, front_steps, read
+from nestax.models.memory.tile_front import Maps, State, front_steps, read
 from nestax.models.memory.tile_ops import columns_of, iota, nn, nt, tn
 
 
 class Saved(NamedTuple):
   """What the backward pass takes from the forward pass."""
 
-  running: Maps  # at the chunk's start; maps in the matmuls' dtype
-  boundary: Maps | None  # None: the running ones
+  state: State  # at the chunk's start; maps in the matmuls' dtype
   T_CxC: jax.Array
   Z_CxM: jax.Array
   Zg_8xC: jax.Array
@@ -108,11 +107,10 @@ def _read_before(cfg, f, slow, at_boundary, running, k, dtype):
   return out, within
 
 
-def forward_steps(
-  cfg, slow: Maps, bias_8x1, boundary, running: Maps, tokens, dtype
-):
+def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
   """`forward` as a generator, see `steps`."""
   K = tokens.key_CxK.shape[1]
+  boundary, running, _ = state
   at_boundary = running if boundary is None else boundary
   f = yield from front_steps(cfg, slow, bias_8x1, at_boundary, tokens, dtype)
   yield
@@ -158,35 +156,38 @@ def forward_steps(
     jnp.concatenate(maps, axis=1),
     kept * running.gates_8xK + nn(rows['last'] * Zg, k, dtype),
   )
-  saved = Saved(
-    _narrow(running, dtype), None, T, jnp.concatenate(Z, axis=1), Zg
-  )
-  if boundary is not None:
-    saved = saved._replace(boundary=_narrow(boundary, dtype))
-    if 'alive' in rows:
-      boundary = jax.tree.map(lambda x: rows['alive'][:, -1:] * x, boundary)
-  return boundary, new, out, saved
+  saved = Saved(narrow(state, dtype), T, jnp.concatenate(Z, axis=1), Zg)
+  return State(boundary_after(boundary, rows), new, None), out, saved
 
 
-def forward(cfg, slow: Maps, bias_8x1, boundary, running: Maps, tokens, dtype):
+def forward(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
   """Advances one head by a chunk.
 
   Args:
     cfg: the rule: matrix memories, no momentum, anchored at initial values.
     slow: initial values; slow gates too.
     bias_8x1: of the gates, rows as in `Maps`.
-    boundary: fast parts at the boundary; None: the running ones.
-    running: fast parts at the chunk's start.
+    state: fast parts at the chunk's start.
     tokens: inputs.
     dtype: of the matmuls' operands.
 
   Returns:
-    (boundary or None, running, output `[C, K]` float32, Saved).
+    (State after it, output `[C, K]` float32, Saved).
   """
-  return last(
-    forward_steps(cfg, slow, bias_8x1, boundary, running, tokens, dtype)
-  )
+  return last(forward_steps(cfg, slow, bias_8x1, state, tokens, dtype))
 
 
-def _narrow(maps: Maps, dtype):
-  return maps._replace(maps_KxM=maps.maps_KxM.astype(dtype))
+def boundary_after(boundary: Maps | None, rows):
+  """The boundary, which forgets where a document began."""
+  if boundary is None or 'alive' not in rows:
+    return boundary
+  return jax.tree.map(lambda x: rows['alive'][:, -1:] * x, boundary)
+
+
+def narrow(state: State, dtype) -> State:
+  def one(maps: Maps | None):
+    if maps is None:
+      return None
+    return maps._replace(maps_KxM=maps.maps_KxM.astype(dtype))
+
+  return State(*map(one, state))

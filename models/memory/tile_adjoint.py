@@ -75,5 +75,7 @@ def alive(c: Chunk, x_CxN):
   return x_CxN if c.f.alive_Cx1 is None else x_CxN * c.f.alive_Cx1
 
 
-def widen(maps: Maps, like):
+def widen(maps: Maps | None, like):
+  if maps is None:
+    return None
   return maps._replace(maps_KxM=maps.maps_KxM.astype(like.dtype))

@@ -20,7 +20,7 @@ from nestax.models.memory.tile_adjoint import (
   unit_back,
   widen,
 )
-from nestax.models.memory.tile_front import Maps, front_steps
+from nestax.models.memory.tile_front import Maps, State, front_steps
 from nestax.models.memory.tile_gates import gates_back
 from nestax.models.memory.tile_ops import columns_of, exact, nn, nt, tn
 
@@ -178,25 +178,22 @@ def _from_projections(c: Chunk, d: Gathered):
   return of_tokens
 
 
-def backward(
-  cfg, slow, bias_8x1, saved, tokens, d_boundary, d_new, d_out, dtype
-):
+def backward(cfg, slow, bias_8x1, saved, tokens, d_state: State, d_out, dtype):
   """Gradients of one chunk.
 
   Args:
     cfg, slow, bias_8x1, tokens, dtype: as `tile.forward` had them.
     saved: what it saved.
-    d_boundary: of the boundary after the chunk; None as there.
-    d_new: of the running parts after the chunk.
+    d_state: of the state after the chunk.
     d_out: of the output, `[C, K]`, float32.
 
   Returns:
-    (of the boundary before or None, of the running parts before, of the slow
-    values, of the gates' logits `[8, C]`, of query, key and value).
+    (State before, of the slow values, of the gates' logits `[8, C]`, of query,
+    key and value).
   """
-  K, apart = tokens.key_CxK.shape[1], saved.boundary is not None
-  running = widen(saved.running, d_out)
-  boundary = widen(saved.boundary, d_out) if apart else running
+  K, apart = tokens.key_CxK.shape[1], saved.state.boundary is not None
+  running = widen(saved.state.running, d_out)
+  boundary = widen(saved.state.boundary, d_out) if apart else running
   f = last(front_steps(cfg, slow, bias_8x1, boundary, tokens, dtype))
   mem = columns_of(cfg, 'mem', K)
   c = Chunk(
@@ -205,7 +202,7 @@ def backward(
   d = Gathered(f.q_CxK)
   point = tile.inner_point(cfg, f.k_CxK, f.v_CxK)
 
-  d_Z, d_Zg, d_running, d_kept = _from_new(c, d, d_new)
+  d_Z, d_Zg, d_running, d_kept = _from_new(c, d, d_state.running)
   d_Z = _from_output(c, d, d_out, d_Z)
   d_rhs, d_rhs_g = _from_system(c, d, d_Z, d_Zg)
   d_running, e_g = _from_kept(c, d, d_rhs, d_rhs_g, point, d_running)
@@ -233,5 +230,12 @@ def backward(
     d_running, d_before = jax.tree.map(jnp.add, d_running, d_before), None
   else:
     after = 1.0 if f.alive_Cx1 is None else f.rows['alive'][:, -1:]
-    d_before = jax.tree.map(lambda x, y: x + after * y, d_before, d_boundary)
-  return d_before, d_running, d_slow, d_logit, (d_query, d_key, d_value)
+    d_before = jax.tree.map(
+      lambda x, y: x + after * y, d_before, d_state.boundary
+    )
+  return (
+    State(d_before, d_running, None),
+    d_slow,
+    d_logit,
+    (d_query, d_key, d_value),
+  )

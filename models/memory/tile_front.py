@@ -34,6 +34,14 @@ class Maps(NamedTuple):
   gates_8xK: jax.Array  # rows eta, alpha, then zeros
 
 
+class State(NamedTuple):
+  """Fast parts of one head's memories, or their gradients."""
+
+  boundary: Maps | None  # at the boundary; None: the running ones
+  running: Maps
+  momentum: Maps | None
+
+
 class Tokens(NamedTuple):
   """One head's chunk; `marks` holds rows (documents begun so far, live)."""
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from nestax.models.memory import tile_backward
+from nestax.models.memory.tile_front import State
 from nestax.models.memory.tile_ops import ROWS
 from nestax.models.memory.tpu_grid import (
   Specs,
@@ -23,10 +24,9 @@ from nestax.models.memory.tpu_layout import Given, Shape, Stream
 
 def backward(shape: Shape, interpret: bool, given, stream, saved, gradients):
   """Gradients of `given` and `stream`."""
-  specs = Specs(shape, given.running.maps_KxM.shape[2], reverse=True)
-  d_boundary, d_running, d_out = gradients
-  B, H = given.running.maps_KxM.shape[:2]
-  ends = (d_boundary, d_running)
+  specs = Specs(shape, given.state.running.maps_KxM.shape[2], reverse=True)
+  ends, d_out = gradients
+  B, H = given.state.running.maps_KxM.shape[:2]
   logit = jax.ShapeDtypeStruct((B, H, ROWS, shape.C), jnp.float32)
   d_slow = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((B, *x.shape), jnp.float32), given.slow
@@ -52,24 +52,32 @@ def backward(shape: Shape, interpret: bool, given, stream, saved, gradients):
       jax.tree.map(specs.tokens, d_tokens),
     ),
   )
-  (d_boundary, d_running), d_slow, d_logit = totals
+  d_state, d_slow, d_logit = totals
   d_slow = jax.tree.map(lambda x: jnp.sum(x, axis=0), d_slow)
   d_bias = jnp.sum(d_logit, axis=(0, 3))[..., None]
   return (
-    Given(d_slow, d_bias, d_boundary, d_running),
+    Given(d_slow, d_bias, d_state),
     Stream(*tokens, None, None),
   )
 
 
+def _before_commit(due, d_state: State) -> State:
+  """Gradients before what is due was committed."""
+  d_boundary, d_running, _ = d_state
+  return d_state._replace(
+    boundary=jax.tree.map(lambda d, b: (1 - d) * b, due, d_boundary),
+    running=jax.tree.map(lambda d, r, b: r + d * b, due, d_running, d_boundary),
+  )
+
+
 def _backward_kernel(shape, given, stream, saved, starts, d_out, totals, outs):
-  (d_boundary, d_running), d_slow, d_logit = totals
+  d_state, d_slow, d_logit = totals
   cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
-  given = Given(*given, None, None)
+  given = Given(*given, None)
 
   @pl.when(pl.program_id(2) == 0)
   def _():
-    ends = (d_boundary, d_running)
-    jax.tree.map(copy, ends, starts)
+    jax.tree.map(copy, d_state, starts)
     for ref in jax.tree.leaves((d_slow, d_logit)):
       ref[...] = jnp.zeros_like(ref)
 
@@ -77,24 +85,14 @@ def _backward_kernel(shape, given, stream, saved, starts, d_out, totals, outs):
     slow, bias, tokens = head_of(shape, given, stream, p)
     lanes = lanes_of(shape, d_out, p)
     kept = jax.tree.map(lambda ref: ref[0, p, 0], saved)  # noqa: B023
-    of_boundary, of_new = jax.tree.map(
-      lambda ref: ref[0, p],  # noqa: B023
-      (d_boundary, d_running),
+    of_state = jax.tree.map(lambda ref: ref[0, p], d_state)  # noqa: B023
+    if of_state.boundary is not None:
+      M, K = of_state.running.maps_KxM.shape[1], lanes.stop - lanes.start
+      of_state = _before_commit(due_of(cfg, stream.due, M, K), of_state)
+    of_state, of_slow, of_logit, of_tokens = tile_backward.backward(
+      cfg, slow, bias, kept, tokens, of_state, d_out[0, :, lanes], dtype
     )
-    if d_boundary is not None:
-      M, K = of_new.maps_KxM.shape[1], lanes.stop - lanes.start
-      due = due_of(cfg, stream.due, M, K)
-      of_new = jax.tree.map(lambda d, r, b: r + d * b, due, of_new, of_boundary)
-      of_boundary = jax.tree.map(lambda d, b: (1 - d) * b, due, of_boundary)
-    of_boundary, of_running, of_slow, of_logit, of_tokens = (
-      tile_backward.backward(
-        cfg, slow, bias, kept, tokens, of_boundary, of_new,
-        d_out[0, :, lanes], dtype,
-      )
-    )  # fmt: skip
-    put(d_running, p, of_running)
-    if d_boundary is not None:
-      put(d_boundary, p, of_boundary)
+    put(d_state, p, of_state)
     total = jax.tree.map(
       lambda ref, x: ref[0, p] + x,  # noqa: B023
       (d_slow, d_logit),

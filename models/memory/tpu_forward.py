@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from nestax.models.memory import tile
 from nestax.models.memory.steps import in_turn
 from nestax.models.memory.tile import Saved
-from nestax.models.memory.tile_front import Maps
+from nestax.models.memory.tile_front import Maps, State
 from nestax.models.memory.tile_ops import ROWS
 from nestax.models.memory.tpu_grid import (
   Specs,
@@ -26,18 +26,19 @@ from nestax.models.memory.tpu_layout import Given, Shape
 
 def _saved_shapes(shape: Shape, given: Given):
   """What the forward kernel keeps for the backward one, `[B, H, n, ...]`."""
-  B, H, K, M = given.running.maps_KxM.shape
+  B, H, K, M = given.state.running.maps_KxM.shape
   lead, dtype = (B, H, shape.n), jnp.dtype(shape.dtype)
 
   def array(rows, columns, dtype):
     return jax.ShapeDtypeStruct((*lead, rows, columns), dtype)
 
-  def fast():
+  def fast(maps: Maps | None):
+    if maps is None:
+      return None
     return Maps(array(K, M, dtype), array(ROWS, K, jnp.float32))
 
   return Saved(
-    fast(),
-    None if given.boundary is None else fast(),
+    State(*map(fast, given.state)),
     array(shape.C, shape.C, dtype),
     array(shape.C, M, dtype),
     array(ROWS, shape.C, jnp.float32),
@@ -45,10 +46,9 @@ def _saved_shapes(shape: Shape, given: Given):
 
 
 def forward(shape: Shape, save: bool, interpret: bool, given, stream):
-  """((boundary or None, running, output), Saved or None)."""
-  specs = Specs(shape, given.running.maps_KxM.shape[2], reverse=False)
+  """((State, output), Saved or None)."""
+  specs = Specs(shape, given.state.running.maps_KxM.shape[2], reverse=False)
   out = jax.ShapeDtypeStruct(stream.query.shape, jnp.float32)
-  end = (given.boundary, given.running)
   saved = _saved_shapes(shape, given) if save else None
   return call(
     'memory_forward_saving' if save else 'memory_forward',
@@ -58,40 +58,37 @@ def forward(shape: Shape, save: bool, interpret: bool, given, stream):
     interpret,
     (given, stream),
     (specs.given(given), specs.stream(stream)),
-    ((*like(end), out), saved),
+    ((like(given.state), out), saved),
     (
-      (*jax.tree.map(specs.state, end), specs.tokens(out)),
+      (jax.tree.map(specs.state, given.state), specs.tokens(out)),
       jax.tree.map(specs.saved, saved),
     ),
   )
 
 
 def _forward_kernel(shape: Shape, given, stream, ends, saved):
-  boundary, running, out = ends
+  state, out = ends
   cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
 
   @pl.when(pl.program_id(2) == 0)
   def _():
-    starts = (given.boundary, given.running)
-    jax.tree.map(copy, ends[:2], starts)
+    jax.tree.map(copy, state, given.state)
 
   heads = []
   for p in range(shape.heads):
     slow, bias, tokens = head_of(shape, given, stream, p)
-    fast, at_boundary = jax.tree.map(lambda ref: ref[0, p], (running, boundary))  # noqa: B023
-    heads.append(
-      tile.forward_steps(cfg, slow, bias, at_boundary, fast, tokens, dtype)
-    )
+    fast = jax.tree.map(lambda ref: ref[0, p], state)  # noqa: B023
+    heads.append(tile.forward_steps(cfg, slow, bias, fast, tokens, dtype))
   for p, done in enumerate(in_turn(heads)):
-    at_boundary, new, y, kept = done
-    if boundary is not None:
-      M, K = new.maps_KxM.shape[1], y.shape[1]
+    new, y, kept = done
+    if new.boundary is not None:
+      M, K = new.running.maps_KxM.shape[1], y.shape[1]
       due = due_of(cfg, stream.due, M, K)
       at_boundary = jax.tree.map(
-        lambda d, r, b: jnp.where(d != 0, r, b), due, new, at_boundary
+        lambda d, r, b: jnp.where(d != 0, r, b), due, new.running, new.boundary
       )
-      put(boundary, p, at_boundary)
-    put(running, p, new)
+      new = new._replace(boundary=at_boundary)
+    put(state, p, new)
     out[0, :, lanes_of(shape, out, p)] = y
     if saved is not None:
       put(saved, p, kept)

@@ -49,8 +49,7 @@ class Specs:
     return Given(
       jax.tree.map(self.slow, given.slow),
       self.slow(given.bias),
-      jax.tree.map(self.state, given.boundary),
-      jax.tree.map(self.state, given.running),
+      jax.tree.map(self.state, given.state),
     )
 
   def stream(self, stream: Stream):
@@ -65,7 +64,7 @@ def like(tree):
 def call(
   name, kernel, shape, given, interpret, args, in_specs, outs, out_specs
 ):
-  B, groups, K = given.running.maps_KxM.shape[:3]
+  B, groups, K = given.state.running.maps_KxM.shape[:3]
   return pl.pallas_call(
     kernel,
     grid=(B, groups // shape.heads, shape.n),

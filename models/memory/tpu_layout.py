@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory.tile_front import Maps
+from nestax.models.memory.tile_front import Maps, State
 from nestax.models.memory.tile_ops import ROWS
 from nestax.models.memory.types import GATES, MemoryConfig
 
@@ -25,8 +25,7 @@ class Given(NamedTuple):
 
   slow: Maps
   bias: jax.Array  # [H, 8, 1]
-  boundary: Maps | None
-  running: Maps
+  state: State
 
 
 class Stream(NamedTuple):
