@@ -207,13 +207,12 @@ class Life:
       for x in replay.consolidated(past.replay.pieces(), *keep)
       if x.owner in day.names
     ]
+    awake = plan.tools, self.being.params, self.being.state, day
+    owners.check_room(*awake, past.nights + 1)  # before questions are asked
     about = quiz.about(pieces)
     known = self._dusk(about)
     slept = owners.night(
-      plan.tools,
-      self.being.params,
-      self.being.state,
-      day,
+      *awake,
       plan.core,
       past.nights + 1,
       jax.random.key(plan.options.seed),

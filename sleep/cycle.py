@@ -100,8 +100,7 @@ def night(
   due = how.due(number, len(cfg.groups))
   if tasks:
     rounds.prepare(how.dream, tasks)
-  if how.full == 'error':
-    grow.check_room(cfg, params, due)
+  check_room(tools, params, number)
   with clock('compute'):
     awake = jax.block_until_ready(tools.compute(params, state))
   rows = np.array(day.rows)
@@ -143,6 +142,13 @@ def night(
   if not decision.accepted:
     return Night(params, state, decision, (), metrics, clock.seconds)
   return Night(grown, awake, decision, day.names, metrics, clock.seconds)
+
+
+def check_room(tools: Tools, params, number: int) -> None:
+  """Raises a SlotsError if that night finds no free slot, and may not merge."""
+  if tools.how.full == 'error':
+    due = tools.how.due(number, len(tools.cfg.groups))
+    grow.check_room(tools.cfg, params, due)
 
 
 def _texts(tools: Tools, teacher: Side, day: Day, key, past: Said | None):

@@ -66,6 +66,13 @@ def used(cfg: ModelConfig, params, state: ModelState) -> list[int]:
   ]
 
 
+def check_room(tools, params, state: ModelState, day: Day, number: int) -> None:
+  """Raises a SlotsError if an owner of the day has no free slot that night."""
+  rows = day.rows if state.owned else day.rows[:1]
+  for row in rows:
+    cycle.check_room(tools, personal(params, state, row), number)
+
+
 def night(
   tools, params, state, day: Day, core, number, key, tell=None, tasks=(),
   past=None, earlier: Mapping[str, Said] | None = None,

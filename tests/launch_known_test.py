@@ -8,6 +8,7 @@ import nights_cases as cases
 import numpy as np
 import pytest
 
+from nestax.cms.experts import SlotsError
 from nestax.launch import nights, recall
 from nestax.sleep import cycle, grow
 from nestax.sleep import reader as readers
@@ -112,3 +113,13 @@ def test_questions_are_asked_before_and_after_each_night(
     assert version.metrics[f'recall_{name}'] == got[name]['1']
   said = capsys.readouterr().out
   assert f'slept on ({asked["1"]} questions, chance 33%)' in said
+  # a night that finds no slot does not ask first
+
+  def full(*args):
+    raise SlotsError('all slots are used up')
+
+  monkeypatch.setattr(cycle, 'check_room', full)
+  whom.clear()
+  with pytest.raises(SlotsError):
+    nights.live(cases.plan(texts, asked=str(path), nights=2), tmp_path / 'life')
+  assert not whom

@@ -192,6 +192,25 @@ def test_slots_of_ones_own_are_not_merged():
   owners.check(cases.config(slots=2), 'merge')
 
 
+def test_room_is_looked_for_in_the_slots_of_who_sleeps():
+  state = language_model.init_state(CFG, 3, 32)
+
+  def fill(slots):
+    grown = experts.activate(experts.activate(slots, 0), 1)
+    active = slots.active_S.at[:, 0].set(grown.active_S[:, 0])
+    return slots._replace(active_S=active)
+
+  full = state._replace(owned=tuple(map(fill, state.owned)))
+  look = functools.partial(owners.check_room, tools(), model_params())
+  look(state, gathered(), 1)
+  look(full, gathered(('bob',)), 1)
+  for names in (NAMES[:2], ('ann',)):
+    with pytest.raises(SlotsError, match='all 2 expert slots'):
+      look(full, gathered(names), 1)
+  merging = dataclasses.replace(HOW, full='merge')
+  owners.check_room(tools(merging), model_params(), full, gathered(), 1)
+
+
 def test_shared_slots_are_nobodys_in_the_state():
   assert language_model.init_state(cases.config(slots=2), 2, 8).owned is None
   assert (
