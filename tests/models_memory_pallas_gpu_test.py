@@ -308,6 +308,9 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
     # put on the machine's CPU it is scanned, which is no news
     with jax.default_device(jax.devices('cpu')[0]):
       api.run(rule(momentum=True), *momenta)
+    auto = (jax.sharding.AxisType.Auto,)
+    with jax.set_mesh(jax.make_mesh((1,), ('data',), axis_types=auto)):
+      api.run(rule(momentum=True), *momenta)
   assert calls == [(1, False), (1, True), (1, False)]
   assert caplog.text.count('lax.scan') == 2
   assert 'two-layer' in caplog.text

@@ -42,8 +42,9 @@ def _by_token(cfg: MemoryConfig, initial, state, inputs: Inputs):
 
 def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   """The faster of the implementations by chunks that fit."""
-  # not of a mesh: what is compiled for other machines asks for kernels itself
-  if axes.platform(mesh=False) not in ('tpu', 'gpu'):
+  # what is compiled for other machines than this asks for kernels itself
+  here = axes.platform(mesh=False)
+  if here not in ('tpu', 'gpu') or axes.platform() != here:
     return 'scan'
   kernels = _kernels()
   size = cfg.chunks[0], inputs.query.shape[-1], dtype
