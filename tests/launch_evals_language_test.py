@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.launch.evals import entrants, language, serial, suite, trials
+from nestax.launch.evals import (
+  entrants,
+  language,
+  problems,
+  serial,
+  suite,
+  trials,
+)
 
 OPTIONS = dataclasses.replace(
   language.Options(),
@@ -60,7 +67,7 @@ def test_the_rate_is_picked_on_other_text_than_what_is_tested(tmp_path):
     rows = [draw(np.random.default_rng(0), 12) for draw in draws.values()]
     read.append({int(x) for r in rows for x in r['targets'].ravel()} - {257})
   assert read == [{*b'cd'}, {*b'ef'}]
-  data = trials._data(problem, options.train, 1)
+  data = problems.data(problem, options.train, 1)
   for split, letters in (('valid', 'cd'), ('tests', 'ef')):
     (rows,) = data[split].values()
     counted = rows['targets'][rows['weights'] > 0]

@@ -95,6 +95,7 @@ def test_a_row_may_hold_several_shorter_questions():
     BYTES.decode(row).count('\nThe special magic') for row in made['tokens']
   ]
   assert min(asked) == 1 and 4 <= max(asked) <= 12
+  assert min((made['weights'] > 0).sum(1)) > 511 - 128  # filled up
   # one row is a whole: every answer counts, and what is asked stands before it
   row = int(np.argmax(asked))
   tokens = np.r_[made['tokens'][row], made['targets'][row][-1:]]
@@ -110,6 +111,15 @@ def test_a_row_may_hold_several_shorter_questions():
   np.testing.assert_array_equal(rows['tokens'], made['tokens'])
   with pytest.raises(ValueError, match='row of 64 tokens: question'):
     needle.mixture(hay, 512, 0.1, shortest=33)(np.random.default_rng(0), 60)
+  early = needle.problem(dataclasses.replace(options, early=480, share=0.25))
+  assert early.share == 0.25 and needle.problem(options).early is None
+  short = early.early(np.random.default_rng(0), 3)
+  assert short['tokens'].shape == (3, 479)
+  assert early.key['early'] == 480 and early.key['share'] == 0.25
+  for wrong in ({'early': 100}, {'early': 513}, {'share': 0.0}, {'share': 1.0}):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f'{name}={wrong[name]}: '):
+      dataclasses.replace(options, **wrong)
   with pytest.raises(ValueError, match='shortest=513: 0 or up to length=512'):
     needle.Options(length=512, shortest=513)
 

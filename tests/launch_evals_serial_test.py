@@ -80,6 +80,31 @@ def test_after_a_trial_one_rate_is_run():
   assert [r['step'] for r in ended] == [2, 2]
 
 
+def test_the_first_steps_have_batches_of_their_own():
+  task = quadratic()._replace(
+    loss=lambda w, batch: ((w - batch) ** 2).mean(),
+    early=lambda data, seed, step: jnp.stack([data - 1, data - 3]) + seed,
+    share=0.3,
+  )
+
+  def make(rate, steps=6):
+    return falling(rate, steps)
+
+  course = serial.Course((0.1, 0.2), seeds=2, steps=6, trial=0, every=2)
+  one_by_one, _ = serial.compare(task, make, course)
+  together = sweep.run(task, make, (0.1, 0.2), 2, 6, 2)
+  for row in (*one_by_one, *together):
+    seed, w = row['seed'], 0.5 * row['seed']
+    for step in range(row['step']):
+      aim = 1.0 + seed if step < 2 else 3.0 + 0.01 * step
+      w -= row['rate'] * (1.0 - step / 6) * 2 * (w - aim)
+    assert row['loss'] == pytest.approx((w - 3.0) ** 2, rel=1e-4)
+  assert len(one_by_one) == len(together) == 12
+  # a trial has its own first steps; whole stretches, and none if there are none
+  assert [task.starting(steps, 2) for steps in (2, 4, 6, 20)] == [0, 2, 2, 6]
+  assert task._replace(early=None).starting(6, 2) == 0
+
+
 def test_what_is_done_is_kept_and_not_done_again(tmp_path, monkeypatch):
   kept = serial.Kept(tmp_path / 'runs', {'task': 'quadratic'})
   seen = []

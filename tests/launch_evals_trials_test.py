@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.launch.evals import entrants, mad, picking, suite, sweep, trials
+from nestax.launch.evals import (
+  entrants,
+  mad,
+  picking,
+  problems,
+  suite,
+  sweep,
+  trials,
+)
 from nestax.optim import schedules
 
 TRAINING = trials.Training(
@@ -70,6 +78,10 @@ def test_the_better_rate_is_picked_and_scored(best):
     assert set(row['scores']) == {'rows', 'again'}
     assert [point[0] for point in row['curve']] == [20, 40]
     assert row['curve'][1][2] < row['curve'][0][2]
+    # as on the rows to validate, which are alike; ln 8 before training
+    assert row['losses'].keys() == row['scores'].keys()
+    for nats in row['losses'].values():
+      assert nats == pytest.approx(row['loss'], rel=0.3) and nats < 2.0
     assert row['grid']['1e-06'] < 20 < 50 < row['grid']['0.03']
     assert row['step_ms'] > 0
     assert row['step'] == 40  # better than at 20, so that both rules agree
@@ -88,8 +100,8 @@ def test_runs_are_kept_for_their_device(tmp_path, monkeypatch):
 
 
 def test_rows_are_read_in_epochs_and_tests_are_others():
-  data = trials._data(PROBLEM, TRAINING, 2)
-  order = data['order']
+  data = problems.data(PROBLEM, TRAINING, 2)
+  order = data['train order']
   assert order.shape == (2, 40, 8)
   first = order[0].reshape(-1)[:60]
   assert sorted(first) == list(range(60))
@@ -103,6 +115,23 @@ def test_rows_are_read_in_epochs_and_tests_are_others():
     draws += [x['tokens'].reshape(-1, 6) for x in data[split].values()]
   for i, one in enumerate(draws):
     assert all((one[:8] != other[:8]).any() for other in draws[:i])
+
+
+def test_the_first_steps_read_as_many_shorter_rows_as_are_as_long():
+  def short(rng, rows):
+    return {name: x[:, 4:] for name, x in echo(rng, rows).items()}
+
+  problem = PROBLEM._replace(early=short, share=0.25)
+  cfg = entrants.config('transformer', TRAINING.base(8))
+  task = trials.make_task(problem, cfg, TRAINING, 2)
+  assert task.starting(40, 5) == 10
+  for seed, step in ((0, 0), (1, 9)):
+    few, many = (f(task.data, seed, step) for f in (task.batch, task.early))
+    assert few['tokens'].shape == (8, 6) and many['tokens'].shape == (24, 2)
+  order = np.asarray(task.data['early order'])
+  # as many as there are of the others, all of them before one is read again
+  assert sorted(order[0].reshape(-1)[:180]) == list(range(180))
+  assert len(task.data['early']['tokens']) == 180
 
 
 def test_what_does_not_fit_is_done_by_halves(monkeypatch):

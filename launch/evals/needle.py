@@ -38,8 +38,11 @@ class Options:
     length: most tokens of a row to train on.
     lengths: of the rows to test on, commas between.
     shortest: tokens of the shortest questions to train on: a row has as many
-      as it holds of `length` tokens, or half, a quarter... down to this. 0: a
-      row is one question.
+      as it holds of `length` tokens, or half, a quarter... down to this, and
+      where there is room left, shorter ones. 0: a row is one question.
+    early: tokens of the rows that the first steps train on, as many more of
+      them a step as they are shorter; 0: of `length` from the first step on.
+    share: of the steps that are of `early` rows.
     haystack: a UTF-8 file; '' for generated sentences.
     prompt: 'ruler', or 'short' for small lengths.
     background: weight in training of tokens that are no answer.
@@ -51,6 +54,8 @@ class Options:
   length: int = 1024
   lengths: str = '1024,2048,4096'
   shortest: int = 0
+  early: int = 0
+  share: float = 0.5
   haystack: str = ''
   prompt: str = 'ruler'
   background: float = 0.1
@@ -76,6 +81,13 @@ class Options:
       raise ValueError(
         f'shortest={self.shortest}: 0 or up to length={self.length}'
       )
+    if self.early and not max(self.shortest, 1) <= self.early <= self.length:
+      raise ValueError(
+        f'early={self.early}: 0, or from shortest={self.shortest} up to '
+        f'length={self.length}'
+      )
+    if not 0 < self.share < 1:
+      raise ValueError(f'share={self.share}: above 0 and below 1')
     if self.rows < 1:
       raise ValueError(f'rows={self.rows}: at least 1')
     _ = self.length_list
@@ -145,15 +157,16 @@ def mixture(
           if length == most and (most == L or not last):
             raise
 
-  def draw(rng: np.random.Generator, rows: int) -> trials.Batch:
-    made = []
-    for _ in range(rows):
-      most, room, parts = lengths[rng.integers(len(lengths))], L, []
+  def filled(rng):
+    room, parts = L, []
+    for most in lengths[rng.integers(len(lengths)) :]:
       while room >= most:
         parts.append(one(most, rng))
         room -= len(parts[-1].tokens)
-      made.append(parts)
-    return batch_of(made, L, background)
+    return parts
+
+  def draw(rng: np.random.Generator, rows: int) -> trials.Batch:
+    return batch_of([filled(rng) for _ in range(rows)], L, background)
 
   return draw
 
@@ -185,10 +198,13 @@ def problem(options: Options) -> trials.Problem:
       [[haystack.row(hay, kind, L, rng)] for _ in range(many)], L, 0.0
     )
 
+  def mixed(L):
+    return mixture(hay, L, options.background, options.shortest)
+
   return trials.Problem(
     '',
     VOCABULARY,
-    mixture(hay, options.length, options.background, options.shortest),
+    mixed(options.length),
     {
       f'{name} {L}': test(kind, L)
       for name, kind in haystack.KINDS.items()
@@ -196,6 +212,8 @@ def problem(options: Options) -> trials.Problem:
     },
     values_said,
     _key(options, text),
+    early=mixed(options.early) if options.early else None,
+    share=options.share,
   )
 
 

@@ -54,6 +54,7 @@ class Programs(NamedTuple):
 
   start: Callable  # (data, *numbers) -> carry
   advance: Callable  # (data, carry, *numbers, first step) -> carry, loss
+  early: Callable  # the same where `sweep.Task.early` gives the batches
   evaluate: Callable  # (data, parameters, seed, step) -> dict
 
 
@@ -64,27 +65,32 @@ def programs(task: sweep.Task, make: Make, every: int) -> Programs:
     params = task.init(data, seed)
     return params, make(rate, steps).init(params)
 
-  def advance(data, carry, rate, seed, steps, first):
+  def advance(task, data, carry, rate, seed, steps, first):
     def of_rate(rate):
       return make(rate, steps)
 
     return sweep.advance(task, of_rate, data, carry, rate, seed, first, every)
 
+  def compiled(part):
+    program = jax.jit(functools.partial(advance, part), donate_argnums=1)
+    return program.lower(task.data, carry, *numbers, step).compile()
+
   numbers = jnp.float32(0), jnp.int32(0), jnp.int32(0)
   carry = jax.eval_shape(start, task.data, *numbers)
   step = jnp.int32(0)
+  early, late = task.parts()
+  whole = compiled(late)
   return Programs(
     jax.jit(start).lower(task.data, *numbers).compile(),
-    jax.jit(advance, donate_argnums=1)
-    .lower(task.data, carry, *numbers, step)
-    .compile(),
+    whole,
+    compiled(early) if task.early else whole,
     jax.jit(task.evaluate).lower(task.data, carry[0], step, step).compile(),
   )
 
 
 def run(
   compiled: Programs,
-  data,
+  task: sweep.Task,
   rate: float,
   seed: int,
   steps: int,
@@ -99,12 +105,14 @@ def run(
     each of the steps before it, without evaluation and compilation.
   """
   numbers = jnp.float32(rate), jnp.int32(seed), jnp.int32(steps)
+  data, starting = task.data, task.starting(steps, every)
   carry = compiled.start(data, *numbers)
   rows = []
   for first in range(0, steps, every):
     jax.block_until_ready(carry)
     began = time.perf_counter()
-    carry, loss = compiled.advance(data, carry, *numbers, jnp.int32(first))
+    advance = compiled.early if first < starting else compiled.advance
+    carry, loss = advance(data, carry, *numbers, jnp.int32(first))
     jax.block_until_ready(carry)
     ms = 1e3 * (time.perf_counter() - began) / every
     step = first + every
@@ -159,7 +167,7 @@ def compare(
     rows = _look(kept, rate, seed, many)
     if rows is None:
       tell = (lambda step: say(done + step, of)), enough
-      rows = run(compiled(), task.data, rate, seed, many, every, *tell)
+      rows = run(compiled(), task, rate, seed, many, every, *tell)
       _keep(kept, rate, seed, many, rows)
     done += many
     say(done, of)

@@ -1,5 +1,6 @@
 """Trains one task at many learning rates and seeds at once, in one program."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ class Task(NamedTuple):
     select: which of them the learning rate is picked by.
     inputs: batch -> the layers' inputs that `optim.dgd` asks for; None where
       there are none to give.
+    early: as `batch`, of other shapes, for the first steps; None: there are no
+      such steps.
+    share: of all steps that are early.
   """
 
   data: Any
@@ -34,6 +38,16 @@ class Task(NamedTuple):
   evaluate: Callable
   select: str
   inputs: Callable | None = None
+  early: Callable | None = None
+  share: float = 0.0
+
+  def starting(self, steps: int, every: int) -> int:
+    """The early ones of so many steps: what is nearest of whole `every`."""
+    return every * round(self.share * steps / every) if self.early else 0
+
+  def parts(self) -> tuple['Task', 'Task']:
+    """The task of early steps, and that of the others."""
+    return self._replace(batch=self.early or self.batch), self
 
 
 def run(
@@ -74,7 +88,7 @@ def run(
   rate_R = jnp.array([rate for rate, _ in grid], jnp.float32)
   seed_R = jnp.array([seed for _, seed in grid], jnp.int32)
 
-  def chunk(data, carry, rate, seed, first):
+  def chunk(task, data, carry, rate, seed, first):
     carry, loss = advance(task, make, data, carry, rate, seed, first, every)
     numbers = task.evaluate(data, carry[0], seed, first + every)
     return carry, {'train': loss} | numbers
@@ -86,12 +100,21 @@ def run(
   layout = _layout(start, task.data, rate_R[0], seed_R[0])
   starts = jax.vmap(start, in_axes=(None, 0, 0), out_axes=layout)
   carry = jax.jit(starts)(task.data, rate_R, seed_R)
-  chunks = jax.jit(
-    jax.vmap(chunk, in_axes=(None, layout, 0, 0, None), out_axes=(layout, 0)),
-    donate_argnums=1,
+  early, late = (
+    jax.jit(
+      jax.vmap(
+        functools.partial(chunk, part),
+        in_axes=(None, layout, 0, 0, None),
+        out_axes=(layout, 0),
+      ),
+      donate_argnums=1,
+    )
+    for part in task.parts()
   )
+  starting = task.starting(steps, every)
   rows, began = [], None
   for first in range(0, steps, every):
+    chunks = early if first < starting else late
     carry, numbers = chunks(task.data, carry, rate_R, seed_R, first)
     numbers = {name: np.asarray(x) for name, x in numbers.items()}
     began = began or time.perf_counter()

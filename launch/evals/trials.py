@@ -16,13 +16,11 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from nestax.launch import loss
@@ -31,60 +29,20 @@ from nestax.launch.evals import (
   entrants,
   haystack,
   picking,
+  problems,
   serial,
   suite,
   sweep,
 )
+from nestax.launch.evals.problems import Batch as Batch
+from nestax.launch.evals.problems import Draw as Draw
+from nestax.launch.evals.problems import Net, Problem
 from nestax.launch.evals.training import Training
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 from nestax.optim import labels, schedules
 
-# `tokens`, `targets` int32 and `weights` float32, each `[rows, L]`; a row of no
-# weight at all is padding.
-Batch = dict[str, Any]
-Draw = Callable[[np.random.Generator, int], Batch]
 STILL = re.compile(r'.*(scale|bias|log_rate|mix|logit|active)')  # not decayed
-
-
-class Net(NamedTuple):
-  """What is trained: `init(key, tokens_BxL)`, `apply(params, tokens_BxL)`."""
-
-  init: Callable
-  apply: Callable  # -> logits_BxLxV float32
-
-
-class Problem(NamedTuple):
-  """A task, from nothing but seeds.
-
-  Attributes:
-    name: heading in the table.
-    V: ids there are, of tokens and targets.
-    train: (generator, rows) -> rows to train on.
-    tests: name of a score -> the same for rows to test on; may give fewer
-      rows than asked for, if there are no more.
-    score: (logits, batch) -> sum and weight, scalars; the score is the
-      quotient of all batches' sums, times 100 unless less is better.
-    key: plain dict of what the rows depend on.
-    base: config keys that all families share here, see `entrants.config`.
-    own: the same for one family alone.
-    net: what a config is trained as; a language model unless given.
-    less: less is better; `valid` is then the negative score.
-    valid: as `tests`, for rows to pick the rate by; None: those of `tests`,
-      which then have to give other rows whenever they are asked.
-  """
-
-  name: str
-  V: int
-  train: Draw
-  tests: Mapping[str, Draw]
-  score: Callable
-  key: dict
-  base: dict = {}
-  own: dict = {}
-  net: Callable[[ModelConfig], Net] | None = None
-  less: bool = False
-  valid: Mapping[str, Draw] | None = None
 
 
 def language(cfg: ModelConfig) -> Net:
@@ -148,9 +106,11 @@ def train(
   Returns:
     As `suite.Cell.run`: beside the scores `rate`, whether it is at an `edge`
     of several rates, the `step` of the scores, its `valid` and valid `loss`,
-    the `curve` of [step, valid, loss], `grid`: of every rate its mean `valid`
-    (after a trial, at its end), and `step_ms`: of a step of all runs of one
-    program, its share of evaluation in it; of runs apart, of a step alone.
+    the `losses` of the tests in nats a target (which fall long before whole
+    answers are right), the `curve` of [step, valid, loss], `grid`: of every
+    rate its mean `valid` (after a trial, at its end), and `step_ms`: of a step
+    of all runs of one program, its share of evaluation in it; of runs apart, of
+    a step alone.
   """
   task = make_task(problem, cfg, training, seeds)
   shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
@@ -172,9 +132,11 @@ def train(
       continue
     run = [r for r in rows if (r['rate'], r['seed']) == (rate, row['seed'])]
     scores = {name: row[f'test {name}'] for name in problem.tests}
+    # runs may have been kept before there were losses
+    losses = {name: row.get(f'loss {name}') for name in problem.tests}
     curve = [[r['step'], r['valid'], r['loss']] for r in run]
     about = {'rate': rate, 'edge': edge, 'step': row['step']}
-    about |= {'valid': row['valid']}
+    about |= {'valid': row['valid'], 'losses': losses}
     about |= {'loss': row['loss'], 'curve': curve, 'grid': means}
     about |= {'step_ms': ms(run)}
     made.append({'seed': row['seed'], 'scores': scores} | about)
@@ -254,14 +216,14 @@ def make_task(
 ) -> sweep.Task:
   """Draws all rows, and lays out what `sweep` trains."""
   net = (problem.net or language)(cfg)
-  data = jax.tree.map(jnp.asarray, _data(problem, training, seeds))
+  data = jax.tree.map(jnp.asarray, problems.data(problem, training, seeds))
 
   def init(data, seed):
     return net.init(jax.random.key(seed), data['train']['tokens'][:1, :1])
 
-  def batch(data, seed, step):
-    at = data['order'][seed, step]
-    return jax.tree.map(lambda x: x[at], data['train'])
+  def batch(data, seed, step, rows='train'):
+    at = data[f'{rows} order'][seed, step]
+    return jax.tree.map(lambda x: x[at], data[rows])
 
   def objective(params, batch):
     logits_BxLxV = net.apply(params, batch['tokens'])
@@ -281,16 +243,20 @@ def make_task(
     said = {'valid': sign * sum(score for score, _ in valid) / len(valid)}
     said['loss'] = sum(loss for _, loss in valid) / len(valid)
     # mostly at the end only; the step is the same in all runs of a sweep
-    nothing = dict.fromkeys(data['tests'], jnp.float32(jnp.nan))
+    nothing = dict.fromkeys(data['tests'], (jnp.float32(jnp.nan),) * 2)
     always = training.best or training.enough > 0
     tests = jax.lax.cond(
       always | (step == training.steps),
-      lambda: {name: x for name, (x, _) in measure(data['tests']).items()},
+      lambda: measure(data['tests']),
       lambda: nothing,
     )
-    return said | {f'test {name}': score for name, score in tests.items()}
+    for name, (score, nats) in tests.items():
+      said |= {f'test {name}': score, f'loss {name}': nats}
+    return said
 
-  return sweep.Task(data, init, batch, objective, evaluate, 'valid')
+  early = functools.partial(batch, rows='early') if problem.early else None
+  rest = {'early': early, 'share': problem.share}
+  return sweep.Task(data, init, batch, objective, evaluate, 'valid', **rest)
 
 
 def _sums(logits_BxLxV, batch) -> loss.Sums:
@@ -319,51 +285,6 @@ def _measure(one, tests: dict) -> dict:
       found[name] = points / weight, loss.means(total)['loss']
       start = stop
   return found
-
-
-def _data(problem: Problem, training: Training, seeds: int) -> dict:
-  def rng(*words) -> np.random.Generator:
-    return np.random.default_rng([*'/'.join(words).encode()])
-
-  rows = problem.train(rng('train'), training.examples)
-  found = len(rows['tokens'])
-  order = np.stack(
-    [
-      _order(np.random.default_rng(seed), found, training.steps, training.batch)
-      for seed in range(seeds)
-    ]
-  )
-  drawn = {'train': rows, 'order': order}
-  valid = problem.tests if problem.valid is None else problem.valid
-  for split, draws, many in (
-    ('valid', valid, training.tests // 2),
-    ('tests', problem.tests, training.tests),
-  ):
-    drawn[split] = {
-      name: in_batches(draw(rng(split, name), many), training.batch)
-      for name, draw in draws.items()
-    }
-  return drawn
-
-
-def _order(rng, rows: int, steps: int, batch: int) -> np.ndarray:
-  """Indices of rows, `[steps, batch]`: epochs, each in an order of its own."""
-  epochs = -(-steps * batch // rows)
-  whole = np.concatenate([rng.permutation(rows) for _ in range(epochs)])
-  return whole[: steps * batch].reshape(steps, batch).astype(np.int32)
-
-
-def in_batches(rows: Batch, batch: int) -> Batch:
-  """Lays rows out as `[batches, batch, L]`, the last filled up with nothing."""
-  found = len(rows['tokens'])
-  batch = min(batch, found)
-  missing = -found % batch
-
-  def lay(x):
-    x = np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
-    return x.reshape(-1, batch, *x.shape[1:])
-
-  return {name: lay(x) for name, x in rows.items()}
 
 
 def whole_rows(logits_BxLxV, batch):

@@ -1,0 +1,125 @@
+"""What small models are trained and tested on: problems, and rows drawn."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nestax.launch.evals.training import Training
+from nestax.models.config import ModelConfig
+
+# `tokens`, `targets` int32 and `weights` float32, each `[rows, L]`; a row of no
+# weight at all is padding.
+Batch = dict[str, Any]
+Draw = Callable[[np.random.Generator, int], Batch]
+
+
+class Net(NamedTuple):
+  """What is trained: `init(key, tokens_BxL)`, `apply(params, tokens_BxL)`."""
+
+  init: Callable
+  apply: Callable  # -> logits_BxLxV float32
+
+
+class Problem(NamedTuple):
+  """A task, from nothing but seeds.
+
+  Attributes:
+    name: heading in the table.
+    V: ids there are, of tokens and targets.
+    train: (generator, rows) -> rows to train on.
+    tests: name of a score -> the same for rows to test on; may give fewer
+      rows than asked for, if there are no more.
+    score: (logits, batch) -> sum and weight, scalars; the score is the
+      quotient of all batches' sums, times 100 unless less is better.
+    key: plain dict of what the rows depend on.
+    base: config keys that all families share here, see `entrants.config`.
+    own: the same for one family alone.
+    net: what a config is trained as; a language model unless given.
+    less: less is better; `valid` is then the negative score.
+    valid: as `tests`, for rows to pick the rate by; None: those of `tests`,
+      which then have to give other rows whenever they are asked.
+    early: as `train`, shorter rows for the first steps, as many more a step as
+      they are shorter; None: there are no such steps.
+    share: of all steps that are early.
+  """
+
+  name: str
+  V: int
+  train: Draw
+  tests: Mapping[str, Draw]
+  score: Callable
+  key: dict
+  base: dict = {}
+  own: dict = {}
+  net: Callable[[ModelConfig], Net] | None = None
+  less: bool = False
+  valid: Mapping[str, Draw] | None = None
+  early: Draw | None = None
+  share: float = 0.0
+
+
+def data(problem: Problem, training: Training, seeds: int) -> dict:
+  """Draws all rows, and says which of them every seed's batches are made of.
+
+  Returns:
+    `train`, and `early` where the problem has such rows: rows, each with its
+    `order`, indices `[seeds, steps, batch]`; `valid` and `tests`: by name, in
+    batches.
+  """
+
+  def rng(*words) -> np.random.Generator:
+    return np.random.default_rng([*'/'.join(words).encode()])
+
+  rows = problem.train(rng('train'), training.examples)
+  drawn = _ordered('train', rows, training.batch, training.steps, seeds)
+  if problem.early:
+    drawn |= _early(problem, training, seeds, rows['tokens'].shape[1], rng)
+  valid = problem.tests if problem.valid is None else problem.valid
+  for split, draws, many in (
+    ('valid', valid, training.tests // 2),
+    ('tests', problem.tests, training.tests),
+  ):
+    drawn[split] = {
+      name: in_batches(draw(rng(split, name), many), training.batch)
+      for name, draw in draws.items()
+    }
+  return drawn
+
+
+def _early(problem: Problem, training: Training, seeds: int, L: int, rng):
+  """Shorter rows, as many more as rows of L tokens are longer."""
+  of_one = problem.early(rng('early'), 1)['tokens'].size
+  times, steps = max(1, L // of_one), training.steps
+  most = min(training.examples, steps * training.batch) * times
+  rows = problem.early(rng('early'), most)
+  return _ordered('early', rows, training.batch * times, steps, seeds)
+
+
+def _ordered(name: str, rows: Batch, batch: int, steps: int, seeds: int):
+  """Rows to train on, and which of them are in the batches of every seed."""
+  order = [
+    _order(np.random.default_rng(seed), len(rows['tokens']), steps, batch)
+    for seed in range(seeds)
+  ]
+  return {name: rows, f'{name} order': np.stack(order)}
+
+
+def _order(rng, rows: int, steps: int, batch: int) -> np.ndarray:
+  """Indices of rows, `[steps, batch]`: epochs, each in an order of its own."""
+  epochs = -(-steps * batch // rows)
+  whole = np.concatenate([rng.permutation(rows) for _ in range(epochs)])
+  return whole[: steps * batch].reshape(steps, batch).astype(np.int32)
+
+
+def in_batches(rows: Batch, batch: int) -> Batch:
+  """Lays rows out as `[batches, batch, L]`, the last filled up with nothing."""
+  found = len(rows['tokens'])
+  batch = min(batch, found)
+  missing = -found % batch
+
+  def lay(x):
+    x = np.concatenate([x, np.zeros((missing, *x.shape[1:]), x.dtype)])
+    return x.reshape(-1, batch, *x.shape[1:])
+
+  return {name: lay(x) for name, x in rows.items()}
