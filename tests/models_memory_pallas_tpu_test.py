@@ -11,6 +11,8 @@ from nestax.models.memory import api, pallas_tpu
 from nestax.models.memory.types import MemoryConfig, init_state
 
 B, H, K = cases.B, cases.H, cases.K
+PUSHED = {'momentum': True}
+TITANS = PUSHED | {'adaptive': (), 'generated': False, 'delta': False}
 
 
 def everything(cfg, initial, state, inputs, dtype, implementation):
@@ -24,7 +26,7 @@ def everything(cfg, initial, state, inputs, dtype, implementation):
         cfg, initial, start, inputs._replace(**streams),
         dtype=dtype, implementation=implementation,
       )  # fmt: skip
-      ends = () if end is None else (end.boundary, end.running)
+      ends = () if end is None else end[:3]
       leaves = [out, *jax.tree.leaves(ends)]
       return sum(
         jnp.sum(jnp.sin((i + 1.0) * x)) for i, x in enumerate(leaves)
@@ -39,8 +41,11 @@ def everything(cfg, initial, state, inputs, dtype, implementation):
 
   fast = None
   if state is not None:
-    fast = {'boundary': state.boundary, 'running': state.running}
-  names = ('query', 'key', 'value')
+    fast = {
+      name: getattr(state, name)
+      for name in ('boundary', 'running', 'momentum')[: 2 + cfg.momentum]
+    }
+  names = ('query', 'key', 'value', 'log_beta')[: 3 + cfg.momentum]
   return run(initial, fast, {name: getattr(inputs, name) for name in names})
 
 
@@ -53,16 +58,30 @@ def apart(cfg, initial):
 
 
 @pytest.mark.parametrize(
-  'chunks,stream,resets,dtype,tolerance',
+  'chunks,options,stream,resets,dtype,tolerance',
   [
-    ((8, 8), False, False, 'float32', 2e-5),
-    ((8, 8), False, False, 'bfloat16', 6e-2),
-    ((16, 8), True, True, 'float32', 2e-5),
+    ((8, 8), {}, False, False, 'float32', 2e-5),
+    ((8, 8), {}, False, False, 'bfloat16', 6e-2),
+    ((16, 8), {}, True, True, 'float32', 2e-5),
+    ((8, 8), PUSHED, False, False, 'bfloat16', 6e-2),
+    ((8, 16), PUSHED, True, True, 'float32', 2e-5),
+    pytest.param(
+      *((8, 8), TITANS, False, True, 'float32', 2e-5), marks=pytest.mark.slow
+    ),
   ],
-  ids=['fresh', 'fresh bfloat16', 'stream with resets'],
+  ids=[
+    'fresh',
+    'fresh bfloat16',
+    'stream with resets',
+    'momentum bfloat16',
+    'momentum stream with resets',
+    'momentum alone',
+  ],
 )
-def test_kernels_equal_the_token_rule(chunks, stream, resets, dtype, tolerance):
-  cfg = MemoryConfig(*chunks)
+def test_kernels_equal_the_token_rule(
+  chunks, options, stream, resets, dtype, tolerance
+):
+  cfg = MemoryConfig(*chunks, **options)
   initial = cases.initial_values(cfg, jnp.float32)
   inputs = cases.inputs(cfg, jnp.float32, resets=resets)
   state = apart(cfg, initial) if stream else None
@@ -75,7 +94,6 @@ def test_kernels_equal_the_token_rule(chunks, stream, resets, dtype, tolerance):
   'options,words',
   [
     ({'depth_mem': 2}, 'two-layer.*mem'),
-    ({'momentum': True}, 'momentum=True'),
     ({'anchor': 'zero'}, "anchor='zero'"),
     ({'adaptive': (), 'given': ('eta',)}, "given=.'eta'"),
     ({'key_norm': False}, 'key_norm=False'),
@@ -90,7 +108,7 @@ def test_what_does_not_fit_is_refused_in_words(options, words):
 
 
 def test_what_does_not_fit_runs_by_scan_and_says_so_once(monkeypatch, caplog):
-  cfg = MemoryConfig(8, 8, momentum=True)
+  cfg = MemoryConfig(8, 8, anchor='zero')
   initial = cases.initial_values(cfg, jnp.float32)
   inputs = cases.inputs(cfg, jnp.float32)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
@@ -99,4 +117,4 @@ def test_what_does_not_fit_runs_by_scan_and_says_so_once(monkeypatch, caplog):
     for _ in range(2):
       api.run(cfg, initial, None, inputs)
   assert caplog.text.count('lax.scan') == 1
-  assert 'momentum=True' in caplog.text
+  assert "anchor='zero'" in caplog.text

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import memory_cases as cases
 import pytest
 
-from nestax.models.memory import tile, tile_backward, tile_front
+from nestax.models.memory import (
+  steps,
+  tile,
+  tile_backward,
+  tile_front,
+  tile_momentum,
+)
 from nestax.models.memory.chunk import chunk_step
 from nestax.models.memory.decay import Chunk
 from nestax.models.memory.tpu_layout import as_rows, lay, unlay
@@ -33,9 +39,24 @@ RULES = {
   'mem_alone_dot': {'adaptive': (), 'generated': False, 'objective': 'dot'},
   'titans': {'adaptive': (), 'generated': False, 'delta': False},
   'no_retention': {'retention': False, 'value_norm': False},
+  'momentum': {'momentum': True},
+  'momentum_without_delta': {
+    'momentum': True,
+    'adaptive': ('v', 'alpha'),
+    'delta': False,
+  },
+  'momentum_boundary_read': {'momentum': True, 'read': 'boundary'},
+  'momentum_dot': {
+    'momentum': True,
+    'objective': 'dot',
+    'identity': ('mem',),
+    'adaptive': ('q', 'k', 'eta'),
+    'retention': False,
+  },
 }
 # What they try, the others try too, beside something else.
 SLOW = 'mem_alone_dot', 'titans'
+TOGETHER = 'default', 'momentum'
 
 
 def head(cfg, resets):
@@ -43,9 +64,13 @@ def head(cfg, resets):
   initial = cases.initial_values(cfg, jnp.float64)
   initial = jax.tree.map(lambda x: x[0], initial)
   R = max(stop for _, stop in cfg.rows(K).values())
-  keys = jax.random.split(jax.random.key(3), 5)
-  state = tuple(0.3 * jax.random.normal(key, (R, K)) for key in keys[:2])
-  streams = tuple(jax.random.normal(key, (C, K)) for key in keys[2:])
+  keys = jax.random.split(jax.random.key(3), 7)
+  first = keys[: 2 + cfg.momentum]
+  state = tuple(0.3 * jax.random.normal(key, (R, K)) for key in first)
+  streams = tuple(jax.random.normal(key, (C, K)) for key in keys[3:6])
+  if cfg.momentum:
+    logit = jax.random.normal(keys[6], (C,))
+    streams = *streams, jax.nn.log_sigmoid(logit)
   reset = jnp.zeros((C,), bool).at[jnp.array([5, 11])].set(True)
   live = jnp.arange(C) < 13
   return initial, state, streams, (reset, live) if resets else (None, None)
@@ -55,16 +80,20 @@ def by_chunk_step(cfg, marks, together):
   """(boundary, running, output), as a function of all that is real."""
 
   def run(initial, state, streams):
-    boundary, running = (state[1], state[1]) if together else state
-    (boundary, running, _), out = chunk_step(
+    boundary, running, *momentum = state
+    boundary = running if together else boundary
+    state = [Weights(x, {}) for x in (boundary, running, *momentum)]
+    (boundary, running, momentum), out = chunk_step(
       cfg,
       initial,
       stack_initial(cfg, initial),
-      (Weights(boundary, {}), Weights(running, {}), None),
-      Chunk(*streams, None, *marks),
+      state if cfg.momentum else (*state, None),
+      Chunk(*streams, *(() if cfg.momentum else (None,)), *marks),
       jnp.float64,
     )
-    return (0.0 if together else boundary.stack), running.stack, out
+    boundary = 0.0 if together else boundary.stack
+    end = boundary, running.stack, momentum.stack if cfg.momentum else None
+    return end, out
 
   return run
 
@@ -77,19 +106,28 @@ def by_tiles(cfg, marks, together, given, gradients):
     gates_8xK=as_rows([initial[gate]['kernel'] for gate in GATES])
   )
   bias = as_rows([initial[gate]['bias'][None] for gate in GATES])
-  boundary, running = (lay(cfg, x, K) for x in state)
-  fast = tile_front.State(None if together else boundary, running, None)
+
+  def laid(boundary, running, momentum=None):
+    boundary = None if together else boundary
+    every = boundary, running, momentum
+    return tile_front.State(
+      *(None if x is None else lay(cfg, x, K) for x in every)
+    )
+
   rows = laid_marks(*(None if m is None else m[None, None] for m in marks))
-  tokens = tile_front.Tokens(*streams, None if rows is None else rows[0, 0])
-  end, out, saved = tile.forward(cfg, slow, bias, fast, tokens, jnp.float64)
-  d_end = tile_front.State(
-    None if together else lay(cfg, gradients[0], K),
-    lay(cfg, gradients[1], K),
-    None,
+  tokens = tile_front.Tokens(
+    *streams[:3],
+    None if rows is None else rows[0, 0],
+    *(x[None] for x in streams[3:]),
+  )
+  forward = tile_momentum.forward_steps if cfg.momentum else tile.forward_steps
+  end, out, saved = steps.last(
+    forward(cfg, slow, bias, laid(*state), tokens, jnp.float64)
   )
   d_before, d_slow, d_logit, d_tokens = tile_backward.backward(
-    cfg, slow, bias, saved, tokens, d_end, gradients[2], jnp.float64
-  )
+    cfg, slow, bias, saved, tokens, laid(*gradients[0]), gradients[1],
+    jnp.float64,
+  )  # fmt: skip
   d_initial = {
     box: {'kernel': d_slow.maps_KxM[:, i * K : (i + 1) * K].T}
     for i, box in enumerate(cfg.boxes)
@@ -97,12 +135,16 @@ def by_tiles(cfg, marks, together, given, gradients):
     gate: {'kernel': d_slow.gates_8xK[i], 'bias': d_logit[i].sum()}
     for i, gate in enumerate(GATES)
   }
-  d_boundary, d_running, _ = d_before
-  zero = jnp.zeros_like(state[0])
-  d_boundary = zero if together else unlay(cfg, d_boundary)
-  end_boundary = 0.0 if together else unlay(cfg, end.boundary)
-  values = (end_boundary, unlay(cfg, end.running), out)
-  return values, (d_initial, (d_boundary, unlay(cfg, d_running)), d_tokens)
+
+  def stacks(fast, boundary):
+    running = [unlay(cfg, x) for x in fast[1:] if x is not None]
+    return boundary if together else unlay(cfg, fast.boundary), *running
+
+  values = stacks(end, 0.0), out
+  d_state = stacks(d_before, jnp.zeros_like(state[0]))
+  if cfg.momentum:
+    d_tokens = *d_tokens[:3], d_tokens.log_beta_1xC[0]
+  return values, (d_initial, d_state, d_tokens)
 
 
 # what the rules differ in does not ask where the boundary is
@@ -117,7 +159,7 @@ def by_tiles(cfg, marks, together, given, gradients):
     *(
       pytest.param(
         *(name, False, True),
-        marks=() if name == 'default' else pytest.mark.slow,
+        marks=() if name in TOGETHER else pytest.mark.slow,
       )
       for name in RULES
     ),

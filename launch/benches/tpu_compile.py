@@ -37,17 +37,19 @@ def main(words: str) -> None:
   }
   tokens = array(B, T, H, K, dtype=dtype)
 
-  def forward(initial, q, k, v):
+  log_beta = array(B, T, H) if cfg.momentum else None
+
+  def forward(initial, q, k, v, log_beta):
     return api.run(
-      cfg, initial, None, Inputs(q, k, v, None, None),
+      cfg, initial, None, Inputs(q, k, v, log_beta, None),
       dtype=jnp.dtype(dtype), implementation='pallas',
     )[1]  # fmt: skip
 
-  def both(initial, q, k, v, d_out):
-    out, back = jax.vjp(forward, initial, q, k, v)
+  def both(initial, q, k, v, log_beta, d_out):
+    out, back = jax.vjp(forward, initial, q, k, v, log_beta)
     return out, back(d_out)
 
-  args = initial, tokens, tokens, tokens
+  args = initial, tokens, tokens, tokens, log_beta
   jax.jit(forward).lower(*args).compile()
   jax.jit(both).lower(*args, array(B, T, H, K)).compile()
 

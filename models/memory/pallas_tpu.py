@@ -35,8 +35,6 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
   """Raises DoesNotFit, in words, for what the kernels do not cover."""
   if cfg.deep:
     raise DoesNotFit(f'two-layer memories {cfg.deep}: only depth 1')
-  if cfg.momentum:
-    raise DoesNotFit('momentum=True: only without')
   if cfg.given or not cfg.key_norm:
     raise DoesNotFit(
       f'given={cfg.given}, key_norm={cfg.key_norm}: only gates of their own '
@@ -111,7 +109,12 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
                      (cfg.chunk_rest, cfg.chunk_mem)], axis=-1)  # fmt: skip
     due = jnp.moveaxis(due, 0, 1)[..., None].astype(jnp.float32)
     due = jnp.broadcast_to(due, (B, n, 2, C))
-  stream = Stream(*map(over_stream, xs[:3]), marks(xs.reset_C, xs.live_C), due)
+  log_beta = None
+  if cfg.momentum:
+    log_beta = by_head(jnp.transpose(xs.log_beta_C, (1, 2, 0, 3)), 1)
+    log_beta = log_beta.astype(jnp.float32)[..., None, :]
+  tokens, of_tokens = map(over_stream, xs[:3]), marks(xs.reset_C, xs.live_C)
+  stream = Stream(*tokens, of_tokens, due, log_beta)
   state, out = _kernels(shape, given, stream)
   out = out.reshape(B, n, C, padded, K)[:, :, :, :H]
 

@@ -2,7 +2,7 @@
 
 For the layout see `tile_front`. The backward pass, `tile_backward`, takes what
 only the forward pass can know cheaply: the inverse T of the triangular system
-and its solution Z. No momentum here.
+and its solution Z. Momentum is in `tile_momentum`.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory.inverse import inverse_steps
-from nestax.models.memory.steps import last
 from nestax.models.memory.tile_front import Maps, State, front_steps, read
 from nestax.models.memory.tile_ops import columns_of, iota, nn, nt, tn
 
@@ -20,9 +19,12 @@ class Saved(NamedTuple):
   """What the backward pass takes from the forward pass."""
 
   state: State  # at the chunk's start; maps in the matmuls' dtype
-  T_CxC: jax.Array
-  Z_CxM: jax.Array
-  Zg_8xC: jax.Array
+  T_CxC: jax.Array | None
+  Z_CxM: jax.Array | None
+  Zg_8xC: jax.Array | None
+  # with momentum, Z and the steps U apart, and no T and Z without `delta`
+  U_CxM: jax.Array | None = None
+  Ug_8xC: jax.Array | None = None
 
 
 def adaptive(cfg, tile):
@@ -60,22 +62,29 @@ def gate_terms(cfg, slow, boundary, running, point, k, rows, dtype):
   return e, -rows['eta_g'] * kept
 
 
+def errors(cfg, f, slow, at_boundary, point, dtype):
+  """Inner gradients at the boundary, by box `[C, K]`."""
+  toward = -f.v_CxK
+  apart = f.k_CxK - f.v_CxK if cfg.objective == 'l2' else toward
+  for box in cfg.boxes:
+    at = columns_of(cfg, box, point.shape[1])
+    e = apart if box in cfg.identity else toward
+    yield e + read(
+      point, slow.maps_KxM[:, at], at_boundary.maps_KxM[:, at], f.alive_Cx1,
+      dtype,
+    )  # fmt: skip
+
+
 def _right_sides(cfg, f, slow, at_boundary, running, point, k, dtype):
   """Of the system, divided by -eta, a list by box of `[C, K]`.
 
   A generator of steps.
   """
   columns, K = f.columns, k.shape[1]
-  toward = -f.v_CxK
-  apart = f.k_CxK - f.v_CxK if cfg.objective == 'l2' else toward
   sides = []
-  for box in cfg.boxes:
+  of_boxes = errors(cfg, f, slow, at_boundary, point, dtype)
+  for box, e in zip(cfg.boxes, of_boxes):
     at = columns_of(cfg, box, K)
-    e = apart if box in cfg.identity else toward
-    e = e + read(
-      point, slow.maps_KxM[:, at], at_boundary.maps_KxM[:, at], f.alive_Cx1,
-      dtype,
-    )  # fmt: skip
     if cfg.delta:
       e = e + columns['g_p'] * nn(k, running.maps_KxM[:, at], dtype)
     sides.append(e.astype(dtype))
@@ -83,20 +92,20 @@ def _right_sides(cfg, f, slow, at_boundary, running, point, k, dtype):
   return sides
 
 
-def _read_before(cfg, f, slow, at_boundary, running, k, dtype):
-  """(output but for what the chunk writes, what its Z is read by or None).
+def read_before(cfg, f, slow, at_boundary, running, k, dtype):
+  """(output but for what the chunk writes, q k^T or None where it reads none).
 
   A generator of steps.
   """
   mem = columns_of(cfg, 'mem', k.shape[1])
   q = f.q_CxK.astype(dtype)
-  within = None
+  qk = None
   if cfg.read == 'token':
     out = nn(q, slow.maps_KxM[:, mem], dtype)
     yield
     out = out + f.columns['g'] * nn(q, running.maps_KxM[:, mem], dtype)
     yield
-    within = (f.G_CxC * nt(q, k, dtype)).astype(dtype)
+    qk = nt(q, k, dtype)
   else:
     out = read(
       q, slow.maps_KxM[:, mem], at_boundary.maps_KxM[:, mem], f.alive_Cx1, dtype
@@ -104,11 +113,23 @@ def _read_before(cfg, f, slow, at_boundary, running, k, dtype):
   yield
   if 'mem' in cfg.identity:
     out = out + f.q_CxK
-  return out, within
+  return out, qk
 
 
 def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
-  """`forward` as a generator, see `steps`."""
+  """Advances one head by a chunk: a generator, see `steps`.
+
+  Args:
+    cfg: the rule: matrix memories, no momentum, anchored at initial values.
+    slow: initial values; slow gates too.
+    bias_8x1: of the gates, rows as in `Maps`.
+    state: fast parts at the chunk's start.
+    tokens: inputs.
+    dtype: of the matmuls' operands.
+
+  Returns:
+    (State after it, output `[C, K]` float32, Saved).
+  """
   K = tokens.key_CxK.shape[1]
   boundary, running, _ = state
   at_boundary = running if boundary is None else boundary
@@ -119,9 +140,8 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
   if cfg.delta:
     L = f.E_CxC * nt(k, k, dtype)
     yield
-  out, within = yield from _read_before(
-    cfg, f, slow, at_boundary, running, k, dtype
-  )
+  out, qk = yield from read_before(cfg, f, slow, at_boundary, running, k, dtype)
+  within = None if qk is None else (f.G_CxC * qk).astype(dtype)
   sides = yield from _right_sides(
     cfg, f, slow, at_boundary, running, point, k, dtype
   )
@@ -158,23 +178,6 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
   )
   saved = Saved(narrow(state, dtype), T, jnp.concatenate(Z, axis=1), Zg)
   return State(boundary_after(boundary, rows), new, None), out, saved
-
-
-def forward(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
-  """Advances one head by a chunk.
-
-  Args:
-    cfg: the rule: matrix memories, no momentum, anchored at initial values.
-    slow: initial values; slow gates too.
-    bias_8x1: of the gates, rows as in `Maps`.
-    state: fast parts at the chunk's start.
-    tokens: inputs.
-    dtype: of the matmuls' operands.
-
-  Returns:
-    (State after it, output `[C, K]` float32, Saved).
-  """
-  return last(forward_steps(cfg, slow, bias_8x1, state, tokens, dtype))
 
 
 def boundary_after(boundary: Maps | None, rows):

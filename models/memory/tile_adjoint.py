@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from nestax.models.memory import tile
 from nestax.models.memory.tile_front import Front, Maps, Tokens
 from nestax.models.memory.tile_gates import Sums
-from nestax.models.memory.tile_ops import nt, tn
+from nestax.models.memory.tile_ops import nn, nt, tn
 
 
 class Chunk(NamedTuple):
@@ -18,6 +18,7 @@ class Chunk(NamedTuple):
   slow: Maps
   boundary: Maps
   running: Maps
+  momentum: Maps | None
   apart: bool  # the boundary is not the running parts
   saved: tile.Saved
   tokens: Tokens
@@ -32,8 +33,10 @@ class Gathered:
   def __init__(self, like):
     zero = jnp.zeros_like(like)
     self.q, self.k, self.v = zero, zero, zero
-    # box -> of its columns of the slow values, the boundary, the running parts
+    # box -> of its columns of the slow values, the boundary, the running parts,
+    # the momenta
     self.slow, self.boundary, self.running = {}, {}, {}
+    self.momentum = {}
     self.sums = Sums()
 
 
@@ -45,6 +48,33 @@ def read_back(d_out, x, slow, fast, alive, dtype):
   d_fast = alive * d_out
   d_x = nt(d_out, slow, dtype) + nt(d_fast, fast, dtype)
   return d_x, tn(x, d_out, dtype), tn(x, d_fast, dtype)
+
+
+def boundary_read_back(c: Chunk, d: Gathered, d_out):
+  """Of an output that is read at the boundary."""
+  d_q, d.slow['mem'], d.boundary['mem'] = read_back(
+    d_out, c.f.q_CxK, c.slow.maps_KxM[:, c.mem],
+    c.boundary.maps_KxM[:, c.mem], c.f.alive_Cx1, c.dtype,
+  )  # fmt: skip
+  d.q = d.q + d_q
+
+
+def written_back(c: Chunk, weight_Cx1, x_CxM, x_8xC, d_new: Maps):
+  """Of steps x, written with keys times a weight: of x, and of those keys."""
+  key = weight_Cx1 * c.f.k_CxK
+  d_key = nt(x_CxM, d_new.maps_KxM, c.dtype)
+  d_key = d_key + outer(x_8xC, d_new.gates_8xK)
+  d_x = nn(key, d_new.maps_KxM, c.dtype)
+  return d_x, nt(d_new.gates_8xK, key, c.dtype), d_key
+
+
+def entries(a: Maps, b: Maps):
+  """The sum of products of entries, `[1, 1]`."""
+  total = jnp.zeros((1, 1), a.gates_8xK.dtype)
+  for x, y in zip(a, b):
+    rows = jnp.sum(x * y, axis=0, keepdims=True)
+    total = total + jnp.sum(rows, axis=1, keepdims=True)
+  return total
 
 
 def outer(rows_8xC, gates_8xN):

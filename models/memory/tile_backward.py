@@ -1,4 +1,4 @@
-"""The backward pass of `tile.forward`, by hand, from the end to the front.
+"""The backward pass of `tile`, by hand, from the end to the front.
 
 `d_x` is the gradient of x. What the parts gather of the fast and slow values
 is added up in `Gathered`; gradients of the gates go to `tile_gates`.
@@ -7,20 +7,23 @@ is added up in `Gathered`; gradients of the gates go to `tile_gates`.
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import tile
+from nestax.models.memory import tile, tile_momentum_backward
 from nestax.models.memory.steps import last
 from nestax.models.memory.tile_adjoint import (
   Chunk,
   Gathered,
   alive,
   at_gates,
+  boundary_read_back,
+  entries,
   outer,
   place,
   read_back,
   unit_back,
   widen,
+  written_back,
 )
-from nestax.models.memory.tile_front import Maps, State, front_steps
+from nestax.models.memory.tile_front import Maps, State, Tokens, front_steps
 from nestax.models.memory.tile_gates import gates_back
 from nestax.models.memory.tile_ops import columns_of, exact, nn, nt, tn
 
@@ -30,21 +33,15 @@ def _from_new(c: Chunk, d: Gathered, d_new: Maps):
 
   The last is of what they were multiplied by.
   """
-  k, weight = c.f.k_CxK, c.f.columns['last']
-  last_k = weight * k
-  d_Z = nn(last_k, d_new.maps_KxM, c.dtype)
-  d_Zg = nt(d_new.gates_8xK, last_k, c.dtype)
-  d_last_k = nt(c.saved.Z_CxM, d_new.maps_KxM, c.dtype)
-  d_last_k = d_last_k + outer(c.saved.Zg_8xC, d_new.gates_8xK)
+  weight = c.f.columns['last']
+  d_Z, d_Zg, d_last_k = written_back(
+    c, weight, c.saved.Z_CxM, c.saved.Zg_8xC, d_new
+  )
   d.k = weight * d_last_k
-  d.sums.column('last', d_last_k * last_k)
+  d.sums.column('last', d_last_k * (weight * c.f.k_CxK))
   kept = c.f.rows['g'][:, -1:]
   d_running = jax.tree.map(lambda x: kept * x, d_new)
-  d_kept = jnp.zeros_like(kept)
-  for gradient, value in zip(d_running, c.running):
-    total = jnp.sum(gradient * value, axis=0, keepdims=True)
-    d_kept = d_kept + jnp.sum(total, axis=1, keepdims=True)
-  return d_Z, d_Zg, d_running, d_kept
+  return d_Z, d_Zg, d_running, entries(d_running, c.running)
 
 
 def _from_output(c: Chunk, d: Gathered, d_out, d_Z):
@@ -54,10 +51,7 @@ def _from_output(c: Chunk, d: Gathered, d_out, d_Z):
   if 'mem' in cfg.identity:
     d.q = d.q + d_out
   if cfg.read == 'boundary':
-    d_q, d.slow['mem'], d.boundary['mem'] = read_back(
-      d_out, q, slow_mem, c.boundary.maps_KxM[:, c.mem], c.f.alive_Cx1, dtype
-    )
-    d.q = d.q + d_q
+    boundary_read_back(c, d, d_out)
     return d_Z
   d_fast = g * d_out
   qk = nt(q, k, dtype)
@@ -182,32 +176,38 @@ def backward(cfg, slow, bias_8x1, saved, tokens, d_state: State, d_out, dtype):
   """Gradients of one chunk.
 
   Args:
-    cfg, slow, bias_8x1, tokens, dtype: as `tile.forward` had them.
+    cfg, slow, bias_8x1, tokens, dtype: as the forward pass had them.
     saved: what it saved.
     d_state: of the state after the chunk.
     d_out: of the output, `[C, K]`, float32.
 
   Returns:
-    (State before, of the slow values, of the gates' logits `[8, C]`, of query,
-    key and value).
+    (State before, of the slow values, of the gates' logits `[8, C]`, Tokens).
   """
   K, apart = tokens.key_CxK.shape[1], saved.state.boundary is not None
   running = widen(saved.state.running, d_out)
   boundary = widen(saved.state.boundary, d_out) if apart else running
   f = last(front_steps(cfg, slow, bias_8x1, boundary, tokens, dtype))
   mem = columns_of(cfg, 'mem', K)
+  momentum = widen(saved.state.momentum, d_out)
   c = Chunk(
-    cfg, dtype, slow, boundary, running, apart, saved, tokens, f, mem, K
-  )
+    cfg, dtype, slow, boundary, running, momentum, apart, saved, tokens, f,
+    mem, K,
+  )  # fmt: skip
   d = Gathered(f.q_CxK)
   point = tile.inner_point(cfg, f.k_CxK, f.v_CxK)
 
-  d_Z, d_Zg, d_running, d_kept = _from_new(c, d, d_state.running)
-  d_Z = _from_output(c, d, d_out, d_Z)
-  d_rhs, d_rhs_g = _from_system(c, d, d_Z, d_Zg)
-  d_running, e_g = _from_kept(c, d, d_rhs, d_rhs_g, point, d_running)
-  d_slow, d_before = _from_errors(c, d, d_rhs, e_g, point)
-  d_logit = gates_back(cfg, f, d.sums.all_rows(), d_kept, tokens)
+  if cfg.momentum:
+    through = tile_momentum_backward.through(c, d, d_state, d_out, point)
+    d_U, e_g, d_running, d_momentum, *d_kept = through
+  else:
+    d_Z, d_Zg, d_running, d_kept = _from_new(c, d, d_state.running)
+    d_Z = _from_output(c, d, d_out, d_Z)
+    d_U, d_Ug = _from_system(c, d, d_Z, d_Zg)
+    d_running, e_g = _from_kept(c, d, d_U, d_Ug, point, d_running)
+    d_momentum, d_kept = None, (d_kept, None)
+  d_slow, d_before = _from_errors(c, d, d_U, e_g, point)
+  d_logit, d_log_beta = gates_back(cfg, f, d.sums.all_rows(), *d_kept, tokens)
   d_query, d_key, d_value = _from_projections(c, d)
   d_key = d_key + at_gates(c, d_logit)
 
@@ -215,17 +215,18 @@ def backward(cfg, slow, bias_8x1, saved, tokens, d_state: State, d_out, dtype):
   by_gates = exact(d_logit, tokens.key_CxK)
   by_boundary = tile.adaptive(cfg, exact(alive_logit, tokens.key_CxK))
   like = slow.maps_KxM[:, mem]
-  d_slow = Maps(
-    d_slow.maps_KxM + place(d.slow, cfg.boxes, like),
-    d_slow.gates_8xK + by_gates,
-  )
-  d_before = Maps(
-    d_before.maps_KxM + place(d.boundary, cfg.boxes, like),
-    d_before.gates_8xK + by_boundary,
-  )
-  if d.running:
-    maps = d_running.maps_KxM + place(d.running, cfg.boxes, like)
-    d_running = d_running._replace(maps_KxM=maps)
+
+  def add(maps: Maps, parts, gates=0.0):
+    if parts:
+      placed = place(parts, cfg.boxes, like)
+      maps = maps._replace(maps_KxM=maps.maps_KxM + placed)
+    return maps._replace(gates_8xK=maps.gates_8xK + gates)
+
+  d_slow = add(d_slow, d.slow, by_gates)
+  d_before = add(d_before, d.boundary, by_boundary)
+  d_running = add(d_running, d.running)
+  if cfg.momentum:
+    d_momentum = add(d_momentum, d.momentum)
   if not apart:
     d_running, d_before = jax.tree.map(jnp.add, d_running, d_before), None
   else:
@@ -233,9 +234,5 @@ def backward(cfg, slow, bias_8x1, saved, tokens, d_state: State, d_out, dtype):
     d_before = jax.tree.map(
       lambda x, y: x + after * y, d_before, d_state.boundary
     )
-  return (
-    State(d_before, d_running, None),
-    d_slow,
-    d_logit,
-    (d_query, d_key, d_value),
-  )
+  d_tokens = Tokens(d_query, d_key, d_value, None, d_log_beta)
+  return State(d_before, d_running, d_momentum), d_slow, d_logit, d_tokens

@@ -16,15 +16,19 @@ from nestax.models.memory.tile_ops import (
   as_columns,
   columns_of,
   exact,
-  iota,
   nn,
   ones_triangle,
   stack_rows,
   unit_norm,
 )
+from nestax.models.memory.tile_push import (
+  NEVER,
+  Push,
+  decay,
+  push_rows,
+  push_steps,
+)
 from nestax.models.memory.types import MemoryConfig, wide
-
-NEVER = -1e30  # the logarithm of zero, without its infinities
 
 
 class Maps(NamedTuple):
@@ -49,6 +53,7 @@ class Tokens(NamedTuple):
   key_CxK: jax.Array
   value_CxK: jax.Array
   marks_2xC: jax.Array | None
+  log_beta_1xC: jax.Array | None = None  # momentum's gate
 
 
 class Front(NamedTuple):
@@ -64,6 +69,7 @@ class Front(NamedTuple):
   alive_Cx1: jax.Array | None
   rows: dict  # name -> [1, C]
   columns: dict  # name -> [C, 1]
+  push: Push | None  # with momentum
 
 
 def read(x_CxK, slow, fast, alive_Cx1, dtype):
@@ -102,7 +108,11 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
   log_eta, log_alpha = _log_gates(cfg, logit, live_1xC)
 
   triangle = ones_triangle(C, logit.dtype)
-  total = exact(stack_rows([log_alpha], logit.dtype), triangle)[0:1]
+  logs = [log_alpha]
+  if tokens.log_beta_1xC is not None:
+    logs.append(tokens.log_beta_1xC)
+  totals = exact(stack_rows(logs, logit.dtype), triangle)
+  total = totals[0:1]
   before = total - log_alpha
   reach = 1.0 if alive is None else alive
   rows = {
@@ -114,27 +124,16 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
     'eta_g': jnp.exp(log_eta + before) * reach,
     'last': jnp.exp(total[:, C - 1 :] - total),
   }
+  same = None
   if tokens.marks_2xC is not None:
     document = tokens.marks_2xC[0:1]
     same = (document == document[:, C - 1 :]).astype(logit.dtype)
     rows['last'] = rows['last'] * same
     rows |= {'document': document, 'alive': alive}
+  if tokens.log_beta_1xC is not None:
+    live = None if live_1xC is None else live_1xC.astype(logit.dtype)
+    rows |= push_rows(totals[1:2], log_alpha, before, alive, live, same)
   return logit, rows
-
-
-def _decay(rows, columns, name: str):
-  """`exp(column - total)` where a token reaches another, `[C, C]`.
-
-  The column `total` gives G, lower triangular; `row` gives eta_t G_p[t, i],
-  strictly so.
-  """
-  C = rows['total'].shape[1]
-  t, i = iota((C, C), 0), iota((C, C), 1)
-  mask = t >= i if name == 'total' else t > i
-  if 'document' in rows:
-    mask = mask & (columns['document'] == rows['document'])
-  # masked before the exponential: above the diagonal it would overflow
-  return jnp.exp(jnp.where(mask, columns[name] - rows['total'], NEVER))
 
 
 def front_steps(cfg: MemoryConfig, slow, bias_8x1, boundary, tokens, dtype):
@@ -165,9 +164,14 @@ def front_steps(cfg: MemoryConfig, slow, bias_8x1, boundary, tokens, dtype):
   if cfg.value_norm:
     v, v_norm = unit_norm(v)
   yield
-  G = _decay(rows, columns, 'total')
+  G = decay(rows, columns, 'total', 'total', strict=False)
   yield
-  E = _decay(rows, columns, 'row')
-  return Front(
-    q, k, v, (q_norm, k_norm, v_norm), logit, G, E, alive_Cx1, rows, columns
-  )
+  push = None
+  if cfg.momentum:
+    G_p = decay(rows, columns, 'before', 'total', strict=True)
+    E = columns['eta'] * G_p
+    push = yield from push_steps(rows, columns, G_p, dtype)
+  else:
+    E = decay(rows, columns, 'row', 'total', strict=True)
+  norms = q_norm, k_norm, v_norm
+  return Front(q, k, v, norms, logit, G, E, alive_Cx1, rows, columns, push)

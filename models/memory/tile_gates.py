@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory.tile_ops import (
-  ROWS,
+  columns_as_rows,
   exact,
   iota,
   ones_triangle,
@@ -33,38 +33,54 @@ class Sums:
     self.rows[name] = self.rows.get(name, 0.0) + total
 
   def all_rows(self) -> dict[str, jax.Array]:
-    """Everything as rows: one transposition."""
-    names = list(self.columns)
-    C = self.columns[names[0]].shape[0]
-    lane = iota((C, ROWS), 1)
-    turned = jnp.zeros((C, ROWS), self.columns[names[0]].dtype)
-    for i, name in enumerate(names):
-      turned = jnp.where(lane == i, self.columns[name], turned)
-    turned = turned.T
+    """Everything as rows."""
     rows = dict(self.rows)
-    for i, name in enumerate(names):
-      rows[name] = rows.get(name, 0.0) + turned[i : i + 1]
+    for name, row in columns_as_rows(self.columns).items():
+      rows[name] = rows.get(name, 0.0) + row
     return rows
 
 
-def gates_back(cfg, f, sums, d_kept, tokens):
-  """Gradients of the logits from those of the gates' products."""
+def gates_back(cfg, f, sums, d_kept, d_kept_b, tokens):
+  """Gradients of the logits from those of the gates' products.
+
+  Args:
+    cfg: the rule.
+    f: Front of the chunk.
+    sums: rows of what was gathered.
+    d_kept: of the logarithm of what a chunk leaves of the fast parts.
+    d_kept_b: the same of the momentum; None without.
+    tokens: of the chunk.
+
+  Returns:
+    (of the gates' logits `[8, C]`, of log beta `[1, C]` or None).
+  """
   C = f.q_CxK.shape[0]
   zero = jnp.zeros_like(f.rows['total'])
-  d_last, d_g = sums['last'], sums.get('g', zero)
+  d_last, d_g = sums.get('last', zero), sums.get('g', zero)
   d_row, d_minus = sums.get('row', zero), sums.get('minus', zero)
-  end = jnp.sum(d_last, axis=1, keepdims=True) + d_kept
-  at_end = iota(zero.shape, 1) == C - 1
-  d_total = d_g - d_minus - d_last + d_row + jnp.where(at_end, end, 0.0)
+  d_before = d_row + sums.get('before', zero)
+  d_totals = [_at_end(d_g - d_minus - d_last + d_before, d_last, d_kept)]
+  if d_kept_b is not None:
+    d_total = sums['total_b'] - sums['minus_b'] - sums['last_b']
+    d_totals.append(_at_end(d_total, sums['last_b'], d_kept_b))
   # total and before are sums of log alpha; before leaves out the token itself
-  triangle = ones_triangle(C, d_total.dtype)
-  stacked = stack_rows([d_total], d_total.dtype)
-  d_alpha = exact(stacked, triangle, ((1,), (1,)))[0:1] - d_row
+  triangle = ones_triangle(C, d_g.dtype)
+  stacked = stack_rows(d_totals, d_g.dtype)
+  by_gate = exact(stacked, triangle, ((1,), (1,)))
+  d_alpha = by_gate[0:1] - d_before + sums.get('alpha', zero)
   d_eta = sums['eta'] + d_row
   if not cfg.retention:
     d_alpha = zero
   if tokens.marks_2xC is not None:
     live = tokens.marks_2xC[1:2] != 0
     d_alpha, d_eta = jnp.where(live, d_alpha, 0.0), jnp.where(live, d_eta, 0.0)
-  d_log = stack_rows([d_eta, d_alpha], d_total.dtype)
-  return d_log * jax.nn.sigmoid(-f.logit_8xC)
+  d_log = stack_rows([d_eta, d_alpha], d_g.dtype)
+  d_logit = d_log * jax.nn.sigmoid(-f.logit_8xC)
+  return d_logit, None if d_kept_b is None else by_gate[1:2]
+
+
+def _at_end(d_total, d_last, d_kept):
+  """Adds what reaches the chunk's last sum: all that the end kept."""
+  end = jnp.sum(d_last, axis=1, keepdims=True) + d_kept
+  at_end = iota(d_total.shape, 1) == d_total.shape[1] - 1
+  return d_total + jnp.where(at_end, end, 0.0)

@@ -74,6 +74,22 @@ def as_columns(rows: dict):
   return columns
 
 
+def columns_as_rows(columns: dict):
+  """Columns `[C, 1]` as rows `[1, C]`: the same the other way."""
+  names = list(columns)
+  rows = {}
+  for first in range(0, len(names), ROWS):
+    some = names[first : first + ROWS]
+    like = columns[some[0]]
+    lane = iota((like.shape[0], ROWS), 1)
+    tile = jnp.zeros((like.shape[0], ROWS), like.dtype)
+    for i, name in enumerate(some):
+      tile = jnp.where(lane == i, columns[name], tile)
+    tile = tile.T
+    rows |= {name: tile[i : i + 1] for i, name in enumerate(some)}
+  return rows
+
+
 def ones_triangle(C: int, dtype):
   """`[C, C]`, 1 where the row is at most the column."""
   upto = iota((C, C), 0) <= iota((C, C), 1)

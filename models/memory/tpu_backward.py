@@ -19,7 +19,7 @@ from nestax.models.memory.tpu_grid import (
   like,
   put,
 )
-from nestax.models.memory.tpu_layout import Given, Shape, Stream
+from nestax.models.memory.tpu_layout import Given, Shape
 
 
 def backward(shape: Shape, interpret: bool, given, stream, saved, gradients):
@@ -31,8 +31,8 @@ def backward(shape: Shape, interpret: bool, given, stream, saved, gradients):
   d_slow = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((B, *x.shape), jnp.float32), given.slow
   )
-  d_tokens = like(tuple(stream[:3]))
-  totals, tokens = call(
+  d_stream = like(stream._replace(marks=None, due=None))
+  totals, d_stream = call(
     'memory_backward',
     functools.partial(_backward_kernel, shape),
     shape,
@@ -46,19 +46,16 @@ def backward(shape: Shape, interpret: bool, given, stream, saved, gradients):
       jax.tree.map(specs.state, ends),
       specs.tokens(d_out),
     ),
-    ((like(ends), d_slow, logit), d_tokens),
+    ((like(ends), d_slow, logit), d_stream),
     (
       jax.tree.map(specs.state, (ends, d_slow, logit)),
-      jax.tree.map(specs.tokens, d_tokens),
+      specs.stream(d_stream),
     ),
   )
   d_state, d_slow, d_logit = totals
   d_slow = jax.tree.map(lambda x: jnp.sum(x, axis=0), d_slow)
   d_bias = jnp.sum(d_logit, axis=(0, 3))[..., None]
-  return (
-    Given(d_slow, d_bias, d_state),
-    Stream(*tokens, None, None),
-  )
+  return Given(d_slow, d_bias, d_state), d_stream
 
 
 def _before_commit(due, d_state: State) -> State:
@@ -99,5 +96,7 @@ def _backward_kernel(shape, given, stream, saved, starts, d_out, totals, outs):
       (of_slow, of_logit),
     )
     put((d_slow, d_logit), p, total)
-    for ref, value in zip(outs, of_tokens):
+    if outs.log_beta is not None:
+      outs.log_beta[0, p] = of_tokens.log_beta_1xC
+    for ref, value in zip(outs[:3], of_tokens):
       ref[0, :, lanes_of(shape, ref, p)] = value.astype(ref.dtype)

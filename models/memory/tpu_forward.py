@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from nestax.models.memory import tile
+from nestax.models.memory import tile, tile_momentum
 from nestax.models.memory.steps import in_turn
 from nestax.models.memory.tile import Saved
 from nestax.models.memory.tile_front import Maps, State
@@ -37,12 +37,13 @@ def _saved_shapes(shape: Shape, given: Given):
       return None
     return Maps(array(K, M, dtype), array(ROWS, K, jnp.float32))
 
-  return Saved(
-    State(*map(fast, given.state)),
-    array(shape.C, shape.C, dtype),
-    array(shape.C, M, dtype),
-    array(ROWS, shape.C, jnp.float32),
-  )
+  steps = array(shape.C, M, dtype), array(ROWS, shape.C, jnp.float32)
+  state, T = State(*map(fast, given.state)), array(shape.C, shape.C, dtype)
+  if not shape.cfg.momentum:
+    return Saved(state, T, *steps)
+  if not shape.cfg.delta:
+    return Saved(state, None, None, None, *steps)
+  return Saved(state, T, *steps, *steps)
 
 
 def forward(shape: Shape, save: bool, interpret: bool, given, stream):
@@ -74,11 +75,12 @@ def _forward_kernel(shape: Shape, given, stream, ends, saved):
   def _():
     jax.tree.map(copy, state, given.state)
 
-  heads = []
+  forward_steps = tile_momentum if cfg.momentum else tile
+  forward_steps, heads = forward_steps.forward_steps, []
   for p in range(shape.heads):
     slow, bias, tokens = head_of(shape, given, stream, p)
     fast = jax.tree.map(lambda ref: ref[0, p], state)  # noqa: B023
-    heads.append(tile.forward_steps(cfg, slow, bias, fast, tokens, dtype))
+    heads.append(forward_steps(cfg, slow, bias, fast, tokens, dtype))
   for p, done in enumerate(in_turn(heads)):
     new, y, kept = done
     if new.boundary is not None:

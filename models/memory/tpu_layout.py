@@ -36,6 +36,7 @@ class Stream(NamedTuple):
   value: jax.Array
   marks: jax.Array | None  # [B, n, 2, C], see `tile.Tokens`
   due: jax.Array | None  # [B, n, 2, C], 1 where the rest, `mem` commit
+  log_beta: jax.Array | None  # [B, H, n, 1, C], momentum's gate
 
 
 def as_rows(rows):
