@@ -38,9 +38,12 @@ def test_what_is_asked_for_stands_in_the_haystack(name):
       assert (kind.value, keys[i // kind.values], value) in said
       own = row.tokens[row.span == i + 1]
       assert BYTES.decode(own) == ' ' + value
+    for key in keys:  # the right order can be seen
+      stand = [value for _, other, value in said if other == key]
+      assert stand == [v for v in row.values if v in stand]
     noisy = 'The grass is green. The sky is blue.' in context
     assert noisy == (kind.haystack == 'noise')
-    depths.append(text.index(f' is: {row.values[0]}.') / len(context))
+    depths += [text.index(f' is: {v}.') / len(context) for v in row.values]
   assert min(depths) < 0.4 and max(depths) > 0.7
 
 

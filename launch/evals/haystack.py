@@ -71,7 +71,8 @@ class Row(NamedTuple):
     tokens: ids, the answer included.
     span: of every token 0, or the number from 1 of the value it is part of.
     answer: where the answer begins.
-    values: what has to be said.
+    values: what has to be said; those of a key in the order in which they
+      stand in the row, so that there is one right answer.
   """
 
   tokens: np.ndarray
@@ -157,12 +158,14 @@ def row(hay: Haystack, kind: Kind, L: int, rng: np.random.Generator) -> Row:
   encode, one = hay.encode, kind.asked * kind.values == 1
   first, last = _words(hay.prompt, kind.value, asked, one)
   head = hay.begin + (encode(first) if first else [])
+  needles = [(key, value) for key in keys for value in found[key]]
+  needles = [needles[i] for i in rng.permutation(len(needles))]
+  # values of a key are said in the order in which they stand
+  found = {key: [v for k, v in needles if k == key] for key in asked}
   needles = [
     encode(f' One of the special magic {kind.value} for {key} is: {value}.')
-    for key in keys
-    for value in found[key]
+    for key, value in needles
   ]
-  needles = [needles[i] for i in rng.permutation(len(needles))]
   tail, (answer, span) = (
     encode(last),
     _answer(encode, [found[k] for k in asked]),
@@ -230,7 +233,7 @@ def _answer(encode, found: list[list[str]]) -> tuple[list[int], list[int]]:
 
 
 def _context(hay, kind, room: int, needles, rng) -> list[int]:
-  """Sentences up to the room there is, and the needles among them."""
+  """Sentences up to the room there is, and the needles among them in order."""
   sentences = hay.noise if kind.haystack == 'noise' else hay.sentences
   at = 0 if kind.haystack == 'noise' else int(rng.integers(len(sentences)))
   chosen = []
@@ -240,6 +243,6 @@ def _context(hay, kind, room: int, needles, rng) -> list[int]:
     room -= len(sentence)
     at += 1
   places = np.sort(rng.integers(0, len(chosen) + 1, len(needles)))
-  for place, needle in zip(places[::-1], needles):
+  for place, needle in zip(places[::-1], needles[::-1]):
     chosen.insert(place, needle)
   return [token for sentence in chosen for token in sentence]
