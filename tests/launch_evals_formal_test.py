@@ -96,11 +96,32 @@ def test_bins_are_of_their_lengths():
   }
   assert lengths['bin 0'].max() == 20 and lengths['bin 0'].min() == 2
   assert lengths['bin 1'].max() == 40 and lengths['bin 1'].min() == 22
-  counts = formal.problem('a^n b^n c^n', formal.Options(20, 40)).tests['bin 1']
-  assert sorted(counts(rng, 999)['weights'].sum(1) / 3) == list(range(21, 41))
-  # in (aa)* there are no more strings than lengths
-  even = formal.problem('(aa)*', formal.Options(20, 40)).tests['bin 1']
-  assert sorted(even(rng, 999)['weights'].sum(1)) == list(range(22, 41, 2))
+
+
+@pytest.mark.parametrize('name', formal.LANGUAGES)
+def test_no_string_is_tested_that_the_evaluation_is_picked_by(name):
+  options = formal.Options(20, 40)
+  made = formal.problem(name, options)
+  letters = formal.LANGUAGES[name].letters
+  asks = {}
+  for part, draws in (('valid', made.valid), ('tests', made.tests)):
+    for bin_, draw in draws.items():
+      rows = draw(np.random.default_rng(len(part)), 200)
+      asks[part, bin_] = {
+        tuple(tokens[weights > 0])
+        for tokens, weights in zip(rows['tokens'], rows['weights'])
+      }
+  for bin_, low, high in (('bin 0', 1, 20), ('bin 1', 21, 40)):
+    one, other = asks['valid', bin_], asks['tests', bin_]
+    assert not one & other
+    period = {'(aa)*': 2, '(abab)*': 4}.get(name, 1)
+    if letters or name.endswith('*'):  # together they are all that there are
+      lengths = sorted(len(text) // max(1, letters) for text in one | other)
+      every = [n for n in range(low, high + 1) if n % period == 0]
+      assert lengths == every
+      assert min(len(one), len(other)) * 4 >= len(every)
+    else:
+      assert len(one) == len(other) == 200
 
 
 def test_brackets_interleave():

@@ -86,6 +86,7 @@ def test_the_better_rate_is_picked_and_scored(best):
     assert row['step_ms'] > 0
     assert row['step'] == 40  # better than at 20, so that both rules agree
     assert None not in row['scores'].values()
+    assert row['last'] == row['scores']  # it is the last that counts
   assert rows[0]['loss'] != rows[1]['loss']
 
 
@@ -110,6 +111,9 @@ def test_rows_are_read_in_epochs_and_tests_are_others():
   assert shapes == {(3, 8, 6)}  # 20 rows in batches of 8
   padding = data['tests']['rows']['weights'][2, 4:]
   assert padding.size and not padding.any()
+  few = problems.in_batches(echo(np.random.default_rng(0), 5), 64)
+  assert few['tokens'].shape == (1, problems.FEW, 6)
+  assert few['weights'][0, :5].any(1).all() and not few['weights'][0, 5:].any()
   draws = [data['train']['tokens'][:20]]
   for split in ('valid', 'tests'):
     draws += [x['tokens'].reshape(-1, 6) for x in data[split].values()]

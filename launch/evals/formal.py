@@ -20,7 +20,9 @@ each such set is one class. A string counts only if every prediction is right.
 Bin 0 has lengths of training (2 to 50; n of 1 to 50), bin 1 longer ones (to
 100; 51 to 100). Training 10,000 strings. Who counts to 50 may count to 100 at
 one step and not at the next, so a run is scored where it was best on other
-strings of both bins.
+strings of both bins. Of (aa)*, (abab)*, a^n b^n and a^n b^n c^n there are 12 to
+50 strings in a bin: those of every language are shared out by a hash of the
+string, about half of them to tell the best evaluation by, the others to test.
 
 Hope's memory is given another rule for the languages that want a counter than
 for those that want a state of few values (`COUNTS`, `TRACKS`): no rule tried
@@ -29,6 +31,7 @@ did both.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -153,20 +156,31 @@ LANGUAGES = {
 TRIES = 50  # draws for every string wanted, before a bin is held to be empty
 
 
+def half(symbols: list[int]) -> int:
+  """Which half of its language a string is of, 0 or 1, whoever draws it."""
+  return hashlib.sha256(bytes(map(int, symbols))).digest()[0] & 1
+
+
 def strings(
-  language: Language, low: int, high: int, distinct: bool, width: int = 0
+  language: Language,
+  low: int,
+  high: int,
+  distinct: bool,
+  width: int = 0,
+  of_half: int | None = None,
 ) -> trials.Draw:
   """Rows of strings of `low` to `high` symbols (or n), padded to the longest.
 
   With `distinct` each string once, and fewer of them if there are no more.
-  With `width` padded as if that were `high`.
+  With `width` padded as if that were `high`. With `of_half` of that `half` of
+  the language only.
   """
 
   def draw(rng: np.random.Generator, rows: int) -> trials.Batch:
     found = {}
     for number in range(TRIES * rows):
       text = language.draw(rng, low, high)
-      if text is not None:
+      if text is not None and of_half in (None, half(text[0])):
         key = tuple(text[0]) if distinct else number
         found.setdefault(key, text)
       if len(found) == rows:
@@ -219,19 +233,25 @@ def problem(name: str, options: Options) -> trials.Problem:
   low = 1 if language.letters else 2
   long = options.longest + 1 + (not language.letters), options.beyond
   short = low, options.longest
+
+  def bins(of_half: int) -> dict[str, trials.Draw]:
+    # of one width, so that they are one program
+    widest = True, options.beyond, of_half
+    lengths = {'bin 0': short, 'bin 1': long}
+    return {
+      name: strings(language, *ends, *widest) for name, ends in lengths.items()
+    }
+
   return trials.Problem(
     name,
     language.V,
     strings(language, *short, distinct=False),
-    {
-      # of one shape, so that they are one program
-      'bin 0': strings(language, *short, True, options.beyond),
-      'bin 1': strings(language, *long, True),
-    },
+    bins(1),
     trials.whole_rows,
-    {'longest': options.longest, 'beyond': options.beyond},
+    {'longest': options.longest, 'beyond': options.beyond, 'halves': True},
     {'tied': False, 'memory': {'remat': False}},
     {'hope': {'memory': COUNTS if language.counts else TRACKS}},
+    valid=bins(0),
   )
 
 

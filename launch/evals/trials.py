@@ -106,11 +106,11 @@ def train(
   Returns:
     As `suite.Cell.run`: beside the scores `rate`, whether it is at an `edge`
     of several rates, the `step` of the scores, its `valid` and valid `loss`,
-    the `losses` of the tests in nats a target (which fall long before whole
-    answers are right), the `curve` of [step, valid, loss], `grid`: of every
-    rate its mean `valid` (after a trial, at its end), and `step_ms`: of a step
-    of all runs of one program, its share of evaluation in it; of runs apart, of
-    a step alone.
+    `last`: the scores of the last evaluation, the `losses` of the tests in nats
+    a target (which fall long before whole answers are right), the `curve` of
+    [step, valid, loss], `grid`: of every rate its mean `valid` (after a trial,
+    at its end), and `step_ms`: of a step of all runs of one program, its share
+    of evaluation in it; of runs apart, of a step alone.
   """
   task = make_task(problem, cfg, training, seeds)
   shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
@@ -137,6 +137,7 @@ def train(
     curve = [[r['step'], r['valid'], r['loss']] for r in run]
     about = {'rate': rate, 'edge': edge, 'step': row['step']}
     about |= {'valid': row['valid'], 'losses': losses}
+    about |= {'last': {name: run[-1][f'test {name}'] for name in scores}}
     about |= {'loss': row['loss'], 'curve': curve, 'grid': means}
     about |= {'step_ms': ms(run)}
     made.append({'seed': row['seed'], 'scores': scores} | about)
