@@ -112,8 +112,10 @@ def test_a_row_may_hold_several_shorter_questions():
   options = needle.Options(length=512, prompt='short', shortest=128)
   rows = needle.problem(options).train(np.random.default_rng(0), 60)
   np.testing.assert_array_equal(rows['tokens'], made['tokens'])
-  with pytest.raises(ValueError, match='row of 64 tokens: question'):
-    needle.mixture(hay, 512, 0.1, shortest=33)(np.random.default_rng(0), 60)
+  with pytest.raises(ValueError, match='shortest=33: rows of 64 tokens'):
+    needle.mixture(hay, 512, 0.1, shortest=33)
+  with pytest.raises(ValueError, match='a row of 256 tokens: question'):
+    needle.mixture(hay, 256, 0.1)(np.random.default_rng(0), 60)
   early = needle.problem(dataclasses.replace(options, early=480, share=0.25))
   assert early.share == 0.25 and needle.problem(options).early is None
   short = early.early(np.random.default_rng(0), 3)

@@ -142,6 +142,27 @@ def digest(text: str) -> str:
   return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+class _Question(NamedTuple):
+  """What a row is made of beside the haystack."""
+
+  head: list[int]
+  needles: list[list[int]]  # in the order in which they will stand
+  tail: list[int]
+  answer: list[int]
+  span: list[int]  # of the answer
+  values: list[str]
+
+  @property
+  def taken(self) -> int:
+    parts = self.head, *self.needles, self.tail, self.answer
+    return sum(map(len, parts))
+
+
+def taken(hay: Haystack, kind: Kind, rng: np.random.Generator) -> int:
+  """Draws a question; gives the tokens it takes without any haystack."""
+  return _question(hay, kind, rng).taken
+
+
 def row(hay: Haystack, kind: Kind, L: int, rng: np.random.Generator) -> Row:
   """Draws needles and lays a row of at most L tokens around them.
 
@@ -150,37 +171,42 @@ def row(hay: Haystack, kind: Kind, L: int, rng: np.random.Generator) -> Row:
   Raises:
     ValueError: if L has no room for the question and its needles.
   """
-  keys = _keys(rng, kind.keys)
-  found = {
-    key: [_value(rng, kind.value) for _ in range(kind.values)] for key in keys
-  }
-  asked = keys[: kind.asked]
-  encode, one = hay.encode, kind.asked * kind.values == 1
-  first, last = _words(hay.prompt, kind.value, asked, one)
-  head = hay.begin + (encode(first) if first else [])
-  needles = [(key, value) for key in keys for value in found[key]]
-  needles = [needles[i] for i in rng.permutation(len(needles))]
-  # values of a key are said in the order in which they stand
-  found = {key: [v for k, v in needles if k == key] for key in asked}
-  needles = [
-    encode(f' One of the special magic {kind.value} for {key} is: {value}.')
-    for key, value in needles
-  ]
-  tail, (answer, span) = (
-    encode(last),
-    _answer(encode, [found[k] for k in asked]),
-  )
-  taken = len(head) + len(tail) + len(answer) + sum(map(len, needles))
-  if taken > L:
+  made = _question(hay, kind, rng)
+  if made.taken > L:
     raise ValueError(
-      f'a row of {L} tokens: question, needles and answer alone take {taken}; '
-      "give more, or prompt='short'"
+      f'a row of {L} tokens: question, needles and answer alone take '
+      f"{made.taken}; give more, or prompt='short'"
     )
-  context = _context(hay, kind, L - taken, needles, rng)
-  tokens = np.array(head + context + tail + answer, np.int32)
-  start = len(tokens) - len(answer)
-  span = np.array([0] * start + span, np.int32)
-  return Row(tokens, span, start, [v for key in asked for v in found[key]])
+  context = _context(hay, kind, L - made.taken, made.needles, rng)
+  tokens = np.array(made.head + context + made.tail + made.answer, np.int32)
+  start = len(tokens) - len(made.answer)
+  span = np.array([0] * start + made.span, np.int32)
+  return Row(tokens, span, start, made.values)
+
+
+def _question(hay: Haystack, kind: Kind, rng) -> _Question:
+  keys = _keys(rng, kind.keys)
+  needles = [
+    (key, _value(rng, kind.value)) for key in keys for _ in range(kind.values)
+  ]
+  needles = [needles[i] for i in rng.permutation(len(needles))]
+  asked = keys[: kind.asked]
+  # values of a key are said in the order in which they stand
+  values = [v for key in asked for other, v in needles if other == key]
+  encode = hay.encode
+  first, last = _words(hay.prompt, kind.value, asked, len(values) == 1)
+  answer, span = _answer(encode, values)
+  return _Question(
+    hay.begin + (encode(first) if first else []),
+    [
+      encode(f' One of the special magic {kind.value} for {key} is: {value}.')
+      for key, value in needles
+    ],
+    encode(last),
+    answer,
+    span,
+    values,
+  )
 
 
 def _keys(rng, many: int) -> list[str]:
@@ -218,10 +244,10 @@ def _words(prompt: str, what: str, asked: list[str], one: bool):
   )
 
 
-def _answer(encode, found: list[list[str]]) -> tuple[list[int], list[int]]:
+def _answer(encode, values: list[str]) -> tuple[list[int], list[int]]:
   """Ids of all values, commas between, and which value each is part of."""
   tokens, span = [], []
-  for i, value in enumerate([v for values in found for v in values]):
+  for i, value in enumerate(values):
     if i:
       comma = encode(',')
       tokens += comma

@@ -26,7 +26,7 @@ from nestax.models import language_model
 
 SCORES = ('forced', 'generated')
 PIECE = 512  # tokens that a trained model reads at once
-TRIES = 100  # of kinds, where most have no room
+DRAWN = 64  # questions of a kind, to see what they take
 VOCABULARY = 272  # of bytes and their specials, rounded up
 
 
@@ -141,20 +141,27 @@ def mixture(
     background: weight of tokens that are no answer.
     shortest: tokens of the shortest questions, see `Options`.
   """
-  kinds = list(haystack.KINDS.values())
   lengths = [L]
   while shortest and lengths[-1] // 2 >= shortest:
     lengths.append(lengths[-1] // 2)
+  sizes = _sizes(hay)
+  if min(sizes.values()) > lengths[-1]:
+    raise ValueError(
+      f'shortest={shortest}: rows of {lengths[-1]} tokens have no room for any '
+      f'question; {min(sizes.values())} take the shortest'
+    )
 
   def one(most, rng):
-    for last in range(TRIES, -1, -1):
+    while True:
+      # a question that is the whole row may be of any kind
+      kinds = [k for k, size in sizes.items() if most == L or size <= most]
       kind = kinds[rng.integers(len(kinds))]
-      shorter = int(rng.integers(most // 4, most + 1))
-      for length in (shorter, most):
+      least = min(max(most // 4, sizes[kind]), most)
+      for length in (int(rng.integers(least, most + 1)), most):
         try:
           return haystack.row(hay, kind, length, rng)
-        except ValueError:  # too short for this kind
-          if length == most and (most == L or not last):
+        except ValueError:  # of longer words than `sizes` has seen
+          if length == most == L:
             raise
 
   def filled(rng):
@@ -169,6 +176,15 @@ def mixture(
     return batch_of([filled(rng) for _ in range(rows)], L, background)
 
   return draw
+
+
+def _sizes(hay: haystack.Haystack) -> dict[haystack.Kind, int]:
+  """Tokens that hardly any question of a kind exceeds, without a haystack."""
+  rng = np.random.default_rng(0)
+  return {
+    kind: max(haystack.taken(hay, kind, rng) for _ in range(DRAWN))
+    for kind in haystack.KINDS.values()
+  }
 
 
 def values_said(logits_BxLxV, batch):
