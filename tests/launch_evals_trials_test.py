@@ -138,6 +138,23 @@ def test_the_first_steps_read_as_many_shorter_rows_as_are_as_long():
   assert len(task.data['early']['tokens']) == 180
 
 
+def test_what_is_measured_every_time_is_what_is_measured_at_the_end():
+  cfg = entrants.config('transformer', TRAINING.base(8))
+  said = []
+  for best in (False, True):
+    training = dataclasses.replace(TRAINING, best=best)
+    task = trials.make_task(PROBLEM, cfg, training, 1)
+    params = task.init(task.data, 0)
+    steps = (20, 40) if best else (40,)  # before, only by the second
+    evaluate = jax.jit(task.evaluate)
+    said += [evaluate(task.data, params, 0, step) for step in steps]
+  assert said[0].keys() >= {'valid', 'loss', 'test rows', 'loss again'}
+  for name, x in said[0].items():
+    np.testing.assert_allclose([said[1][name], said[2][name]], x, rtol=1e-6)
+  losses = {float(said[0][f'loss {name}']) for name in PROBLEM.tests}
+  assert len({*losses, float(said[0]['loss'])}) == 3  # all are other rows
+
+
 def test_what_does_not_fit_is_done_by_halves(monkeypatch):
   done = []
 
