@@ -187,6 +187,31 @@ def test_weights_are_tuned_stage_after_stage():
   assert method.choose(params, ['b', 'w'], ['wwwwww']) == ['b']
 
 
+@pytest.mark.parametrize('prior', [False, True])
+def test_a_name_likely_after_anything_can_be_weighed_less(monkeypatch, prior):
+  made = made_of(cases.config('transformer'))
+  how = dataclasses.replace(HOW, prior=prior)
+  encode = made.tokenizer.encode
+  likely = {'': (-5.0, -1.0), 'it': (-4.0, -1.0), 'no': (-6.0, -0.5)}
+  of = {
+    (
+      tuple([256, *encode(classifiers.put(text))]),
+      tuple(encode(f' {name}\n')),
+    ): x
+    for text, logs in likely.items()
+    for name, x in zip('bw', logs)
+  }
+
+  def score(asked, pairs):
+    found = [of[tuple(prompt), tuple(answer)] for prompt, answer in pairs]
+    return [asking.Score(x, False) for x in found]
+
+  monkeypatch.setattr(asking, 'score', score)
+  choose = classifiers.tuning(made, how).choose
+  got = choose(made.params, ['b', 'w'], ['it', 'no'])
+  assert got == (['b', 'w'] if prior else ['w', 'w'])
+
+
 def test_levels_choose_by_what_they_have_written():
   made = made_of(cases.config('hope_attention', N=1, periods=(64,), rate=1.0))
   method = classifiers.levels(made, HOW)

@@ -29,12 +29,16 @@ class How:
     rate: of Adam, where weights are tuned.
     rows: of a batch, tuned or asked.
     window: tokens that attention sees of a stream.
+    prior: a name's likelihood is divided by what it has after no text at all
+      (Zhao et al. 2021, 'Calibrate Before Use'), which takes off how likely
+      the names of the last stage are whatever is asked.
   """
 
   passes: int = 1
   rate: float = 1e-4
   rows: int = 16
   window: int = 512
+  prior: bool = False
 
 
 class Method(NamedTuple):
@@ -64,12 +68,15 @@ def put(text: str) -> str:
 def _likeliest(made, how, names, texts, params, context=None) -> list[str]:
   encode, first = made.tokenizer.encode, _first(made)
   answers = [encode(said(name)) for name in names]
-  prompts = [first + encode(put(text)) for text in texts]
+  nothing = [''] if how.prior else []
+  prompts = [first + encode(put(text)) for text in [*texts, *nothing]]
   asked = asking.Asked(made.model.cfg, params, how.rows, context=context)
   pairs = [(prompt, answer) for prompt in prompts for answer in answers]
   logs = np.array([score.log for score in asking.score(asked, pairs)])
-  best = logs.reshape(len(texts), len(names)).argmax(1)
-  return [names[i] for i in best]
+  logs = logs.reshape(len(prompts), len(names))
+  if how.prior:
+    logs = logs[:-1] - logs[-1:]
+  return [names[i] for i in logs.argmax(1)]
 
 
 def _first(made: trained.Trained) -> list[int]:
