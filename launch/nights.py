@@ -1,5 +1,6 @@
 """Days and nights: a model reads, sleeps, wakes up as its next version."""
 
+import functools
 import pathlib
 import signal
 import time
@@ -13,6 +14,7 @@ from nestax.launch import (
   days,
   filters,
   history,
+  known,
   life,
   lock,
   metrics,
@@ -25,7 +27,7 @@ from nestax.launch.life import Being, Past
 from nestax.launch.plans import Plan
 from nestax.launch.run import Interrupted, Signals
 from nestax.models import language_model
-from nestax.sleep import cycle, owners, replay, texts
+from nestax.sleep import owners, replay, texts
 
 
 def live(plan: Plan, out, forget: str = '') -> list[dict]:
@@ -81,12 +83,14 @@ class Life:
     names = rows[0]['owners'] if whole else list(days.owners(plan.days))
     options = plan.options
     self.past = Past(names, replay.Replay(options.capacity))
+    stop = functools.partial(self._stop_if_asked, saved=True)
+    self.known = known.Known(plan, self.past, show, stop)
     self.store = life.Store(self.out, plan.made, options, show.say)
     self.being = self._born()
     found = self.store.restore(self.being, self.past)
     if found is None:
       first = history.never_slept(plan, self.being, names)
-      told = self._morning(first, {}, set())
+      told = self.known.morning(first, {}, set())
       history.remember(plan, self.past, *told)
       self.store.save(self.being, self.past)
     else:
@@ -210,7 +214,7 @@ class Life:
     awake = plan.tools, self.being.params, self.being.state, day
     owners.check_room(*awake, past.nights + 1)  # before questions are asked
     about = quiz.about(pieces)
-    known = self._dusk(about)
+    dusk = self.known.dusk(self.being, about)
     slept = owners.night(
       *awake,
       plan.core,
@@ -227,60 +231,10 @@ class Life:
       past.replay.delete(name)
     self._remember(day, slept.owners)
     self.being = self.being._replace(params=slept.params, state=slept.state)
-    history.remember(plan, past, *self._morning(slept, known, about))
+    history.remember(plan, past, *self.known.morning(slept, dusk, about))
     self.store.save(self.being, past)
     history.write(self.out, self.plan, self.past)
     report.show_night(past.rows[-1], self.periods)
-
-  def _dusk(self, about: quiz.About) -> dict:
-    """What is known before the night, if there are questions; and seconds."""
-    begun, start = self._begun(), time.perf_counter()
-    if not begun:
-      return {}
-    params, state = self.being.params, self.being.state
-    total = quiz.dusk_asks(len(self.periods)) * quiz.count(begun)
-    who = self._who(params, self.plan.tools.compute(params, state), total)
-    known = quiz.dusk(who, begun, about)
-    return known | {'seconds': time.perf_counter() - start}
-
-  def _morning(
-    self, slept: cycle.Night, known: dict, about: quiz.About
-  ) -> tuple[cycle.Night, dict | None]:
-    """The night with what is known after it, and the same for its row."""
-    asked, start = self.plan.asked, time.perf_counter()
-    if not asked:
-      return slept, None
-    used = owners.used(self.plan.tools.cfg, slept.params, slept.state)
-    begun = self._begun()
-    total = quiz.count(asked) + np.count_nonzero(used) * quiz.count(begun)
-    who = self._who(slept.params, slept.state, total)
-    spent = known.pop('seconds', 0.0)
-    known['morning'] = quiz.morning(who, asked, about)
-    known['without'] = quiz.without(who, begun, about, used)
-    slept = slept._replace(
-      metrics=slept.metrics | quiz.numbers(known, asked, about),
-      seconds=slept.seconds
-      | {'questions': spent + time.perf_counter() - start},
-    )
-    return slept, quiz.row(known, asked)
-
-  def _begun(self) -> list[quiz.Part]:
-    """Questions of the days so far, and those of none."""
-    days_ = self.plan.days[: len(self.past.marks)]
-    names = {'', *(day.name for day in days_)}
-    return [part for part in self.plan.asked if part.day in names]
-
-  def _who(self, params, state, total: int) -> quiz.Who:
-    plan, past, done = self.plan, self.past, [0]
-    cfg, names = plan.made.model.cfg, past.names
-
-    def tell(count: int) -> None:
-      done[0] += count
-      self.show.update('questions', done[0], total)
-      if past.dusk:  # before the first checkpoint there is nothing to go on
-        self._stop_if_asked(saved=True)
-
-    return quiz.Who(cfg, plan.tools.reader, params, state, names, tell)
 
   def _rehearsed(self):
     """What tonight keeps of texts to rehearse, and of each owner's days."""
