@@ -174,8 +174,9 @@ def _implementations(config, platform: str, serve: bool) -> list[str]:
   if platform != 'tpu' or twice or serve:
     return ['']
   try:
+    n = pallas_tpu.chunks(cfg.memory, config.data.length)
     pallas_tpu.check(
-      cfg.memory, cfg.memory.chunks[0], cfg.head_width, cfg.compute_dtype
+      cfg.memory, cfg.memory.chunks[0], cfg.head_width, cfg.compute_dtype, n
     )
   except pallas_tpu.DoesNotFit:
     return ['']

@@ -52,7 +52,7 @@ TTT = ALONE | {
   'identity': ('mem',),
   'given': ('eta',),
 }
-RUNNING = ('chunk_mem', 'remat', 'implementation', 'twice')
+RUNNING = ('chunk_mem', 'remat', 'stride', 'implementation', 'twice')
 REGRESSING = (*RUNNING, 'eta_max', 'read')
 DEEP = ('expansion', 'bounded')
 MEMORY = (*REGRESSING, *DEEP, 'depth_mem', 'anchor')

@@ -61,6 +61,16 @@ def test_kernels_compile_at_the_recorded_cost(topology, size):
 
 
 @needs_libtpu
+def test_walking_chunks_again_costs_a_forward_pass():
+  shape = kernel.Shape(1, 512, 2, 64, 'bfloat16')
+  ones = tpu.count('v5e:2x2', MemoryConfig(), shape)
+  found = tpu.count('v5e:2x2', MemoryConfig(stride=4), shape)
+  back, there = ones['memory_backward'], ones['memory_forward_saving']
+  again = found['memory_backward'].bundles - back.bundles
+  assert 0.4 * there.bundles < again < 1.1 * there.bundles
+
+
+@needs_libtpu
 def test_heads_of_256_fit():
   shape = kernel.Shape(1, 256, 1, 256, 'bfloat16')
   tpu.count('v5e:2x2', MemoryConfig(chunk_mem=128, chunk_rest=128), shape)

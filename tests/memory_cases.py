@@ -52,6 +52,7 @@ CASES = {
   'titans': (4, 4, {'adaptive': (), 'generated': False, 'delta': False}),
   'no_retention': (4, 4, {'retention': False, 'value_norm': False}),
   'no_remat': (4, 4, {'remat': False}),
+  'stride': (4, 4, {'stride': 3}),
   'given': (4, 4, {'adaptive': ('k',), 'given': ('eta', 'alpha')}),
   'given_rate': (
     4,

@@ -104,6 +104,8 @@ def test_sizes_that_do_not_fit_are_refused(values, words):
       ["given=('alpha',)", 'retention=False', 'no alpha'],
     ),
     ({'expansion': 0}, ['expansion=0', 'at least 1']),
+    ({'stride': 0}, ['stride=0', 'at least 1']),
+    ({'stride': -4}, ['stride=-4', 'at least 1']),
     ({'eta_max': 0}, ['eta_max=0.0', 'above 0']),
     ({'eta_max': 1.5}, ['eta_max=1.5', 'at most 1']),
     ({'eta_max': float('nan')}, ['eta_max=nan']),

@@ -265,6 +265,7 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets, momentum):
     ({'adaptive': ('q',)}, "without 'q'"),
     ({'adaptive': (), 'given': ('eta',)}, "given=.'eta'"),
     ({'key_norm': False}, 'key_norm=False'),
+    ({'stride': 4}, 'stride=4: only 1'),
   ],
 )
 def test_what_does_not_fit_is_refused_in_words(options, words):

@@ -1,5 +1,6 @@
 """The TPU kernels, interpreted, against the token rule; what they refuse."""
 
+import functools
 import logging
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import memory_cases as cases
 import pytest
 
-from nestax.models.memory import api, pallas_tpu
+from nestax.models.memory import api, pallas_tpu, tpu_forward
+from nestax.models.memory.tile_front import Maps, State
+from nestax.models.memory.tpu_layout import Given, Shape, Stream
 from nestax.models.memory.types import MemoryConfig, init_state
 
 B, H, K = cases.B, cases.H, cases.K
@@ -57,37 +60,74 @@ def apart(cfg, initial):
   return jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), empty, read)
 
 
-@pytest.mark.parametrize(
-  'chunks,options,stream,resets,dtype,tolerance',
-  [
-    ((8, 8), {}, False, False, 'float32', 2e-5),
-    ((8, 8), {}, False, False, 'bfloat16', 6e-2),
-    ((16, 8), {}, True, True, 'float32', 2e-5),
-    ((8, 8), PUSHED, False, False, 'bfloat16', 6e-2),
-    ((8, 16), PUSHED, True, True, 'float32', 2e-5),
-    pytest.param(
-      *((8, 8), TITANS, False, True, 'float32', 2e-5), marks=pytest.mark.slow
-    ),
-  ],
-  ids=[
-    'fresh',
-    'fresh bfloat16',
-    'stream with resets',
-    'momentum bfloat16',
-    'momentum stream with resets',
-    'momentum alone',
-  ],
-)
-def test_kernels_equal_the_token_rule(
-  chunks, options, stream, resets, dtype, tolerance
-):
-  cfg = MemoryConfig(*chunks, **options)
+# name -> (chunks, options, stream, resets, dtype, tolerance)
+RULES = {
+  'fresh': ((8, 8), {}, False, False, 'float32', 2e-5),
+  'fresh bfloat16': ((8, 8), {}, False, False, 'bfloat16', 6e-2),
+  'stream with resets': ((16, 8), {}, True, True, 'float32', 2e-5),
+  'momentum bfloat16': ((8, 8), PUSHED, False, False, 'bfloat16', 6e-2),
+  'momentum stream with resets': (
+    *((8, 16), PUSHED, True, True, 'float32', 2e-5),
+  ),
+  'momentum alone': ((8, 8), TITANS, False, True, 'float32', 2e-5),
+}
+
+
+@functools.cache
+def found(name, implementation, stride=1):
+  chunks, options, stream, resets, dtype, _ = RULES[name]
+  cfg = MemoryConfig(*chunks, **options, stride=stride)
   initial = cases.initial_values(cfg, jnp.float32)
   inputs = cases.inputs(cfg, jnp.float32, resets=resets)
   state = apart(cfg, initial) if stream else None
-  args = cfg, initial, state, inputs, dtype
-  got = everything(*args, 'pallas')
-  cases.assert_close(got, everything(*args, 'token'), tolerance)
+  return everything(cfg, initial, state, inputs, dtype, implementation)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name == 'momentum alone'
+    else name
+    for name in RULES
+  ],
+)
+def test_kernels_equal_the_token_rule(name):
+  *_, tolerance = RULES[name]
+  cases.assert_close(found(name, 'pallas'), found(name, 'token'), tolerance)
+
+
+# 13 tokens are 2 chunks of 8, or lie in 3 of a stream's: 2 and 1, or all in one
+@pytest.mark.parametrize(
+  'name,stride',
+  [
+    ('fresh bfloat16', 100),
+    ('stream with resets', 2),
+    pytest.param('momentum stream with resets', 2, marks=pytest.mark.slow),
+    pytest.param('stream with resets', 3, marks=pytest.mark.slow),
+  ],
+)
+def test_chunks_walked_again_come_out_the_same(name, stride):
+  got, want = found(name, 'pallas', stride), found(name, 'pallas')
+  cases.assert_close(got, want, 1e-6)
+
+
+def test_boundaries_are_kept_at_the_stride():
+  """Of 5 chunks, by 2: of 3 the state at their start, nothing of the others."""
+  state = State(
+    None, Maps(jnp.zeros((1, 2, 4, 12)), jnp.zeros((1, 2, 8, 4))), None
+  )
+  slow = Maps(jnp.zeros((2, 4, 12)), jnp.zeros((2, 8, 4)))
+  given = Given(slow, jnp.zeros((2, 8, 1)), state)
+  tokens = 3 * [jnp.zeros((1, 40, 8))]
+  stream = Stream(*tokens, None, None, None)
+  shape = Shape(MemoryConfig(8, 8, stride=2), 'bfloat16', 8, 5, 2)
+  forward = functools.partial(tpu_forward.forward, shape, True, True)
+  _, kept = jax.eval_shape(forward, given, stream)
+  assert [x.shape for x in jax.tree.leaves(kept)] == [
+    (1, 2, 3, 4, 12),
+    (1, 2, 3, 8, 4),
+  ]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +145,15 @@ def test_what_does_not_fit_is_refused_in_words(options, words):
   inputs = cases.inputs(cfg, jnp.float32)
   with pytest.raises(pallas_tpu.DoesNotFit, match=words):
     api.run(cfg, {}, None, inputs, implementation='pallas')
+
+
+def test_a_stride_that_vmem_is_too_small_for_is_refused():
+  cfg = MemoryConfig(stride=4096)
+  size = cfg, 64, 64, 'bfloat16'
+  words = 'stride=4096: 200 chunks .* want 48.4 MiB .* 32 MiB .* at most 132'
+  with pytest.raises(pallas_tpu.DoesNotFit, match=words):
+    pallas_tpu.check(*size, n=200)
+  pallas_tpu.check(*size, n=132)  # no more are walked back in
 
 
 def test_what_does_not_fit_runs_by_scan_and_says_so_once(monkeypatch, caplog):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nestax.models.memory import api
-from nestax.models.memory.types import init_state
+from nestax.models.memory.types import MemoryConfig, init_state
 
 B, L, H, K = cases.B, cases.L, cases.H, cases.K
 
@@ -114,6 +114,28 @@ def test_fresh_scan_equals_token_at_working_precision(name, dtype, tolerance):
   (_, want), want_grad = grad(initial, 'token')
   cases.assert_close(got, want, tolerance)
   cases.assert_close(got_grad, want_grad, 2 * tolerance)
+
+
+@pytest.mark.parametrize('remat', [True, False])
+def test_scan_keeps_every_other_state(remat):
+  """Of 5 chunks: those of 2 segments' first ones, and the last one's."""
+
+  def kept(stride):
+    cfg = MemoryConfig(4, 4, stride=stride, remat=remat)
+    initial = cases.initial_values(cfg, jnp.float32)
+    inputs = cases.inputs(cfg, jnp.float32, length=20, resets=False)
+
+    def back(initial):
+      return jax.vjp(
+        lambda x: api.run(cfg, x, None, inputs, implementation='scan')[1],
+        initial,
+      )[1]
+
+    shapes = [x.shape for x in jax.tree.leaves(jax.eval_shape(back, initial))]
+    return {s[:-2] for s in shapes if s[-2:] == (3 * K + 2, K)} - {(H,)}
+
+  assert kept(1) == {(5, B, H)}
+  assert kept(2) == {(2, B, H), (B, H)}
 
 
 STREAM = cases.config('mem_slower')

@@ -109,7 +109,8 @@ def count(topology: str, cfg: MemoryConfig, shape) -> dict[str, Count]:
   """
   accelerator(topology)
   try:
-    pallas_tpu.check(cfg, cfg.chunks[0], shape.K, shape.dtype)
+    n = pallas_tpu.chunks(cfg, shape.T)
+    pallas_tpu.check(cfg, cfg.chunks[0], shape.K, shape.dtype, n)
   except pallas_tpu.DoesNotFit as reason:
     raise TpuError(f'there is no such kernel for TPUs: {reason}') from None
   if not available():

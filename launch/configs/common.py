@@ -24,6 +24,7 @@ MAY_CHANGE = (
   'model.unroll',
   'model.memory.implementation',
   'model.memory.remat',
+  'model.memory.stride',
   'data.workers',
   'data.prefetch',
   'mesh',
@@ -41,6 +42,7 @@ SINCE = {
   'model.memory.eta_spread': 0.0,
   'model.memory.given': [],
   'model.memory.key_norm': True,
+  'model.memory.stride': 1,
   'model.persistent': 0,
   'model.unroll': 1,
 }

@@ -49,9 +49,12 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   kernels = _kernels()
   size = cfg.chunks[0], inputs.query.shape[-1], dtype
   try:
-    kernels.check(cfg, *size)
     if kernels is pallas_gpu:
+      pallas_gpu.check(cfg, *size)
       pallas_gpu.check_tried(cfg)
+    else:
+      n = pallas_tpu.chunks(cfg, inputs.query.shape[1])
+      pallas_tpu.check(cfg, *size, n)
   except kernels.DoesNotFit as reason:
     say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
     return 'scan'

@@ -50,6 +50,11 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
       f'given={cfg.given}, key_norm={cfg.key_norm}: only gates of their own '
       'and unit keys'
     )
+  if cfg.stride > 1:
+    raise DoesNotFit(
+      f'stride={cfg.stride}: only 1, as the backward pass works on all chunks '
+      'at once, but for what is walked in order'
+    )
   if cfg.anchor != 'initial':
     raise DoesNotFit(f"anchor={cfg.anchor!r}: only 'initial'")
   if 'q' in cfg.adaptive:

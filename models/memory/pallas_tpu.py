@@ -3,7 +3,8 @@
 One grid step is one chunk of a few heads of one sequence; the chunks of a
 walk follow each other, and the fast parts stay in VMEM, in the blocks that
 are written back when the walk is over. The backward kernel walks the chunks
-in reverse, from what the forward one saved of each.
+in reverse, from what the forward one kept of each or, at a stride, of every
+few (`tpu_segments`).
 """
 
 import functools
@@ -11,7 +12,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import scan, tpu_backward, tpu_forward
+from nestax.models.memory import (
+  scan,
+  tpu_backward,
+  tpu_forward,
+  tpu_segments,
+)
 from nestax.models.memory.tile_front import State
 from nestax.models.memory.tpu_layout import (
   Given,
@@ -31,8 +37,15 @@ class DoesNotFit(ValueError):
   """The kernels do not cover this rule or shape."""
 
 
-def check(cfg: MemoryConfig, C: int, K: int, dtype):
-  """Raises DoesNotFit, in words, for what the kernels do not cover."""
+def check(cfg: MemoryConfig, C: int, K: int, dtype, n: int | None = None):
+  """Raises DoesNotFit, in words, for what the kernels do not cover.
+
+  Args:
+    cfg: the rule.
+    C, K: tokens of a chunk, width of a head.
+    dtype: of the matmuls' operands.
+    n: chunks of a walk; None for as many as you like.
+  """
   if cfg.deep:
     raise DoesNotFit(f'two-layer memories {cfg.deep}: only depth 1')
   if cfg.given or not cfg.key_norm:
@@ -48,6 +61,20 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
     raise DoesNotFit(f'heads of width {K}: a power of two up to 256')
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
     raise DoesNotFit(f'matmuls in {jnp.dtype(dtype)}: bfloat16 or float32')
+  stride = min(cfg.stride, n or cfg.stride)
+  one = tpu_segments.chunk_bytes(cfg, C, K, dtype, max(2, LANES // K))
+  if stride > 1 and stride * one > tpu_segments.MOST_BYTES:
+    most = tpu_segments.MOST_BYTES
+    raise DoesNotFit(
+      f'stride={cfg.stride}: {stride} chunks of {C} tokens, heads of width '
+      f'{K}, want {stride * one / 2**20:.1f} MiB of VMEM to be walked back '
+      f'in, and {most >> 20} MiB are for that: at most {max(1, most // one)}'
+    )
+
+
+def chunks(cfg: MemoryConfig, L: int) -> int:
+  """Most chunks that L tokens lie in, wherever the first one stands."""
+  return -(-(L + cfg.chunks[0] - 1) // cfg.chunks[0])
 
 
 def heads_a_step(H: int, K: int) -> int:
@@ -66,7 +93,8 @@ def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
   Raises:
     DoesNotFit: for a rule or shape that they do not cover.
   """
-  check(cfg, cfg.chunks[0], inputs.query.shape[-1], dtype)
+  _, L, _, K = inputs.query.shape
+  check(cfg, cfg.chunks[0], K, dtype, chunks(cfg, L))
   return scan.run(
     cfg, initial, state, inputs, dtype, length_B, aligned, walk=_walk
   )

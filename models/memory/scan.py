@@ -181,7 +181,31 @@ def walk_chunks(cfg, initial, slow, carry, xs: Chunk, ends_nxB, dtype):
 
   if cfg.remat:
     body = jax.checkpoint(body, prevent_cse=False)
-  return jax.lax.scan(body, carry, (xs, ends_nxB))
+  return _in_segments(body, cfg.stride, carry, (xs, ends_nxB))
+
+
+def _in_segments(body, stride: int, carry, xs):
+  """`lax.scan` that keeps every `stride`-th carry for the backward pass."""
+  n = len(jax.tree.leaves(xs)[0])
+  stride = min(stride, n)
+
+  def segment(carry, xs):
+    return jax.lax.scan(body, carry, xs)
+
+  if stride == 1:
+    return segment(carry, xs)
+  whole = n - n % stride
+  segments = jax.tree.map(
+    lambda x: x[:whole].reshape((-1, stride) + x.shape[1:]), xs
+  )
+  walk = jax.checkpoint(segment, prevent_cse=False)
+  carry, out = jax.lax.scan(walk, carry, segments)
+  out = out.reshape((whole,) + out.shape[2:])
+  if whole == n:
+    return carry, out
+  rest = jax.tree.map(lambda x: x[whole:], xs)
+  carry, more = jax.checkpoint(segment)(carry, rest)
+  return carry, jnp.concatenate([out, more])
 
 
 def _commit(cfg, boundary, running, end_B):

@@ -24,10 +24,10 @@ from nestax.models.memory.tpu_grid import (
 from nestax.models.memory.tpu_layout import Given, Shape
 
 
-def _saved_shapes(shape: Shape, given: Given):
-  """What the forward kernel keeps for the backward one, `[B, H, n, ...]`."""
-  B, H, K, M = given.state.running.maps_KxM.shape
-  lead, dtype = (B, H, shape.n), jnp.dtype(shape.dtype)
+def saved_shapes(shape: Shape, given: Given, lead: tuple[int, ...]):
+  """What the backward pass takes of a chunk, `[*lead, ...]`."""
+  K, M = given.state.running.maps_KxM.shape[2:]
+  dtype = jnp.dtype(shape.dtype)
 
   def array(rows, columns, dtype):
     return jax.ShapeDtypeStruct((*lead, rows, columns), dtype)
@@ -46,11 +46,32 @@ def _saved_shapes(shape: Shape, given: Given):
   return Saved(state, T, *steps, *steps)
 
 
+def _kept_shapes(shape: Shape, given: Given):
+  """What is kept for the backward kernel, `[B, H, n or segments, ...]`.
+
+  Of a segment its first state, as it is: what follows from it comes out again
+  to the bit.
+  """
+  B, H = given.state.running.maps_KxM.shape[:2]
+  if shape.stride == 1:
+    return saved_shapes(shape, given, (B, H, shape.n))
+  lead = (B, H, shape.segments)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[2:]), x.dtype), given.state
+  )
+
+
 def forward(shape: Shape, save: bool, interpret: bool, given, stream):
-  """((State, output), Saved or None)."""
-  specs = Specs(shape, given.state.running.maps_KxM.shape[2], reverse=False)
+  """((State, output), what is kept or None)."""
+  s = shape.stride
+  specs = Specs(
+    shape,
+    given.state.running.maps_KxM.shape[2],
+    chunk=lambda i: i,
+    segment=lambda i: jax.lax.div(i, s) if s > 1 else i,
+  )
   out = jax.ShapeDtypeStruct(stream.query.shape, jnp.float32)
-  saved = _saved_shapes(shape, given) if save else None
+  kept = _kept_shapes(shape, given) if save else None
   return call(
     'memory_forward_saving' if save else 'memory_forward',
     functools.partial(_forward_kernel, shape),
@@ -59,30 +80,45 @@ def forward(shape: Shape, save: bool, interpret: bool, given, stream):
     interpret,
     (given, stream),
     (specs.given(given), specs.stream(stream)),
-    ((like(given.state), out), saved),
+    ((like(given.state), out), kept),
     (
       (jax.tree.map(specs.state, given.state), specs.tokens(out)),
-      jax.tree.map(specs.saved, saved),
+      jax.tree.map(specs.kept, kept),
     ),
   )
 
 
-def _forward_kernel(shape: Shape, given, stream, ends, saved):
+def _forward_kernel(shape: Shape, given, stream, ends, kept):
   state, out = ends
-  cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
+  chunk = pl.program_id(2)
 
-  @pl.when(pl.program_id(2) == 0)
+  @pl.when(chunk == 0)
   def _():
     jax.tree.map(copy, state, given.state)
 
+  if kept is not None and shape.stride > 1:
+
+    @pl.when(jax.lax.rem(chunk, shape.stride) == 0)
+    def _():
+      jax.tree.map(copy, kept, state)
+
+  for p, (y, saved) in enumerate(advance(shape, given, stream, state)):
+    out[0, :, lanes_of(shape, out, p)] = y
+    if kept is not None and shape.stride == 1:
+      put(kept, p, saved)
+
+
+def advance(shape: Shape, given, stream, state):
+  """Takes the state over a chunk, in place; (output, Saved) of each head."""
+  cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
   forward_steps = tile_momentum if cfg.momentum else tile
   forward_steps, heads = forward_steps.forward_steps, []
   for p in range(shape.heads):
     slow, bias, tokens = head_of(shape, given, stream, p)
     fast = jax.tree.map(lambda ref: ref[0, p], state)  # noqa: B023
     heads.append(forward_steps(cfg, slow, bias, fast, tokens, dtype))
-  for p, done in enumerate(in_turn(heads)):
-    new, y, kept = done
+  done = in_turn(heads)
+  for p, (new, y, _) in enumerate(done):
     if new.boundary is not None:
       M, K = new.running.maps_KxM.shape[1], y.shape[1]
       due = due_of(cfg, stream.due, M, K)
@@ -91,6 +127,4 @@ def _forward_kernel(shape: Shape, given, stream, ends, saved):
       )
       new = new._replace(boundary=at_boundary)
     put(state, p, new)
-    out[0, :, lanes_of(shape, out, p)] = y
-    if saved is not None:
-      put(saved, p, kept)
+  return [(y, saved) for _, y, saved in done]

@@ -13,42 +13,49 @@ VMEM_BYTES = 100 * 2**20  # of 128 MiB
 
 
 class Specs:
-  """Block specs of a grid of (sequences, groups of heads, chunks)."""
+  """Block specs of a grid of (sequences, groups of heads, *steps).
 
-  def __init__(self, shape: Shape, K: int, reverse: bool):
-    self.heads, self.C, self.K, n = shape.heads, shape.C, K, shape.n
-    self.chunk = (lambda i: n - 1 - i) if reverse else (lambda i: i)
+  Args:
+    shape: of the walk.
+    K: width of a head.
+    chunk: the chunk that a step reads or writes, of its place in the grid.
+    segment: the same of what is kept; None: it is kept of every chunk.
+  """
+
+  def __init__(self, shape: Shape, K: int, chunk, segment=None):
+    self.heads, self.C, self.K = shape.heads, shape.C, K
+    self.chunk, self.segment = chunk, segment or chunk
 
   def slow(self, x):
     """`[H, ...]`: the same for every sequence and chunk."""
     block = (self.heads, *x.shape[1:])
-    return pl.BlockSpec(block, lambda b, h, i: (h, 0, 0))
+    return pl.BlockSpec(block, lambda b, h, *i: (h, 0, 0))
 
   def state(self, x):
     """`[B, H, ...]`: stays in VMEM for a whole walk."""
     block = (1, self.heads, *x.shape[2:])
-    return pl.BlockSpec(block, lambda b, h, i: (b, h, 0, 0))
+    return pl.BlockSpec(block, lambda b, h, *i: (b, h, 0, 0))
 
-  def saved(self, x):
-    """`[B, H, n, ...]`."""
-    block = (1, self.heads, 1, *x.shape[3:])
-    return pl.BlockSpec(block, lambda b, h, i: (b, h, self.chunk(i), 0, 0))
+  def kept(self, x):
+    """`[B, H, n, ...]`, or of segments."""
+    block = (1, self.heads, None, *x.shape[3:])
+    return pl.BlockSpec(block, lambda b, h, *i: (b, h, self.segment(*i), 0, 0))
 
   def tokens(self, x):
     """`[B, n C, H K]`."""
     del x
     block = (1, self.C, self.heads * self.K)
-    return pl.BlockSpec(block, lambda b, h, i: (b, self.chunk(i), h))
+    return pl.BlockSpec(block, lambda b, h, *i: (b, self.chunk(*i), h))
 
   def chunks(self, x):
     """`[B, n, 2, C]`: the same for every head."""
     block = (1, 1, *x.shape[2:])
-    return pl.BlockSpec(block, lambda b, h, i: (b, self.chunk(i), 0, 0))
+    return pl.BlockSpec(block, lambda b, h, *i: (b, self.chunk(*i), 0, 0))
 
   def gate(self, x):
     """`[B, H, n, 1, C]`: a row of a chunk."""
     block = (1, self.heads, None, *x.shape[3:])
-    return pl.BlockSpec(block, lambda b, h, i: (b, h, self.chunk(i), 0, 0))
+    return pl.BlockSpec(block, lambda b, h, *i: (b, h, self.chunk(*i), 0, 0))
 
   def given(self, given: Given):
     return Given(
@@ -68,18 +75,22 @@ def like(tree):
 
 
 def call(
-  name, kernel, shape, given, interpret, args, in_specs, outs, out_specs
-):
+  name, kernel, shape, given, interpret, args, in_specs, outs, out_specs,
+  steps=None, scratch=(),
+):  # fmt: skip
+  """A kernel on a grid of (sequences, groups of heads, *steps or chunks)."""
   B, groups, K = given.state.running.maps_KxM.shape[:3]
+  steps = steps or (shape.n,)
   return pl.pallas_call(
     kernel,
-    grid=(B, groups // shape.heads, shape.n),
+    grid=(B, groups // shape.heads, *steps),
     in_specs=in_specs,
     out_specs=out_specs,
     out_shape=outs,
+    scratch_shapes=scratch,
     interpret=interpret,
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'parallel', 'arbitrary'),
+      dimension_semantics=('parallel',) * 2 + ('arbitrary',) * len(steps),
       vmem_limit_bytes=VMEM_BYTES,
     ),
     cost_estimate=_cost(name, shape, B * groups, K, (args, outs)),
@@ -91,8 +102,11 @@ def _cost(name, shape: Shape, walks: int, K: int, moved) -> pl.CostEstimate:
   """What the compiler, and who reads its programs, may count for a kernel."""
   tokens = walks * shape.n * shape.C
   forward = cost.flops_per_token(shape.cfg, K) * tokens
+  passes = 1
+  if name == 'memory_backward':
+    passes = 2 if shape.stride == 1 else 3  # one is the forward pass again
   return pl.CostEstimate(
-    flops=int(forward * (2 if name == 'memory_backward' else 1)),
+    flops=int(forward * passes),
     transcendentals=0,
     bytes_accessed=sum(
       x.size * x.dtype.itemsize for x in jax.tree.leaves(moved)
@@ -127,12 +141,11 @@ def copy(to, at):
     to[:, :, rows] = at[:, :, rows]
 
 
-def put(refs, p: int, values):
-  """Writes one head's part of blocks `[1, P, ...]` or `[1, P, 1, ...]`."""
+def put(refs, p: int, values, i=0):
+  """Writes one head's part of blocks `[1, P, ...]`, or of the i-th of some."""
 
   def one(ref, value):
-    at = (0, p, 0) if ref.ndim == 5 else (0, p)
-    ref[at] = value.astype(ref.dtype)
+    ref[i, p] = value.astype(ref.dtype)
 
   jax.tree.map(one, refs, values)
 

@@ -19,6 +19,15 @@ class Shape(NamedTuple):
   n: int  # chunks
   heads: int  # of one grid step
 
+  @property
+  def stride(self) -> int:
+    """Chunks of a segment, from one saved boundary to the next."""
+    return min(self.cfg.stride, self.n)
+
+  @property
+  def segments(self) -> int:
+    return -(-self.n // self.stride)
+
 
 class Given(NamedTuple):
   """What a walk starts from, [H, ...] or [B, H, ...]."""

@@ -64,6 +64,10 @@ class MemoryConfig:
     bounded: a two-layer memory's steps are divided by their gain where it
       exceeds 1 (see `outer_gain`, `inner_gain`); False is the bare rule.
     remat: recompute a chunk's inner values in the backward pass.
+    stride: chunks from one boundary that is kept for the backward pass to the
+      next; the chunks between are walked again from there. 'scan' and a TPU's
+      kernels do so. A GPU's kernels keep every chunk's and cover 1 only; the
+      token rule keeps every token's state, whatever is asked for.
     implementation: one of IMPLEMENTATIONS; '' picks by length, shape and
       machine, see `api.run`.
     twice: kernels are differentiated twice, see `memory.twice`.
@@ -91,6 +95,7 @@ class MemoryConfig:
   eta_spread: float = 0.0
   bounded: bool = True
   remat: bool = True
+  stride: int = 1
   implementation: str = ''
   twice: bool = False
 
@@ -139,6 +144,11 @@ class MemoryConfig:
       )
     if self.expansion < 1:
       raise ValueError(f'expansion={self.expansion}: at least 1')
+    if self.stride < 1:
+      raise ValueError(
+        f'stride={self.stride}: chunks between two boundaries that are kept, '
+        'at least 1'
+      )
     if not 0 < self.eta_max <= 1:
       raise ValueError(f'eta_max={self.eta_max}: above 0 and at most 1')
     if not abs(self.eta_bias) <= 20:
