@@ -124,10 +124,11 @@ def by_tiles(cfg, marks, together, given, gradients):
   end, out, saved = steps.last(
     forward(cfg, slow, bias, laid(*state), tokens, jnp.float64)
   )
-  d_before, d_slow, d_logit, d_tokens = tile_backward.backward(
+  backward = tile_backward.backward_steps(
     cfg, slow, bias, saved, tokens, laid(*gradients[0]), gradients[1],
     jnp.float64,
   )  # fmt: skip
+  d_before, d_slow, d_logit, d_tokens = steps.last(backward)
   d_initial = {
     box: {'kernel': d_slow.maps_KxM[:, i * K : (i + 1) * K].T}
     for i, box in enumerate(cfg.boxes)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory import tile, tile_momentum_backward
-from nestax.models.memory.steps import last
 from nestax.models.memory.tile_adjoint import (
   Chunk,
   Gathered,
@@ -172,8 +171,10 @@ def _from_projections(c: Chunk, d: Gathered):
   return of_tokens
 
 
-def backward(cfg, slow, bias_8x1, saved, tokens, d_state: State, d_out, dtype):
-  """Gradients of one chunk.
+def backward_steps(
+  cfg, slow, bias_8x1, saved, tokens, d_state: State, d_out, dtype
+):
+  """Gradients of one chunk: a generator, see `steps`.
 
   Args:
     cfg, slow, bias_8x1, tokens, dtype: as the forward pass had them.
@@ -187,7 +188,8 @@ def backward(cfg, slow, bias_8x1, saved, tokens, d_state: State, d_out, dtype):
   K, apart = tokens.key_CxK.shape[1], saved.state.boundary is not None
   running = widen(saved.state.running, d_out)
   boundary = widen(saved.state.boundary, d_out) if apart else running
-  f = last(front_steps(cfg, slow, bias_8x1, boundary, tokens, dtype))
+  f = yield from front_steps(cfg, slow, bias_8x1, boundary, tokens, dtype)
+  yield
   mem = columns_of(cfg, 'mem', K)
   momentum = widen(saved.state.momentum, d_out)
   c = Chunk(
@@ -198,17 +200,25 @@ def backward(cfg, slow, bias_8x1, saved, tokens, d_state: State, d_out, dtype):
   point = tile.inner_point(cfg, f.k_CxK, f.v_CxK)
 
   if cfg.momentum:
-    through = tile_momentum_backward.through(c, d, d_state, d_out, point)
+    through = yield from tile_momentum_backward.through(
+      c, d, d_state, d_out, point
+    )
     d_U, e_g, d_running, d_momentum, *d_kept = through
   else:
     d_Z, d_Zg, d_running, d_kept = _from_new(c, d, d_state.running)
+    yield
     d_Z = _from_output(c, d, d_out, d_Z)
+    yield
     d_U, d_Ug = _from_system(c, d, d_Z, d_Zg)
+    yield
     d_running, e_g = _from_kept(c, d, d_U, d_Ug, point, d_running)
+    yield
     d_momentum, d_kept = None, (d_kept, None)
   d_slow, d_before = _from_errors(c, d, d_U, e_g, point)
+  yield
   d_logit, d_log_beta = gates_back(cfg, f, d.sums.all_rows(), *d_kept, tokens)
   d_query, d_key, d_value = _from_projections(c, d)
+  yield
   d_key = d_key + at_gates(c, d_logit)
 
   alive_logit = d_logit * f.rows.get('alive', 1.0)

@@ -173,7 +173,7 @@ def _sum_column(rows_8xC):
 
 
 def through(c: Chunk, d: Gathered, d_state: State, d_out, point):
-  """From the chunk's end to its steps.
+  """From the chunk's end to its steps: a generator, see `steps`.
 
   Args:
     c: the chunk.
@@ -189,15 +189,20 @@ def through(c: Chunk, d: Gathered, d_state: State, d_out, point):
   """
   weights = Weights(c)
   (d_U, d_Ug), (d_Z, d_Zg) = _from_new(c, d, weights, d_state)
+  yield
   d_running, d_momentum, d_g, d_c, d_b = _from_kept(c, d_state)
   d_U, d_Z = _from_output(c, d, weights, d_out, d_U, d_Z)
+  yield
   if c.cfg.delta:
     d_U, d_Ug, *side = _from_system(c, d, weights, d_U, d_Ug, d_Z, d_Zg)
+    yield
     of_both = _from_reads(c, d, weights, *side)
+    yield
     d_running, d_momentum = jax.tree.map(
       jnp.add, (d_running, d_momentum), of_both
     )
   weights.back(c, d, d_c)
+  yield
   d.sums.row('eta', d_Ug * c.saved.Ug_8xC)
   e_g = -c.f.rows['eta'] * d_Ug
   if not c.apart:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory import tile_backward
+from nestax.models.memory.steps import in_turn
 from nestax.models.memory.tile_front import State
 from nestax.models.memory.tpu_grid import copy, due_of, head_of, lanes_of, put
 from nestax.models.memory.tpu_layout import Given, Shape
@@ -36,7 +37,7 @@ def turn(shape: Shape, given, stream, kept, i, d_out, totals, outs):
   """
   d_state, d_slow, d_logit = totals
   cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
-  given = Given(*given, None)
+  given, heads = Given(*given, None), []
   for p in range(shape.heads):
     slow, bias, tokens = head_of(shape, given, stream, p)
     lanes = lanes_of(shape, d_out, p)
@@ -45,9 +46,13 @@ def turn(shape: Shape, given, stream, kept, i, d_out, totals, outs):
     if of_state.boundary is not None:
       M, K = of_state.running.maps_KxM.shape[1], lanes.stop - lanes.start
       of_state = _before_commit(due_of(cfg, stream.due, M, K), of_state)
-    of_state, of_slow, of_logit, of_tokens = tile_backward.backward(
-      cfg, slow, bias, saved, tokens, of_state, d_out[0, :, lanes], dtype
+    heads.append(
+      tile_backward.backward_steps(
+        cfg, slow, bias, saved, tokens, of_state, d_out[0, :, lanes], dtype
+      )
     )
+  for p, done in enumerate(in_turn(heads)):
+    of_state, of_slow, of_logit, of_tokens = done
     put(d_state, p, of_state)
     total = jax.tree.map(
       lambda ref, x: ref[0, p] + x,  # noqa: B023
