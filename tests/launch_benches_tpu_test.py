@@ -6,6 +6,7 @@ tests/tpu_bundles.json: `python tests/launch_benches_tpu_test.py`.
 """
 
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -19,7 +20,13 @@ from nestax.models.memory.types import MemoryConfig
 
 GOLDEN = pathlib.Path(__file__).with_name('tpu_bundles.json')
 TOPOLOGIES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
-SIZES = (64, 128)  # of heads and chunks
+# a topology, and the size of heads and chunks
+CASES = [
+  *itertools.product(TOPOLOGIES, ('64', '128')),
+  ('v5e:2x2', '64 momentum'),
+  ('v5e:2x2', '128 momentum'),
+]
+SLOW = [('v5e:2x2', '128 momentum')]
 TOLERANCE = 0.05
 needs_libtpu = pytest.mark.skipif(
   not tpu.available(),
@@ -35,27 +42,34 @@ def compiler() -> str:
     return ''
 
 
-def counts(topology: str, size: int) -> dict[str, list[int]]:
-  """Kernel -> [bundles, spills] of one grid step."""
+def counts(topology: str, name: str) -> dict[str, list[int]]:
+  """Kernel -> [bundles, spills] of one grid step, of one of CASES."""
+  size = int(name.split()[0])
   shape = kernel.Shape(1, 4 * size, 2, size, 'bfloat16')
-  cfg = MemoryConfig(chunk_mem=size, chunk_rest=size)
+  momentum = name.endswith('momentum')
+  cfg = MemoryConfig(chunk_mem=size, chunk_rest=size, momentum=momentum)
   found = tpu.count(topology, cfg, shape)
   return {name: [of.bundles, of.spills] for name, of in found.items()}
 
 
 @needs_libtpu
-@pytest.mark.parametrize('topology', TOPOLOGIES)
-@pytest.mark.parametrize('size', SIZES)
-def test_kernels_compile_at_the_recorded_cost(topology, size):
+@pytest.mark.parametrize(
+  'topology,name',
+  [
+    pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ())
+    for case in CASES
+  ],
+)
+def test_kernels_compile_at_the_recorded_cost(topology, name):
   golden = json.loads(GOLDEN.read_text())
   if golden['libtpu'] != compiler():
     pytest.skip(f'recorded by libtpu {golden["libtpu"]}, not {compiler()!r}')
-  golden = golden[topology][str(size)]
-  found = counts(topology, size)
+  golden = golden[topology][name]
+  found = counts(topology, name)
   assert found.keys() == golden.keys()
-  for name, (bundles, _) in found.items():
-    assert bundles == pytest.approx(golden[name][0], rel=TOLERANCE), (
-      f'{name} for {topology}, {size}: {golden[name][0]} bundles recorded; if '
+  for of, (bundles, _) in found.items():
+    assert bundles == pytest.approx(golden[of][0], rel=TOLERANCE), (
+      f'{of} for {topology}, {name}: {golden[of][0]} bundles recorded; if '
       'a change is meant, record it (see above)'
     )
 
@@ -180,13 +194,13 @@ def test_rows_are_for_one_head(monkeypatch):
 
 
 def record() -> None:
-  found = {
-    t: {str(size): counts(t, size) for size in SIZES} for t in TOPOLOGIES
-  }
+  found = {t: {} for t in TOPOLOGIES}
+  for topology, name in CASES:
+    found[topology][name] = counts(topology, name)
   lines = ['{', f'"libtpu": "{compiler()}",']
   for i, (topology, sizes) in enumerate(found.items()):
     lines.append(f'"{topology}": {{')
-    rows = [f'  "{size}": {json.dumps(row)}' for size, row in sizes.items()]
+    rows = [f'  "{name}": {json.dumps(row)}' for name, row in sizes.items()]
     lines += [',\n'.join(rows), '},' if i + 1 < len(found) else '}']
   GOLDEN.write_text('\n'.join([*lines, '}']) + '\n')
 

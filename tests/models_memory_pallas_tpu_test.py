@@ -15,7 +15,13 @@ from nestax.models.memory.types import MemoryConfig, init_state
 
 B, H, K = cases.B, cases.H, cases.K
 PUSHED = {'momentum': True}
-TITANS = PUSHED | {'adaptive': (), 'generated': False, 'delta': False}
+HANDED = PUSHED | {'adaptive': ('k', 'v', 'alpha'), 'given': ('eta',)}
+TITANS = PUSHED | {
+  'adaptive': (),
+  'generated': False,
+  'delta': False,
+  'given': ('eta', 'alpha'),
+}
 
 
 def everything(cfg, initial, state, inputs, dtype, implementation):
@@ -48,8 +54,9 @@ def everything(cfg, initial, state, inputs, dtype, implementation):
       name: getattr(state, name)
       for name in ('boundary', 'running', 'momentum')[: 2 + cfg.momentum]
     }
-  names = ('query', 'key', 'value', 'log_beta')[: 3 + cfg.momentum]
-  return run(initial, fast, {name: getattr(inputs, name) for name in names})
+  streams = inputs._replace(reset=None)._asdict()
+  streams = {name: x for name, x in streams.items() if x is not None}
+  return run(initial, fast, streams)
 
 
 def apart(cfg, initial):
@@ -67,7 +74,7 @@ RULES = {
   'stream with resets': ((16, 8), {}, True, True, 'float32', 2e-5),
   'momentum bfloat16': ((8, 8), PUSHED, False, False, 'bfloat16', 6e-2),
   'momentum stream with resets': (
-    *((8, 16), PUSHED, True, True, 'float32', 2e-5),
+    *((8, 16), HANDED, True, True, 'float32', 2e-5),
   ),
   'momentum alone': ((8, 8), TITANS, False, True, 'float32', 2e-5),
 }
@@ -78,6 +85,7 @@ def found(name, implementation, stride=1):
   chunks, options, stream, resets, dtype, _ = RULES[name]
   cfg = MemoryConfig(*chunks, **options, stride=stride)
   initial = cases.initial_values(cfg, jnp.float32)
+  initial = {name: x for name, x in initial.items() if name not in cfg.given}
   inputs = cases.inputs(cfg, jnp.float32, resets=resets)
   state = apart(cfg, initial) if stream else None
   return everything(cfg, initial, state, inputs, dtype, implementation)
@@ -135,8 +143,6 @@ def test_boundaries_are_kept_at_the_stride():
   [
     ({'depth_mem': 2}, 'two-layer.*mem'),
     ({'anchor': 'zero'}, "anchor='zero'"),
-    ({'adaptive': (), 'given': ('eta',)}, "given=.'eta'"),
-    ({'key_norm': False}, 'key_norm=False'),
     ({'chunk_mem': 12, 'chunk_rest': 12}, '12 tokens.*power of two'),
   ],
 )
@@ -154,6 +160,18 @@ def test_a_stride_that_vmem_is_too_small_for_is_refused():
   with pytest.raises(pallas_tpu.DoesNotFit, match=words):
     pallas_tpu.check(*size, n=200)
   pallas_tpu.check(*size, n=132)  # no more are walked back in
+
+
+@pytest.mark.parametrize('momentum', [False, True])
+def test_tpus_take_the_kernels_unasked(momentum, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  taken = []
+  monkeypatch.setattr(
+    pallas_tpu, 'run', lambda cfg, *_: taken.append(cfg.momentum)
+  )
+  cfg = MemoryConfig(8, 8, momentum=momentum)
+  api.run(cfg, {}, None, cases.inputs(cfg, jnp.float32))
+  assert taken == [momentum]
 
 
 def test_what_does_not_fit_runs_by_scan_and_says_so_once(monkeypatch, caplog):

@@ -39,10 +39,16 @@ RULES = {
   'mem_alone_dot': {'adaptive': (), 'generated': False, 'objective': 'dot'},
   'titans': {'adaptive': (), 'generated': False, 'delta': False},
   'no_retention': {'retention': False, 'value_norm': False},
+  'given': {
+    'adaptive': ('k',),
+    'given': ('eta', 'alpha'),
+    'key_norm': False,
+  },
   'momentum': {'momentum': True},
   'momentum_without_delta': {
     'momentum': True,
     'adaptive': ('v', 'alpha'),
+    'given': ('eta',),
     'delta': False,
   },
   'momentum_boundary_read': {'momentum': True, 'read': 'boundary'},
@@ -64,13 +70,14 @@ def head(cfg, resets):
   initial = cases.initial_values(cfg, jnp.float64)
   initial = jax.tree.map(lambda x: x[0], initial)
   R = max(stop for _, stop in cfg.rows(K).values())
-  keys = jax.random.split(jax.random.key(3), 7)
+  keys = jax.random.split(jax.random.key(3), 9)
   first = keys[: 2 + cfg.momentum]
   state = tuple(0.3 * jax.random.normal(key, (R, K)) for key in first)
   streams = tuple(jax.random.normal(key, (C, K)) for key in keys[3:6])
-  if cfg.momentum:
-    logit = jax.random.normal(keys[6], (C,))
-    streams = *streams, jax.nn.log_sigmoid(logit)
+  for name, key in zip(('beta', 'eta', 'alpha'), keys[6:]):
+    if name in tile_front.handed(cfg):
+      log = jax.nn.log_sigmoid(jax.random.normal(key, (C,)))
+      streams = *streams, jnp.exp(log) if name == 'eta' else log
   reset = jnp.zeros((C,), bool).at[jnp.array([5, 11])].set(True)
   live = jnp.arange(C) < 13
   return initial, state, streams, (reset, live) if resets else (None, None)
@@ -82,13 +89,20 @@ def by_chunk_step(cfg, marks, together):
   def run(initial, state, streams):
     boundary, running, *momentum = state
     boundary = running if together else boundary
+    handed = dict(zip(tile_front.handed(cfg), streams[3:]))
     state = [Weights(x, {}) for x in (boundary, running, *momentum)]
     (boundary, running, momentum), out = chunk_step(
       cfg,
       initial,
       stack_initial(cfg, initial),
       state if cfg.momentum else (*state, None),
-      Chunk(*streams, *(() if cfg.momentum else (None,)), *marks),
+      Chunk(
+        *streams[:3],
+        handed.get('beta'),
+        *marks,
+        handed.get('eta'),
+        handed.get('alpha'),
+      ),
       jnp.float64,
     )
     boundary = 0.0 if together else boundary.stack
@@ -118,7 +132,7 @@ def by_tiles(cfg, marks, together, given, gradients):
   tokens = tile_front.Tokens(
     *streams[:3],
     None if rows is None else rows[0, 0],
-    *(x[None] for x in streams[3:]),
+    jnp.stack(streams[3:]) if streams[3:] else None,
   )
   forward = tile_momentum.forward_steps if cfg.momentum else tile.forward_steps
   end, out, saved = steps.last(
@@ -143,8 +157,8 @@ def by_tiles(cfg, marks, together, given, gradients):
 
   values = stacks(end, 0.0), out
   d_state = stacks(d_before, jnp.zeros_like(state[0]))
-  if cfg.momentum:
-    d_tokens = *d_tokens[:3], d_tokens.log_beta_1xC[0]
+  if tile_front.handed(cfg):
+    d_tokens = *d_tokens[:3], *d_tokens.handed_RxC
   return values, (d_initial, d_state, d_tokens)
 
 

@@ -33,25 +33,32 @@ def main(words: str) -> None:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
   initial = {box: {'kernel': array(H, K, K)} for box in cfg.boxes} | {
-    gate: {'kernel': array(H, K), 'bias': array(H)} for gate in GATES
+    gate: {'kernel': array(H, K), 'bias': array(H)}
+    for gate in GATES
+    if gate not in cfg.given
   }
   tokens = array(B, T, H, K, dtype=dtype)
 
-  log_beta = array(B, T, H) if cfg.momentum else None
+  def gate(is_there):
+    return array(B, T, H) if is_there else None
 
-  def forward(initial, q, k, v, log_beta):
+  inputs = Inputs(
+    tokens, tokens, tokens, gate(cfg.momentum), None,
+    *(gate(name in cfg.given) for name in GATES),
+  )  # fmt: skip
+
+  def forward(initial, inputs):
     return api.run(
-      cfg, initial, None, Inputs(q, k, v, log_beta, None),
+      cfg, initial, None, inputs,
       dtype=jnp.dtype(dtype), implementation='pallas',
     )[1]  # fmt: skip
 
-  def both(initial, q, k, v, log_beta, d_out):
-    out, back = jax.vjp(forward, initial, q, k, v, log_beta)
+  def both(initial, inputs, d_out):
+    out, back = jax.vjp(forward, initial, inputs)
     return out, back(d_out)
 
-  args = initial, tokens, tokens, tokens, log_beta
-  jax.jit(forward).lower(*args).compile()
-  jax.jit(both).lower(*args, array(B, T, H, K)).compile()
+  jax.jit(forward).lower(initial, inputs).compile()
+  jax.jit(both).lower(initial, inputs, array(B, T, H, K)).compile()
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ from nestax.models.memory import (
   tpu_forward,
   tpu_segments,
 )
-from nestax.models.memory.tile_front import State
+from nestax.models.memory.tile_front import State, handed
 from nestax.models.memory.tpu_layout import (
   Given,
   Shape,
@@ -48,11 +48,6 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype, n: int | None = None):
   """
   if cfg.deep:
     raise DoesNotFit(f'two-layer memories {cfg.deep}: only depth 1')
-  if cfg.given or not cfg.key_norm:
-    raise DoesNotFit(
-      f'given={cfg.given}, key_norm={cfg.key_norm}: only gates of their own '
-      'and unit keys'
-    )
   if cfg.anchor != 'initial':
     raise DoesNotFit(f"anchor={cfg.anchor!r}: only 'initial'")
   if C < 8 or C > 256 or C & (C - 1):
@@ -123,9 +118,11 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
     return jax.tree.map(lambda x: by_head(x, axis), laid)
 
   laid = lay(cfg, slow.stack, K)
-  kernels = [initial[gate]['kernel'] for gate in GATES]
-  laid = laid._replace(gates_8xK=as_rows(kernels))
-  bias = as_rows([initial[gate]['bias'][:, None] for gate in GATES])
+  # a gate that is handed in, or held at 1, has no kernel
+  none = {'kernel': jnp.zeros((H, K)), 'bias': jnp.zeros((H,))}
+  own = [initial.get(gate, none) for gate in GATES]
+  laid = laid._replace(gates_8xK=as_rows([x['kernel'] for x in own]))
+  bias = as_rows([x['bias'][:, None] for x in own])
   given = Given(
     jax.tree.map(lambda x: by_head(x, 0), laid),
     by_head(bias, 0),
@@ -137,12 +134,13 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
                      (cfg.chunk_rest, cfg.chunk_mem)], axis=-1)  # fmt: skip
     due = jnp.moveaxis(due, 0, 1)[..., None].astype(jnp.float32)
     due = jnp.broadcast_to(due, (B, n, 2, C))
-  log_beta = None
-  if cfg.momentum:
-    log_beta = by_head(jnp.transpose(xs.log_beta_C, (1, 2, 0, 3)), 1)
-    log_beta = log_beta.astype(jnp.float32)[..., None, :]
+  gates = {'beta': xs.log_beta_C, 'eta': xs.eta_C, 'alpha': xs.log_alpha_C}
+  gates = [gates[name] for name in handed(cfg)]
+  if gates:
+    gates = jnp.stack(gates, axis=-2).astype(jnp.float32)
+    gates = by_head(jnp.transpose(gates, (1, 2, 0, 3, 4)), 1)
   tokens, of_tokens = map(over_stream, xs[:3]), marks(xs.reset_C, xs.live_C)
-  stream = Stream(*tokens, of_tokens, due, log_beta)
+  stream = Stream(*tokens, of_tokens, due, gates if handed(cfg) else None)
   state, out = _kernels(shape, given, stream)
   out = out.reshape(B, n, C, padded, K)[:, :, :, :H]
 

@@ -68,6 +68,13 @@ def written_back(c: Chunk, weight_Cx1, x_CxM, x_8xC, d_new: Maps):
   return d_x, nt(d_new.gates_8xK, key, c.dtype), d_key
 
 
+def add_last(x_CxM, mem: slice, part):
+  """Adds to the columns of `mem`, the last ones."""
+  if not mem.start:  # Mosaic has no empty tiles
+    return x_CxM + part
+  return jnp.concatenate([x_CxM[:, : mem.start], x_CxM[:, mem] + part], axis=1)
+
+
 def entries(a: Maps, b: Maps):
   """The sum of products of entries, `[1, 1]`."""
   total = jnp.zeros((1, 1), a.gates_8xK.dtype)

@@ -11,6 +11,7 @@ from nestax.models.memory import tile, tile_momentum_backward
 from nestax.models.memory.tile_adjoint import (
   Chunk,
   Gathered,
+  add_last,
   alive,
   at_gates,
   boundary_read_back,
@@ -65,8 +66,7 @@ def _from_output(c: Chunk, d: Gathered, d_out, d_Z):
   d.sums.row('minus', d_log_G)
   d.q = d.q + nn(d_qk, k, dtype)
   d.k = d.k + tn(d_qk, q, dtype)
-  d_Z_mem = d_Z[:, c.mem] + tn(c.f.G_CxC * qk, d_out, dtype)
-  return jnp.concatenate([d_Z[:, : c.mem.start], d_Z_mem], axis=1)
+  return add_last(d_Z, c.mem, tn(c.f.G_CxC * qk, d_out, dtype))
 
 
 def _from_system(c: Chunk, d: Gathered, d_Z, d_Zg):
@@ -216,7 +216,7 @@ def backward_steps(
     d_momentum, d_kept = None, (d_kept, None)
   d_slow, d_before = _from_errors(c, d, d_U, e_g, point)
   yield
-  d_logit, d_log_beta = gates_back(cfg, f, d.sums.all_rows(), *d_kept, tokens)
+  d_logit, d_handed = gates_back(cfg, f, d.sums.all_rows(), *d_kept, tokens)
   d_query, d_key, d_value = _from_projections(c, d)
   yield
   d_key = d_key + at_gates(c, d_logit)
@@ -244,5 +244,5 @@ def backward_steps(
     d_before = jax.tree.map(
       lambda x, y: x + after * y, d_before, d_state.boundary
     )
-  d_tokens = Tokens(d_query, d_key, d_value, None, d_log_beta)
+  d_tokens = Tokens(d_query, d_key, d_value, None, d_handed)
   return State(d_before, d_running, d_momentum), d_slow, d_logit, d_tokens

@@ -28,7 +28,9 @@ from nestax.models.memory.tile_push import (
   push_rows,
   push_steps,
 )
-from nestax.models.memory.types import MemoryConfig, wide
+from nestax.models.memory.types import GATES, MemoryConfig, wide
+
+LEAST_ETA = 1e-20  # of those handed in: products of gates are sums of logs
 
 
 class Maps(NamedTuple):
@@ -53,7 +55,7 @@ class Tokens(NamedTuple):
   key_CxK: jax.Array
   value_CxK: jax.Array
   marks_2xC: jax.Array | None
-  log_beta_1xC: jax.Array | None = None  # momentum's gate
+  handed_RxC: jax.Array | None = None  # gates as rows, see `handed`
 
 
 class Front(NamedTuple):
@@ -72,6 +74,19 @@ class Front(NamedTuple):
   push: Push | None  # with momentum
 
 
+def handed(cfg: MemoryConfig) -> tuple[str, ...]:
+  """Gates that are handed in: log beta, and eta or log alpha if `given`."""
+  given = tuple(gate for gate in GATES if gate in cfg.given)
+  return ('beta', *given) if cfg.momentum else given
+
+
+def handed_rows(cfg: MemoryConfig, tokens: Tokens) -> dict[str, jax.Array]:
+  """Those, by name, `[1, C]`."""
+  return {
+    gate: tokens.handed_RxC[i : i + 1] for i, gate in enumerate(handed(cfg))
+  }
+
+
 def read(x_CxK, slow, fast, alive_Cx1, dtype):
   """`(W + D) x`, the fast part only for tokens whose document it has read."""
   if alive_Cx1 is None:
@@ -79,11 +94,14 @@ def read(x_CxK, slow, fast, alive_Cx1, dtype):
   return nn(x_CxK, slow, dtype) + alive_Cx1 * nn(x_CxK, fast, dtype)
 
 
-def _log_gates(cfg, logit_8xC, live_1xC):
+def _log_gates(cfg, logit_8xC, given, live_1xC):
   """Rows log eta and log alpha of the chunk's tokens."""
   log = jax.nn.log_sigmoid(logit_8xC)
   log_eta = log[0:1] + jnp.log(jnp.asarray(cfg.eta_max, log.dtype))
+  if 'eta' in given:
+    log_eta = jnp.log(jnp.maximum(given['eta'], LEAST_ETA))
   log_alpha = log[1:2] if cfg.retention else jnp.zeros_like(log_eta)
+  log_alpha = given.get('alpha', log_alpha)
   if live_1xC is not None:
     log_eta = jnp.where(live_1xC, log_eta, NEVER)
     log_alpha = jnp.where(live_1xC, log_alpha, 0.0)
@@ -105,12 +123,13 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
     logit = exact(slow.gates_8xK, tokens.key_CxK, lanes)
     logit = logit + alive * exact(boundary.gates_8xK, tokens.key_CxK, lanes)
   logit = logit + bias_8x1
-  log_eta, log_alpha = _log_gates(cfg, logit, live_1xC)
+  given = handed_rows(cfg, tokens)
+  log_eta, log_alpha = _log_gates(cfg, logit, given, live_1xC)
 
   triangle = ones_triangle(C, logit.dtype)
   logs = [log_alpha]
-  if tokens.log_beta_1xC is not None:
-    logs.append(tokens.log_beta_1xC)
+  if cfg.momentum:
+    logs.append(given['beta'])
   totals = exact(stack_rows(logs, logit.dtype), triangle)
   total = totals[0:1]
   before = total - log_alpha
@@ -130,7 +149,7 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
     same = (document == document[:, C - 1 :]).astype(logit.dtype)
     rows['last'] = rows['last'] * same
     rows |= {'document': document, 'alive': alive}
-  if tokens.log_beta_1xC is not None:
+  if cfg.momentum:
     live = None if live_1xC is None else live_1xC.astype(logit.dtype)
     rows |= push_rows(totals[1:2], log_alpha, before, alive, live, same)
   return logit, rows
@@ -156,13 +175,15 @@ def front_steps(cfg: MemoryConfig, slow, bias_8x1, boundary, tokens, dtype):
     )
     return y + wide(x) if name in cfg.identity else y
 
-  q, q_norm = unit_norm(box('q', tokens.query_CxK))
+  def vector(name, x, normed):
+    y = box(name, x)
+    return unit_norm(y) if normed else (y, None)
+
+  q, q_norm = vector('q', tokens.query_CxK, cfg.key_norm)
   yield
-  k, k_norm = unit_norm(box('k', tokens.key_CxK))
+  k, k_norm = vector('k', tokens.key_CxK, cfg.key_norm)
   yield
-  v, v_norm = box('v', tokens.value_CxK), None
-  if cfg.value_norm:
-    v, v_norm = unit_norm(v)
+  v, v_norm = vector('v', tokens.value_CxK, cfg.value_norm)
   yield
   G = decay(rows, columns, 'total', 'total', strict=False)
   yield

@@ -9,6 +9,7 @@ gradient a difference of row and column sums.
 import jax
 import jax.numpy as jnp
 
+from nestax.models.memory.tile_front import LEAST_ETA, handed, handed_rows
 from nestax.models.memory.tile_ops import (
   columns_as_rows,
   exact,
@@ -16,6 +17,7 @@ from nestax.models.memory.tile_ops import (
   ones_triangle,
   stack_rows,
 )
+from nestax.models.memory.types import GATES
 
 
 class Sums:
@@ -52,7 +54,7 @@ def gates_back(cfg, f, sums, d_kept, d_kept_b, tokens):
     tokens: of the chunk.
 
   Returns:
-    (of the gates' logits `[8, C]`, of log beta `[1, C]` or None).
+    (of the gates' logits `[8, C]`, of the gates handed in `[R, C]` or None).
   """
   C = f.q_CxK.shape[0]
   zero = jnp.zeros_like(f.rows['total'])
@@ -74,9 +76,17 @@ def gates_back(cfg, f, sums, d_kept, d_kept_b, tokens):
   if tokens.marks_2xC is not None:
     live = tokens.marks_2xC[1:2] != 0
     d_alpha, d_eta = jnp.where(live, d_alpha, 0.0), jnp.where(live, d_eta, 0.0)
-  d_log = stack_rows([d_eta, d_alpha], d_g.dtype)
+  d_own = [
+    zero if gate in cfg.given else d for gate, d in zip(GATES, (d_eta, d_alpha))
+  ]
+  d_log = stack_rows(d_own, d_g.dtype)
   d_logit = d_log * jax.nn.sigmoid(-f.logit_8xC)
-  return d_logit, None if d_kept_b is None else by_gate[1:2]
+  by_name = {'alpha': d_alpha, 'beta': by_gate[1:2]}
+  if 'eta' in cfg.given:
+    eta = handed_rows(cfg, tokens)['eta']
+    by_name['eta'] = d_eta / jnp.maximum(eta, LEAST_ETA)
+  d_handed = [by_name[name] for name in handed(cfg)]
+  return d_logit, jnp.concatenate(d_handed) if d_handed else None
 
 
 def _at_end(d_total, d_last, d_kept):

@@ -10,6 +10,7 @@ from nestax.models.memory import tile
 from nestax.models.memory.tile_adjoint import (
   Chunk,
   Gathered,
+  add_last,
   alive,
   boundary_read_back,
   entries,
@@ -40,11 +41,6 @@ class Weights:
     d_A = self.A + jnp.where(at_end, last_A, 0.0)
     d_c = self.c + jnp.where(at_end[:, :1], d_c_end, 0.0)
     push_back(c.f, d.sums, d_A, self.A_p, d_c, self.c_p, c.dtype)
-
-
-def _add_last(x_CxM, mem: slice, part):
-  """Adds to the columns of `mem`, the last ones."""
-  return jnp.concatenate([x_CxM[:, : mem.start], x_CxM[:, mem] + part], axis=1)
 
 
 def _from_new(c: Chunk, d: Gathered, weights: Weights, d_state: State):
@@ -106,13 +102,13 @@ def _from_output(c: Chunk, d: Gathered, weights: Weights, d_out, d_U, d_Z):
   by_U = nt(d_out, c.saved.U_CxM[:, mem], dtype)
   weights.A = weights.A + by_U * qk
   d_qk = A * by_U
-  d_U = _add_last(d_U, mem, tn(A * qk, d_out, dtype))
+  d_U = add_last(d_U, mem, tn(A * qk, d_out, dtype))
   if c.cfg.delta:
     by_Z = c.f.G_CxC * nt(d_out, c.saved.Z_CxM[:, mem], dtype)
     d_log_G, d_qk = by_Z * qk, d_qk + by_Z
     d.sums.column('g', d_log_G)
     d.sums.row('minus', d_log_G)
-    d_Z = _add_last(d_Z, mem, tn(c.f.G_CxC * qk, d_out, dtype))
+    d_Z = add_last(d_Z, mem, tn(c.f.G_CxC * qk, d_out, dtype))
   d.q = d.q + nn(d_qk, k, dtype)
   d.k = d.k + tn(d_qk, q, dtype)
   return d_U, d_Z

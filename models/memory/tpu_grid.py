@@ -52,8 +52,8 @@ class Specs:
     block = (1, 1, *x.shape[2:])
     return pl.BlockSpec(block, lambda b, h, *i: (b, self.chunk(*i), 0, 0))
 
-  def gate(self, x):
-    """`[B, H, n, 1, C]`: a row of a chunk."""
+  def gates(self, x):
+    """`[B, H, n, R, C]`: rows of a chunk."""
     block = (1, self.heads, None, *x.shape[3:])
     return pl.BlockSpec(block, lambda b, h, *i: (b, h, self.chunk(*i), 0, 0))
 
@@ -66,8 +66,8 @@ class Specs:
 
   def stream(self, stream: Stream):
     marks = jax.tree.map(self.chunks, (stream.marks, stream.due))
-    log_beta = jax.tree.map(self.gate, stream.log_beta)
-    return Stream(*map(self.tokens, stream[:3]), *marks, log_beta)
+    handed = jax.tree.map(self.gates, stream.handed)
+    return Stream(*map(self.tokens, stream[:3]), *marks, handed)
 
 
 def like(tree):
@@ -125,8 +125,8 @@ def head_of(shape: Shape, given: Given, stream: Stream, p: int):
   lanes = lanes_of(shape, stream.query, p)
   slow = jax.tree.map(lambda ref: ref[p], given.slow)
   marks = None if stream.marks is None else stream.marks[0, 0]
-  log_beta = None if stream.log_beta is None else stream.log_beta[0, p]
-  tokens = Tokens(*(ref[0, :, lanes] for ref in stream[:3]), marks, log_beta)
+  handed = None if stream.handed is None else stream.handed[0, p]
+  tokens = Tokens(*(ref[0, :, lanes] for ref in stream[:3]), marks, handed)
   return slow, given.bias[p], tokens
 
 

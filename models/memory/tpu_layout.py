@@ -45,7 +45,7 @@ class Stream(NamedTuple):
   value: jax.Array
   marks: jax.Array | None  # [B, n, 2, C], see `tile.Tokens`
   due: jax.Array | None  # [B, n, 2, C], 1 where the rest, `mem` commit
-  log_beta: jax.Array | None  # [B, H, n, 1, C], momentum's gate
+  handed: jax.Array | None  # [B, H, n, R, C], see `tile_front.handed`
 
 
 def as_rows(rows):

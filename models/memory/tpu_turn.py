@@ -60,7 +60,7 @@ def turn(shape: Shape, given, stream, kept, i, d_out, totals, outs):
       (of_slow, of_logit),
     )
     put((d_slow, d_logit), p, total)
-    if outs.log_beta is not None:
-      outs.log_beta[0, p] = of_tokens.log_beta_1xC
+    if outs.handed is not None:
+      outs.handed[0, p] = of_tokens.handed_RxC
     for ref, value in zip(outs[:3], of_tokens):
       ref[0, :, lanes_of(shape, ref, p)] = value.astype(ref.dtype)
