@@ -228,6 +228,30 @@ def forget_levels(cfg: ModelConfig, state: ModelState) -> ModelState:
   return state._replace(levels=levels)
 
 
+def forget_mixers(
+  cfg: ModelConfig, state: ModelState, length: int
+) -> ModelState:
+  """Empties what the mixers have read, as a document's start does.
+
+  The levels keep what they have written. To be called where a chunk of theirs
+  has just ended, so that no token waits that was read with what is emptied.
+
+  Args:
+    cfg: the model.
+    state: of any sequences.
+    length: as `init_state` takes it.
+  """
+  batch = jax.tree.leaves(state.blocks)[0].shape[1]
+  mixers = init_mixers(cfg, batch, length)
+  state = state._replace(blocks=mixers)
+  if state.levels is None:
+    return state
+  fresh = level_state.init_state(cfg, batch, mixers).boundary
+  # arrays of their own, as in `init_state`
+  levels = state.levels._replace(boundary=jax.tree.map(jnp.copy, fresh))
+  return state._replace(levels=levels)
+
+
 def level_telemetry(state: ModelState) -> Telemetry:
   """What the levels of a state did; no elements if no level learns."""
   if state.levels is None:

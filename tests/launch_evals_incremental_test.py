@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import sleep_cases as cases
 
+from nestax.cms import update
 from nestax.launch import trained
 from nestax.launch.data import tokenizers
 from nestax.launch.evals import (
@@ -230,6 +231,50 @@ def test_levels_choose_by_what_they_have_written():
     assert chosen == names[int(np.argmax(logs))]
   with pytest.raises(ValueError, match='no level of this model learns'):
     classifiers.levels(made_of(cases.config('transformer')), HOW)
+
+
+def test_examples_read_alone_are_learned_as_they_will_be_asked_for():
+  made = made_of(cases.config('hope_attention', N=2, periods=(64,), rate=0.5))
+  cfg, params = made.model.cfg, made.params
+  method = classifiers.levels(
+    made, dataclasses.replace(HOW, alone=True, window=64)
+  )
+  rng = np.random.default_rng(0)
+  state = method.learn(None, stage('b', 'w'), rng)
+  want = jax.tree.map(jnp.copy, readers.learned(state))
+  got = readers.learned(method.learn(state, stage('q'), rng))
+  # two of its four examples a call; by hand as if nothing had been read before
+  encode = made.tokenizer.encode
+  row = 2 * [256, *encode(classifiers.put('qqqqqq') + ' q\n\n')]
+  row = jnp.array([row + 16 * encode('\n')])
+  read = readers.of_model(cfg)
+
+  def loss(written):
+    logits = read.read(params, read.fresh(written, 1, 64), row)[1][0, :-1]
+    logs = jax.nn.log_softmax(logits)
+    return -jnp.take_along_axis(logs, row[0, 1:, None], 1).mean()
+
+  @jax.jit
+  def commit(written):
+    (grads,) = jax.grad(loss)(written)
+    step, _ = update.step(cfg.cms.update, None, grads, jnp.full(cfg.N, 0.5))
+    return jax.tree.map(jnp.add, written, (step,))
+
+  want = commit(commit(want))
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), got, want
+  )
+
+
+def test_whole_examples_fill_periods():
+  rows = [[1] * 3, [2] * 4, [3] * 2, [4] * 9, [5]]
+  got = classifiers._whole(rows, 8, 0)
+  assert got == [
+    [1, 1, 1, 2, 2, 2, 2, 0],
+    [3, 3, 0, 0, 0, 0, 0, 0],
+    [4] * 9 + [0] * 7,
+    [5, 0, 0, 0, 0, 0, 0, 0],
+  ]
 
 
 def test_cells_go_by_method_and_model(tmp_path, monkeypatch):

@@ -29,6 +29,10 @@ class How:
     rate: of Adam, where weights are tuned.
     rows: of a batch, tuned or asked.
     window: tokens that attention sees of a stream.
+    alone: attention is emptied before every call of a stream, which holds as
+      many whole examples as the first period has room for: else it finds the
+      classes among the examples before, and the levels learn to have it look
+      there.
     prior: a name's likelihood is divided by what it has after no text at all
       (Zhao et al. 2021, 'Calibrate Before Use'), which takes off how likely
       the names of the last stage are whatever is asked.
@@ -38,6 +42,7 @@ class How:
   rate: float = 1e-4
   rows: int = 16
   window: int = 512
+  alone: bool = False
   prior: bool = False
 
 
@@ -95,25 +100,46 @@ def levels(made: trained.Trained, how: How) -> Method:
       'methods=levels: no level of this model learns; add :stack=groups to a '
       'pretrained file, or leave the method out'
     )
-  period = cfg.stream.periods[0]
+  encode, period = made.tokenizer.encode, cfg.stream.periods[0]
   piece = -(-128 // period) * period
 
+  def examples(stage, rng) -> list[list[int]]:
+    order = [rng.permutation(len(stage.train)) for _ in range(how.passes)]
+    found = [stage.train[i] for i in np.concatenate(order)]
+    return [encode(put(e.text) + said(e.label) + '\n') for e in found]
+
+  def read(state, row, piece):
+    row = np.array(row, np.int32)[None]
+    return contexts.read(cfg, made.params, row, how.window, piece, state)
+
   def learn(state, stage, rng):
+    if how.alone:
+      every = [_first(made) + ids for ids in examples(stage, rng)]
+      for row in _whole(every, period, encode('\n')[-1]):
+        if state is not None:
+          state = contexts.alone(cfg, how.window, state)
+        state = read(state, row, len(row))
+      return state
     ids = list(_first(made)) if state is None else []
-    for _ in range(how.passes):
-      for i in rng.permutation(len(stage.train)):
-        example = stage.train[i]
-        text = put(example.text) + said(example.label) + '\n'
-        ids += made.tokenizer.encode(text)
+    ids = np.array(sum(examples(stage, rng), ids))
     # whole calls, so that nothing waits: the first examples fill the last one
-    row = np.resize(np.array(ids, np.int32), -(-len(ids) // piece) * piece)
-    return contexts.read(cfg, made.params, row[None], how.window, piece, state)
+    return read(state, np.resize(ids, -(-len(ids) // piece) * piece), piece)
 
   def choose(state, names, texts):
     context = readers.learned(state)
     return _likeliest(made, how, names, texts, made.params, context)
 
   return Method(learn, choose, None)
+
+
+def _whole(rows, period: int, filler: int) -> list[list[int]]:
+  """Puts rows together while they fit in a period, and fills periods up."""
+  found = [[]]
+  for row in rows:
+    if found[-1] and len(found[-1]) + len(row) > period:
+      found.append([])
+    found[-1] = found[-1] + row
+  return [row + [filler] * (-len(row) % period) for row in found]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

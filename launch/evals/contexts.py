@@ -20,6 +20,14 @@ def _read(cfg: ModelConfig, params, state, tokens_BxL):
   return model.apply({'params': params}, state, tokens_BxL)[0]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def alone(
+  cfg: ModelConfig, window: int, state: language_model.ModelState
+) -> language_model.ModelState:
+  """The state, donated, before another context: levels alone remember."""
+  return language_model.forget_mixers(cfg, state, window)
+
+
 def read(
   cfg: ModelConfig,
   params,
