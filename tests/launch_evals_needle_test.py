@@ -112,7 +112,7 @@ def test_a_row_may_hold_several_shorter_questions():
   options = needle.Options(length=512, prompt='short', shortest=128)
   rows = needle.problem(options).train(np.random.default_rng(0), 60)
   np.testing.assert_array_equal(rows['tokens'], made['tokens'])
-  with pytest.raises(ValueError, match='shortest=33: rows of 64 tokens'):
+  with pytest.raises(ValueError, match='shortest=33: 64 tokens have no room'):
     needle.mixture(hay, 512, 0.1, shortest=33)
   with pytest.raises(ValueError, match='a row of 256 tokens: question'):
     needle.mixture(hay, 256, 0.1)(np.random.default_rng(0), 60)
@@ -120,6 +120,9 @@ def test_a_row_may_hold_several_shorter_questions():
   assert early.share == 0.25 and needle.problem(options).early is None
   short = early.early(np.random.default_rng(0), 3)
   assert short['tokens'].shape == (3, 479)
+  few = needle.mixture(hay, 130, 0.1, every=False)(np.random.default_rng(0), 9)
+  for row in few['tokens']:  # only those of one number have room
+    assert BYTES.decode(row).count(' numbers for ') == 2
   assert early.key['early'] == 480 and early.key['share'] == 0.25
   for wrong in ({'early': 100}, {'early': 513}, {'share': 0.0}, {'share': 1.0}):
     (name,) = wrong

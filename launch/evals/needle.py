@@ -41,7 +41,8 @@ class Options:
       as it holds of `length` tokens, or half, a quarter... down to this, and
       where there is room left, shorter ones. 0: a row is one question.
     early: tokens of the rows that the first steps train on, as many more of
-      them a step as they are shorter; 0: of `length` from the first step on.
+      them a step as they are shorter, of the kinds that have room in them; 0:
+      of `length` from the first step on.
     share: of the steps that are of `early` rows.
     haystack: a UTF-8 file; '' for generated sentences.
     prompt: 'ruler', or 'short' for small lengths.
@@ -131,7 +132,11 @@ def batch_of(rows: Sequence[Sequence[haystack.Row]], L: int, background: float):
 
 
 def mixture(
-  hay: haystack.Haystack, L: int, background: float, shortest: int = 0
+  hay: haystack.Haystack,
+  L: int,
+  background: float,
+  shortest: int = 0,
+  every: bool = True,
 ) -> trials.Draw:
   """Rows to train on: any kind, any length that has room for it up to L.
 
@@ -140,6 +145,10 @@ def mixture(
     L: tokens of a row.
     background: weight of tokens that are no answer.
     shortest: tokens of the shortest questions, see `Options`.
+    every: L has to have room for every kind; False: the others are left out.
+
+  Raises:
+    ValueError: if there is no room; of `every` kind when rows are drawn.
   """
   lengths = [L]
   while shortest and lengths[-1] // 2 >= shortest:
@@ -147,21 +156,21 @@ def mixture(
   sizes = _sizes(hay)
   if min(sizes.values()) > lengths[-1]:
     raise ValueError(
-      f'shortest={shortest}: rows of {lengths[-1]} tokens have no room for any '
-      f'question; {min(sizes.values())} take the shortest'
+      f'shortest={shortest}: {lengths[-1]} tokens have no room for a question '
+      f'of any kind; the shortest take {min(sizes.values())}'
     )
 
   def one(most, rng):
     while True:
-      # a question that is the whole row may be of any kind
-      kinds = [k for k, size in sizes.items() if most == L or size <= most]
+      every_one = every and most == L
+      kinds = [k for k, size in sizes.items() if every_one or size <= most]
       kind = kinds[rng.integers(len(kinds))]
       least = min(max(most // 4, sizes[kind]), most)
       for length in (int(rng.integers(least, most + 1)), most):
         try:
           return haystack.row(hay, kind, length, rng)
         except ValueError:  # of longer words than `sizes` has seen
-          if length == most == L:
+          if every_one and length == most:
             raise
 
   def filled(rng):
@@ -214,13 +223,13 @@ def problem(options: Options) -> trials.Problem:
       [[haystack.row(hay, kind, L, rng)] for _ in range(many)], L, 0.0
     )
 
-  def mixed(L):
-    return mixture(hay, L, options.background, options.shortest)
+  def mixed(L, every):
+    return mixture(hay, L, options.background, options.shortest, every)
 
   return trials.Problem(
     '',
     VOCABULARY,
-    mixed(options.length),
+    mixed(options.length, True),
     {
       f'{name} {L}': test(kind, L)
       for name, kind in haystack.KINDS.items()
@@ -228,7 +237,7 @@ def problem(options: Options) -> trials.Problem:
     },
     values_said,
     _key(options, text),
-    early=mixed(options.early) if options.early else None,
+    early=mixed(options.early, False) if options.early else None,
     share=options.share,
   )
 
