@@ -136,8 +136,8 @@ def test_what_the_compiler_refuses_is_said():
 def test_what_no_kernel_covers_is_said_before_anything_compiles(monkeypatch):
   monkeypatch.setattr(tpu, 'available', lambda: True)
   shape = kernel.Shape(1, 128, 1, 64, 'bfloat16')
-  with pytest.raises(tpu.TpuError, match='no such kernel.*: anchor=.zero'):
-    tpu.count('v5e:2x2', MemoryConfig(anchor='zero'), shape)
+  with pytest.raises(tpu.TpuError, match='no such kernel.*: two-layer'):
+    tpu.count('v5e:2x2', MemoryConfig(depth_mem=2), shape)
 
 
 @pytest.mark.parametrize('topology', ['v5e', 'v9:2x2', 'v5e:2', 'v5e:axb'])

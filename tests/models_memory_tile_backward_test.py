@@ -44,7 +44,9 @@ RULES = {
     'given': ('eta', 'alpha'),
     'key_norm': False,
   },
+  'anchor_zero': {'anchor': 'zero', 'adaptive': ('k', 'v', 'alpha')},
   'momentum': {'momentum': True},
+  'momentum_anchor_zero': {'momentum': True, 'anchor': 'zero'},
   'momentum_without_delta': {
     'momentum': True,
     'adaptive': ('v', 'alpha'),

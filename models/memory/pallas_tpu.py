@@ -48,8 +48,6 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype, n: int | None = None):
   """
   if cfg.deep:
     raise DoesNotFit(f'two-layer memories {cfg.deep}: only depth 1')
-  if cfg.anchor != 'initial':
-    raise DoesNotFit(f"anchor={cfg.anchor!r}: only 'initial'")
   if C < 8 or C > 256 or C & (C - 1):
     raise DoesNotFit(f'a chunk of {C} tokens: a power of two from 8 to 256')
   if K > 256 or K & (K - 1):

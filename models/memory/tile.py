@@ -10,9 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nestax.models.memory import tile_anchor
 from nestax.models.memory.inverse import inverse_steps
 from nestax.models.memory.tile_front import Maps, State, front_steps, read
-from nestax.models.memory.tile_ops import columns_of, iota, nn, nt, tn
+from nestax.models.memory.tile_ops import adaptive, columns_of, nn, nt, tn
 
 
 class Saved(NamedTuple):
@@ -25,16 +26,6 @@ class Saved(NamedTuple):
   # with momentum, Z and the steps U apart, and no T and Z without `delta`
   U_CxM: jax.Array | None = None
   Ug_8xC: jax.Array | None = None
-
-
-def adaptive(cfg, tile):
-  """The tile with the rows of gates that are no memories set to zero."""
-  if len(cfg.gates) == 2:
-    return jnp.where(iota(tile.shape, 0) < 2, tile, 0.0)
-  if not cfg.gates:
-    return jnp.zeros_like(tile)
-  row = 0 if cfg.gates[0] == 'eta' else 1
-  return jnp.where(iota(tile.shape, 0) == row, tile, 0.0)
 
 
 def inner_point(cfg, k, v):
@@ -87,6 +78,7 @@ def _right_sides(cfg, f, slow, at_boundary, running, point, k, dtype):
     at = columns_of(cfg, box, K)
     if cfg.delta:
       e = e + columns['g_p'] * nn(k, running.maps_KxM[:, at], dtype)
+      e = tile_anchor.add_side(cfg, f, e, slow.maps_KxM[:, at], k, dtype)
     sides.append(e.astype(dtype))
     yield
   return sides
@@ -101,7 +93,7 @@ def read_before(cfg, f, slow, at_boundary, running, k, dtype):
   q = f.q_CxK.astype(dtype)
   qk = None
   if cfg.read == 'token':
-    out = nn(q, slow.maps_KxM[:, mem], dtype)
+    out = tile_anchor.read(cfg, f, slow.maps_KxM[:, mem], q, dtype)
     yield
     out = out + f.columns['g'] * nn(q, running.maps_KxM[:, mem], dtype)
     yield
@@ -120,7 +112,7 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
   """Advances one head by a chunk: a generator, see `steps`.
 
   Args:
-    cfg: the rule: matrix memories, no momentum, anchored at initial values.
+    cfg: the rule: matrix memories, no momentum.
     slow: initial values; slow gates too.
     bias_8x1: of the gates, rows as in `Maps`.
     state: fast parts at the chunk's start.
@@ -158,6 +150,7 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
     for side in sides:
       Z.append(nn(solve, side, dtype).astype(dtype))
       yield
+    second = tile_anchor.add_gate_side(cfg, f, second, slow, k, dtype)
     Zg = nt(first + second, T, dtype)
   else:
     T, Zg = jnp.zeros_like(f.E_CxC, dtype), first
@@ -176,6 +169,7 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
     jnp.concatenate(maps, axis=1),
     kept * running.gates_8xK + nn(rows['last'] * Zg, k, dtype),
   )
+  new = tile_anchor.after(cfg, f, slow, new)
   saved = Saved(narrow(state, dtype), T, jnp.concatenate(Z, axis=1), Zg)
   return State(boundary_after(boundary, rows), new, None), out, saved
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from nestax.models.memory import tile
 from nestax.models.memory.tile_front import Front, Maps, Tokens
 from nestax.models.memory.tile_gates import Sums
-from nestax.models.memory.tile_ops import nn, nt, tn
+from nestax.models.memory.tile_ops import columns_of, nn, nt, tn
 
 
 class Chunk(NamedTuple):
@@ -116,3 +116,23 @@ def widen(maps: Maps | None, like):
   if maps is None:
     return None
   return maps._replace(maps_KxM=maps.maps_KxM.astype(like.dtype))
+
+
+def projections_back(c: Chunk, d: Gathered):
+  """From q, k, v: gradients of query, key, value but by the gates."""
+  cfg, f, tokens = c.cfg, c.f, c.tokens
+  of_tokens = []
+  for box, d_y, y, norm, x in zip(
+    ('q', 'k', 'v'), (d.q, d.k, d.v), f[:3], f.norms, tokens[:3]
+  ):
+    d_y = d_y if norm is None else unit_back(d_y, y, norm)
+    d_x = d_y
+    if box in cfg.boxes:
+      at = columns_of(cfg, box, c.K)
+      d_x, d.slow[box], d.boundary[box] = read_back(
+        d_y, x, c.slow.maps_KxM[:, at], c.boundary.maps_KxM[:, at],
+        f.alive_Cx1, c.dtype,
+      )  # fmt: skip
+      d_x = d_x + d_y if box in cfg.identity else d_x
+    of_tokens.append(d_x)
+  return of_tokens

@@ -7,7 +7,11 @@ is added up in `Gathered`; gradients of the gates go to `tile_gates`.
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import tile, tile_momentum_backward
+from nestax.models.memory import (
+  tile,
+  tile_anchor_backward,
+  tile_momentum_backward,
+)
 from nestax.models.memory.tile_adjoint import (
   Chunk,
   Gathered,
@@ -18,14 +22,20 @@ from nestax.models.memory.tile_adjoint import (
   entries,
   outer,
   place,
-  read_back,
-  unit_back,
+  projections_back,
   widen,
   written_back,
 )
 from nestax.models.memory.tile_front import Maps, State, Tokens, front_steps
 from nestax.models.memory.tile_gates import gates_back
-from nestax.models.memory.tile_ops import columns_of, exact, nn, nt, tn
+from nestax.models.memory.tile_ops import (
+  adaptive,
+  columns_of,
+  exact,
+  nn,
+  nt,
+  tn,
+)
 
 
 def _from_new(c: Chunk, d: Gathered, d_new: Maps):
@@ -47,7 +57,6 @@ def _from_new(c: Chunk, d: Gathered, d_new: Maps):
 def _from_output(c: Chunk, d: Gathered, d_out, d_Z):
   """From the output; returns the gradient of Z with its part."""
   cfg, dtype, q, k, g = c.cfg, c.dtype, c.f.q_CxK, c.f.k_CxK, c.f.columns['g']
-  slow_mem = c.slow.maps_KxM[:, c.mem]
   if 'mem' in cfg.identity:
     d.q = d.q + d_out
   if cfg.read == 'boundary':
@@ -56,9 +65,9 @@ def _from_output(c: Chunk, d: Gathered, d_out, d_Z):
   d_fast = g * d_out
   qk = nt(q, k, dtype)
   d_read = nt(d_fast, c.running.maps_KxM[:, c.mem], dtype)
-  d.q = d.q + nt(d_out, slow_mem, dtype) + d_read
+  tile_anchor_backward.output_back(c, d, d_out)
+  d.q = d.q + d_read
   d.sums.column('g', q * d_read)
-  d.slow['mem'] = tn(q, d_out, dtype)
   d.running['mem'] = tn(q, d_fast, dtype)
   d_qk = c.f.G_CxC * nt(d_out, c.saved.Z_CxM[:, c.mem], dtype)
   d_log_G = d_qk * qk
@@ -151,26 +160,6 @@ def _from_errors(c: Chunk, d: Gathered, d_rhs, e_g, point):
   return d_slow, d_boundary
 
 
-def _from_projections(c: Chunk, d: Gathered):
-  """From q, k, v: gradients of query, key, value but by the gates."""
-  cfg, f, tokens = c.cfg, c.f, c.tokens
-  of_tokens = []
-  for box, d_y, y, norm, x in zip(
-    ('q', 'k', 'v'), (d.q, d.k, d.v), f[:3], f.norms, tokens[:3]
-  ):
-    d_y = d_y if norm is None else unit_back(d_y, y, norm)
-    d_x = d_y
-    if box in cfg.boxes:
-      at = columns_of(cfg, box, c.K)
-      d_x, d.slow[box], d.boundary[box] = read_back(
-        d_y, x, c.slow.maps_KxM[:, at], c.boundary.maps_KxM[:, at],
-        f.alive_Cx1, c.dtype,
-      )  # fmt: skip
-      d_x = d_x + d_y if box in cfg.identity else d_x
-    of_tokens.append(d_x)
-  return of_tokens
-
-
 def backward_steps(
   cfg, slow, bias_8x1, saved, tokens, d_state: State, d_out, dtype
 ):
@@ -203,7 +192,7 @@ def backward_steps(
     through = yield from tile_momentum_backward.through(
       c, d, d_state, d_out, point
     )
-    d_U, e_g, d_running, d_momentum, *d_kept = through
+    d_U, e_g, d_running, d_momentum, of_system, *d_kept = through
   else:
     d_Z, d_Zg, d_running, d_kept = _from_new(c, d, d_state.running)
     yield
@@ -212,18 +201,22 @@ def backward_steps(
     d_U, d_Ug = _from_system(c, d, d_Z, d_Zg)
     yield
     d_running, e_g = _from_kept(c, d, d_U, d_Ug, point, d_running)
+    of_system = (d_U, d_Ug) if cfg.delta else (None, None)
     yield
     d_momentum, d_kept = None, (d_kept, None)
   d_slow, d_before = _from_errors(c, d, d_U, e_g, point)
   yield
+  if cfg.anchor == 'zero':
+    of_left = tile_anchor_backward.back(c, d, d_state.running, *of_system)
+    d_slow = jax.tree.map(jnp.add, d_slow, of_left)
   d_logit, d_handed = gates_back(cfg, f, d.sums.all_rows(), *d_kept, tokens)
-  d_query, d_key, d_value = _from_projections(c, d)
+  d_query, d_key, d_value = projections_back(c, d)
   yield
   d_key = d_key + at_gates(c, d_logit)
 
   alive_logit = d_logit * f.rows.get('alive', 1.0)
   by_gates = exact(d_logit, tokens.key_CxK)
-  by_boundary = tile.adaptive(cfg, exact(alive_logit, tokens.key_CxK))
+  by_boundary = adaptive(cfg, exact(alive_logit, tokens.key_CxK))
   like = slow.maps_KxM[:, mem]
 
   def add(maps: Maps, parts, gates=0.0):

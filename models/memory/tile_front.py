@@ -87,6 +87,14 @@ def handed_rows(cfg: MemoryConfig, tokens: Tokens) -> dict[str, jax.Array]:
   }
 
 
+def own_triangle(rows, dtype):
+  """`ones_triangle`, 1 only where both tokens are of one document."""
+  document = as_columns({'document': rows['document']})['document']
+  own = document == rows['document']
+  triangle = ones_triangle(own.shape[0], dtype)
+  return jnp.where(own, triangle, jnp.zeros_like(triangle))
+
+
 def read(x_CxK, slow, fast, alive_Cx1, dtype):
   """`(W + D) x`, the fast part only for tokens whose document it has read."""
   if alive_Cx1 is None:
@@ -149,6 +157,14 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
     same = (document == document[:, C - 1 :]).astype(logit.dtype)
     rows['last'] = rows['last'] * same
     rows |= {'document': document, 'alive': alive}
+  if cfg.anchor == 'zero':
+    log_left = total
+    if 'document' in rows:
+      log_left = exact(
+        stack_rows([log_alpha], logit.dtype), own_triangle(rows, logit.dtype)
+      )[0:1]
+    rows['anchor'] = jnp.exp(log_left)
+    rows['anchor_p'] = jnp.exp(log_left - log_alpha)
   if cfg.momentum:
     live = None if live_1xC is None else live_1xC.astype(logit.dtype)
     rows |= push_rows(totals[1:2], log_alpha, before, alive, live, same)

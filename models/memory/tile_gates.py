@@ -9,7 +9,12 @@ gradient a difference of row and column sums.
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory.tile_front import LEAST_ETA, handed, handed_rows
+from nestax.models.memory.tile_front import (
+  LEAST_ETA,
+  handed,
+  handed_rows,
+  own_triangle,
+)
 from nestax.models.memory.tile_ops import (
   columns_as_rows,
   exact,
@@ -70,6 +75,13 @@ def gates_back(cfg, f, sums, d_kept, d_kept_b, tokens):
   stacked = stack_rows(d_totals, d_g.dtype)
   by_gate = exact(stacked, triangle, ((1,), (1,)))
   d_alpha = by_gate[0:1] - d_before + sums.get('alpha', zero)
+  if cfg.anchor == 'zero':
+    d_left_p = sums.get('anchor_p', zero)
+    if tokens.marks_2xC is not None:
+      triangle = own_triangle(f.rows, d_g.dtype)
+    d_left = stack_rows([sums.get('anchor', zero) + d_left_p], d_g.dtype)
+    by_left = exact(d_left, triangle, ((1,), (1,)))[0:1]
+    d_alpha = d_alpha + by_left - d_left_p
   d_eta = sums['eta'] + d_row
   if not cfg.retention:
     d_alpha = zero

@@ -11,11 +11,11 @@ and no Z without `delta`. For the rest see `tile`.
 
 import jax.numpy as jnp
 
-from nestax.models.memory import tile
+from nestax.models.memory import tile, tile_anchor
 from nestax.models.memory.inverse import inverse_steps
 from nestax.models.memory.tile import Saved
 from nestax.models.memory.tile_front import Maps, State, front_steps
-from nestax.models.memory.tile_ops import columns_of, nn, nt, tn
+from nestax.models.memory.tile_ops import adaptive, columns_of, nn, nt, tn
 
 
 def _steps(cfg, f, slow, at_boundary, point, dtype):
@@ -27,7 +27,7 @@ def _steps(cfg, f, slow, at_boundary, point, dtype):
   return steps
 
 
-def _solved(cfg, f, k, state: State, U, T, P, dtype):
+def _solved(cfg, f, slow, k, state: State, U, T, P, dtype):
   """Z by box, in the matmuls' dtype; a generator of steps."""
   # a row times T, where a column times each side would be moved over lanes
   solve = (-f.rows['eta'] * T).astype(dtype)
@@ -38,6 +38,7 @@ def _solved(cfg, f, k, state: State, U, T, P, dtype):
     side = f.columns['g_p'] * nn(k, state.running.maps_KxM[:, at], dtype)
     side = side + f.push.c_p_Cx1 * nn(k, state.momentum.maps_KxM[:, at], dtype)
     side = side + nn(P, steps, dtype)
+    side = tile_anchor.add_side(cfg, f, side, slow.maps_KxM[:, at], k, dtype)
     yield
     Z.append(nn(solve, side, dtype).astype(dtype))
     yield
@@ -46,7 +47,7 @@ def _solved(cfg, f, k, state: State, U, T, P, dtype):
 
 def gate_sides(cfg, f, momentum: Maps, k, Ug, P, dtype):
   """Of the gates' system: what momentum adds over -eta, `[8, C]` twice."""
-  by_state = tile.adaptive(cfg, nt(momentum.gates_8xK, k, dtype))
+  by_state = adaptive(cfg, nt(momentum.gates_8xK, k, dtype))
   return f.push.c_p_1xC * by_state, nt(Ug, P, dtype)
 
 
@@ -107,10 +108,12 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
   T = Z = Zg = None
   if cfg.delta:
     T = yield from inverse_steps(L, dtype)
-    Z = yield from _solved(cfg, f, k, state, U, T, P, dtype)
+    Z = yield from _solved(cfg, f, slow, k, state, U, T, P, dtype)
     T = T.astype(dtype)
     pushed_g = sum(gate_sides(cfg, f, momentum, k, Ug, P, dtype))
-    Zg = nt(kept_g - f.rows['eta'] * pushed_g, T, dtype)
+    side_g = kept_g - f.rows['eta'] * pushed_g
+    side_g = tile_anchor.add_gate_side(cfg, f, side_g, slow, k, dtype)
+    Zg = nt(side_g, T, dtype)
   if qk is not None:
     mem = columns_of(cfg, 'mem', k.shape[1])
     read = nn(f.q_CxK, momentum.maps_KxM[:, mem], dtype)
@@ -127,5 +130,6 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
     return None if parts is None else jnp.concatenate(parts, axis=1)
 
   saved = Saved(tile.narrow(state, dtype), T, whole(Z), Zg, whole(U), Ug)
-  after = State(tile.boundary_after(boundary, f.rows), *new)
+  D = tile_anchor.after(cfg, f, slow, new[0])
+  after = State(tile.boundary_after(boundary, f.rows), D, new[1])
   return after, out, saved

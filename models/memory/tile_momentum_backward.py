@@ -6,7 +6,6 @@ What lies before the steps is the same without momentum: `tile_backward`.
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import tile
 from nestax.models.memory.tile_adjoint import (
   Chunk,
   Gathered,
@@ -17,8 +16,16 @@ from nestax.models.memory.tile_adjoint import (
   outer,
   written_back,
 )
+from nestax.models.memory.tile_anchor_backward import output_back
 from nestax.models.memory.tile_front import Maps, State
-from nestax.models.memory.tile_ops import columns_as_rows, iota, nn, nt, tn
+from nestax.models.memory.tile_ops import (
+  adaptive,
+  columns_as_rows,
+  iota,
+  nn,
+  nt,
+  tn,
+)
 from nestax.models.memory.tile_push import push_back
 
 
@@ -90,11 +97,10 @@ def _from_output(c: Chunk, d: Gathered, weights: Weights, d_out, d_U, d_Z):
   d_fast, d_push = c.f.columns['g'] * d_out, c.f.push.c_Cx1 * d_out
   d_read = nt(d_fast, c.running.maps_KxM[:, mem], dtype)
   d_pushed = nt(d_out, c.momentum.maps_KxM[:, mem], dtype)
-  d.q = d.q + nt(d_out, c.slow.maps_KxM[:, mem], dtype) + d_read
-  d.q = d.q + c.f.push.c_Cx1 * d_pushed
+  output_back(c, d, d_out)
+  d.q = d.q + d_read + c.f.push.c_Cx1 * d_pushed
   d.sums.column('g', q * d_read)
   weights.column('c', q * d_pushed)
-  d.slow['mem'] = tn(q, d_out, dtype)
   d.running['mem'] = tn(q, d_fast, dtype)
   d.momentum['mem'] = tn(q, d_push, dtype)
 
@@ -135,7 +141,7 @@ def _from_system(c: Chunk, d: Gathered, weights: Weights, d_U, d_Ug, d_Z, d_Zg):
   d.k = d.k + nn(d_kk, k, dtype) + tn(d_kk, k, dtype)
   d_U = d_U + tn(P, side, dtype)
   d_Ug = d_Ug + nn(side_g, P, dtype)
-  return d_U, d_Ug, side, side_g
+  return d_U, d_Ug, (d_rhs, d_rhs_g), (side, side_g)
 
 
 def _from_reads(c: Chunk, d: Gathered, weights: Weights, side, side_g):
@@ -152,9 +158,9 @@ def _from_reads(c: Chunk, d: Gathered, weights: Weights, side, side_g):
   d.k = d.k + by_D + outer(of_D, c.running.gates_8xK)
   d.k = d.k + c_p * by_S + outer(of_S, c.momentum.gates_8xK)
   # gates are read in rows: their parts of the same sums
-  kept = tile.adaptive(cfg, nt(c.running.gates_8xK, k, dtype))
+  kept = adaptive(cfg, nt(c.running.gates_8xK, k, dtype))
   d.sums.row('row', of_D * kept)
-  pushed = tile.adaptive(cfg, nt(c.momentum.gates_8xK, k, dtype))
+  pushed = adaptive(cfg, nt(c.momentum.gates_8xK, k, dtype))
   d.sums.row('eta', of_S * pushed)
   weights.c_p = weights.c_p + _sum_column(side_g * pushed)
   return (
@@ -180,17 +186,20 @@ def through(c: Chunk, d: Gathered, d_state: State, d_out, point):
 
   Returns:
     (of U `[C, M]`, of the gates' inner gradients `[8, C]`, Maps of the fast
-    part and of the momentum before, of the logarithms of what is kept of
-    both).
+    part and of the momentum before, both of the system's right sides, of the
+    logarithms of what is kept of both).
   """
   weights = Weights(c)
   (d_U, d_Ug), (d_Z, d_Zg) = _from_new(c, d, weights, d_state)
   yield
   d_running, d_momentum, d_g, d_c, d_b = _from_kept(c, d_state)
+  of_system = None, None
   d_U, d_Z = _from_output(c, d, weights, d_out, d_U, d_Z)
   yield
   if c.cfg.delta:
-    d_U, d_Ug, *side = _from_system(c, d, weights, d_U, d_Ug, d_Z, d_Zg)
+    d_U, d_Ug, of_system, side = _from_system(
+      c, d, weights, d_U, d_Ug, d_Z, d_Zg
+    )
     yield
     of_both = _from_reads(c, d, weights, *side)
     yield
@@ -206,4 +215,4 @@ def through(c: Chunk, d: Gathered, d_state: State, d_out, point):
     by_gates = nn(e_g * c.f.rows.get('alive', 1.0), point, c.dtype)
     at = Maps(tn(at_boundary, d_U, c.dtype), by_gates)
     d_running = jax.tree.map(jnp.add, d_running, at)
-  return d_U, e_g, d_running, d_momentum, d_g, d_b
+  return d_U, e_g, d_running, d_momentum, of_system, d_g, d_b

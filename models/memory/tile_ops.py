@@ -103,6 +103,16 @@ def unit_norm(x):
   return x * norm, norm
 
 
+def adaptive(cfg, tile):
+  """The tile with the rows of gates that are no memories set to zero."""
+  if len(cfg.gates) == 2:
+    return jnp.where(iota(tile.shape, 0) < 2, tile, 0.0)
+  if not cfg.gates:
+    return jnp.zeros_like(tile)
+  row = 0 if cfg.gates[0] == 'eta' else 1
+  return jnp.where(iota(tile.shape, 0) == row, tile, 0.0)
+
+
 def columns_of(cfg, box, K):
   start, stop = cfg.rows(K)[box]
   return slice(start, stop)
