@@ -116,18 +116,25 @@ def test_a_row_may_hold_several_shorter_questions():
     needle.mixture(hay, 512, 0.1, shortest=33)
   with pytest.raises(ValueError, match='a row of 256 tokens: question'):
     needle.mixture(hay, 256, 0.1)(np.random.default_rng(0), 60)
-  early = needle.problem(dataclasses.replace(options, early=480, share=0.25))
-  assert early.share == 0.25 and needle.problem(options).early is None
-  short = early.early(np.random.default_rng(0), 3)
-  assert short['tokens'].shape == (3, 479)
+  changed = dataclasses.replace(options, early='130,480', share=0.25)
+  early = needle.problem(changed)
+  assert early.share == 0.25 and not needle.problem(options).early
+  for draw, L in zip(early.early, (130, 480), strict=True):
+    short = draw(np.random.default_rng(0), 3)
+    assert short['tokens'].shape == (3, L - 1)
   few = needle.mixture(hay, 130, 0.1, every=False)(np.random.default_rng(0), 9)
   for row in few['tokens']:  # only those of one number have room
     assert BYTES.decode(row).count(' numbers for ') == 2
-  assert early.key['early'] == 480 and early.key['share'] == 0.25
-  for wrong in ({'early': 100}, {'early': 513}, {'share': 0.0}, {'share': 1.0}):
-    (name,) = wrong
-    with pytest.raises(ValueError, match=f'{name}={wrong[name]}: '):
-      dataclasses.replace(options, **wrong)
+  assert early.key['early'] == '130,480' and early.key['share'] == 0.25
+  for name, wrong in (
+    ('early', '100'),
+    ('early', '130,513'),
+    ('early', 'few'),
+    ('share', 0.0),
+    ('share', 1.0),
+  ):
+    with pytest.raises(ValueError, match=f'^{name}={wrong!r}: '):
+      dataclasses.replace(options, **{name: wrong})
   with pytest.raises(ValueError, match='shortest=513: 0 or up to length=512'):
     needle.Options(length=512, shortest=513)
 

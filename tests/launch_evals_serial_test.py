@@ -83,8 +83,11 @@ def test_after_a_trial_one_rate_is_run():
 def test_the_first_steps_have_batches_of_their_own():
   task = quadratic()._replace(
     loss=lambda w, batch: ((w - batch) ** 2).mean(),
-    early=lambda data, seed, step: jnp.stack([data - 1, data - 3]) + seed,
-    share=0.3,
+    early=(
+      lambda data, seed, step: jnp.stack([data - 1, data - 3]) + seed,
+      lambda data, seed, step: data + jnp.zeros(3),
+    ),
+    share=0.6,
   )
 
   def make(rate, steps=6):
@@ -96,13 +99,16 @@ def test_the_first_steps_have_batches_of_their_own():
   for row in (*one_by_one, *together):
     seed, w = row['seed'], 0.5 * row['seed']
     for step in range(row['step']):
-      aim = 1.0 + seed if step < 2 else 3.0 + 0.01 * step
+      late = 3.0 if step < 4 else 3.0 + 0.01 * step
+      aim = 1.0 + seed if step < 2 else late
       w -= row['rate'] * (1.0 - step / 6) * 2 * (w - aim)
     assert row['loss'] == pytest.approx((w - 3.0) ** 2, rel=1e-4)
   assert len(one_by_one) == len(together) == 12
   # a trial has its own first steps; whole stretches, and none if there are none
-  assert [task.starting(steps, 2) for steps in (2, 4, 6, 20)] == [0, 2, 2, 6]
-  assert task._replace(early=None).starting(6, 2) == 0
+  which = [task.part(first, 10, 1) for first in range(10)]
+  assert which == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+  assert [task.part(first, 4, 2) for first in (0, 2)] == [0, 2]  # no room
+  assert task._replace(early=()).part(0, 6, 2) == 0
 
 
 def test_what_is_done_is_kept_and_not_done_again(tmp_path, monkeypatch):

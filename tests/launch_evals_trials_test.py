@@ -125,17 +125,19 @@ def test_the_first_steps_read_as_many_shorter_rows_as_are_as_long():
   def short(rng, rows):
     return {name: x[:, 4:] for name, x in echo(rng, rows).items()}
 
-  problem = PROBLEM._replace(early=short, share=0.25)
+  problem = PROBLEM._replace(early=(echo, short), share=0.5)
   cfg = entrants.config('transformer', TRAINING.base(8))
   task = trials.make_task(problem, cfg, TRAINING, 2)
-  assert task.starting(40, 5) == 10
+  assert [task.part(first, 40, 5) for first in (5, 10, 20)] == [0, 1, 2]
   for seed, step in ((0, 0), (1, 9)):
-    few, many = (f(task.data, seed, step) for f in (task.batch, task.early))
-    assert few['tokens'].shape == (8, 6) and many['tokens'].shape == (24, 2)
-  order = np.asarray(task.data['early order'])
+    parts = [part.batch(task.data, seed, step) for part in task.parts()]
+    shapes = [part['tokens'].shape for part in parts]
+    assert shapes == [(8, 6), (24, 2), (8, 6)]
+    assert (parts[0]['tokens'] != parts[2]['tokens']).any()
+  order = np.asarray(task.data['early 1 order'])
   # as many as there are of the others, all of them before one is read again
   assert sorted(order[0].reshape(-1)[:180]) == list(range(180))
-  assert len(task.data['early']['tokens']) == 180
+  assert len(task.data['early 1']['tokens']) == 180
 
 
 def test_what_is_measured_every_time_is_what_is_measured_at_the_end():

@@ -40,10 +40,10 @@ class Options:
     shortest: tokens of the shortest questions to train on: a row has as many
       as it holds of `length` tokens, or half, a quarter... down to this, and
       where there is room left, shorter ones. 0: a row is one question.
-    early: tokens of the rows that the first steps train on, as many more of
-      them a step as they are shorter, of the kinds that have room in them; 0:
-      of `length` from the first step on.
-    share: of the steps that are of `early` rows.
+    early: tokens of the rows that the first steps train on, commas between
+      several: as many more rows a step as they are shorter, of the kinds that
+      have room in them. '': of `length` from the first step on.
+    share: of the steps that are of `early` rows, as many of each.
     haystack: a UTF-8 file; '' for generated sentences.
     prompt: 'ruler', or 'short' for small lengths.
     background: weight in training of tokens that are no answer.
@@ -55,7 +55,7 @@ class Options:
   length: int = 1024
   lengths: str = '1024,2048,4096'
   shortest: int = 0
-  early: int = 0
+  early: str = ''
   share: float = 0.5
   haystack: str = ''
   prompt: str = 'ruler'
@@ -82,11 +82,12 @@ class Options:
       raise ValueError(
         f'shortest={self.shortest}: 0 or up to length={self.length}'
       )
-    if self.early and not max(self.shortest, 1) <= self.early <= self.length:
-      raise ValueError(
-        f'early={self.early}: 0, or from shortest={self.shortest} up to '
-        f'length={self.length}'
-      )
+    for early in self.early_list:
+      if not max(self.shortest, 1) <= early <= self.length:
+        raise ValueError(
+          f'early={self.early!r}: from shortest={self.shortest} up to '
+          f'length={self.length}'
+        )
     if not 0 < self.share < 1:
       raise ValueError(f'share={self.share}: above 0 and below 1')
     if self.rows < 1:
@@ -95,11 +96,19 @@ class Options:
 
   @property
   def length_list(self) -> list[int]:
+    return self._numbers('lengths')
+
+  @property
+  def early_list(self) -> list[int]:
+    return self._numbers('early') if self.early else []
+
+  def _numbers(self, name: str) -> list[int]:
+    words = getattr(self, name)
     try:
-      return [int(word) for word in self.lengths.split(',')]
+      return [int(word) for word in words.split(',')]
     except ValueError:
       raise ValueError(
-        f'lengths={self.lengths!r}: whole numbers with commas between'
+        f'{name}={words!r}: whole numbers with commas between'
       ) from None
 
 
@@ -237,7 +246,7 @@ def problem(options: Options) -> trials.Problem:
     },
     values_said,
     _key(options, text),
-    early=mixed(options.early, False) if options.early else None,
+    early=[mixed(L, False) for L in options.early_list],
     share=options.share,
   )
 

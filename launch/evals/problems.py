@@ -1,6 +1,7 @@
 """What small models are trained and tested on: problems, and rows drawn."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,9 +40,9 @@ class Problem(NamedTuple):
     less: less is better; `valid` is then the negative score.
     valid: as `tests`, for rows to pick the rate by; None: those of `tests`,
       which then have to give other rows whenever they are asked.
-    early: as `train`, shorter rows for the first steps, as many more a step as
-      they are shorter; None: there are no such steps.
-    share: of all steps that are early.
+    early: as `train`, shorter rows for the first steps, one after another, as
+      many more rows a step as they are shorter.
+    share: of all steps that are early, as many of each of `early`.
   """
 
   name: str
@@ -55,7 +56,7 @@ class Problem(NamedTuple):
   net: Callable[[ModelConfig], Net] | None = None
   less: bool = False
   valid: Mapping[str, Draw] | None = None
-  early: Draw | None = None
+  early: Sequence[Draw] = ()
   share: float = 0.0
 
 
@@ -63,9 +64,9 @@ def data(problem: Problem, training: Training, seeds: int) -> dict:
   """Draws all rows, and says which of them every seed's batches are made of.
 
   Returns:
-    `train`, and `early` where the problem has such rows: rows, each with its
-    `order`, indices `[seeds, steps, batch]`; `valid` and `tests`: by name, in
-    batches.
+    `train`, and `early 0`... where the problem has such rows: rows, each with
+    its `order`, indices `[seeds, steps, batch]`; `valid` and `tests`: by name,
+    in batches.
   """
 
   def rng(*words) -> np.random.Generator:
@@ -73,8 +74,10 @@ def data(problem: Problem, training: Training, seeds: int) -> dict:
 
   rows = problem.train(rng('train'), training.examples)
   drawn = _ordered('train', rows, training.batch, training.steps, seeds)
-  if problem.early:
-    drawn |= _early(problem, training, seeds, rows['tokens'].shape[1], rng)
+  L = rows['tokens'].shape[1]
+  for i, draw in enumerate(problem.early):
+    again = functools.partial(rng, f'early {i}')
+    drawn |= _early(f'early {i}', draw, training, seeds, L, again)
   valid = problem.tests if problem.valid is None else problem.valid
   for split, draws, many in (
     ('valid', valid, training.tests // 2),
@@ -87,13 +90,13 @@ def data(problem: Problem, training: Training, seeds: int) -> dict:
   return drawn
 
 
-def _early(problem: Problem, training: Training, seeds: int, L: int, rng):
+def _early(name, draw: Draw, training: Training, seeds: int, L: int, rng):
   """Shorter rows, as many more as rows of L tokens are longer."""
-  of_one = problem.early(rng('early'), 1)['tokens'].size
+  of_one = draw(rng(), 1)['tokens'].size
   times, steps = max(1, L // of_one), training.steps
   most = min(training.examples, steps * training.batch) * times
-  rows = problem.early(rng('early'), most)
-  return _ordered('early', rows, training.batch * times, steps, seeds)
+  rows = draw(rng(), most)
+  return _ordered(name, rows, training.batch * times, steps, seeds)
 
 
 def _ordered(name: str, rows: Batch, batch: int, steps: int, seeds: int):

@@ -53,8 +53,9 @@ class Programs(NamedTuple):
   """Compiled; `numbers` are rate, seed and steps."""
 
   start: Callable  # (data, *numbers) -> carry
-  advance: Callable  # (data, carry, *numbers, first step) -> carry, loss
-  early: Callable  # the same where `sweep.Task.early` gives the batches
+  # of each of `sweep.Task.parts`: (data, carry, *numbers, first step) -> carry,
+  # loss
+  advance: Sequence[Callable]
   evaluate: Callable  # (data, parameters, seed, step) -> dict
 
 
@@ -78,12 +79,9 @@ def programs(task: sweep.Task, make: Make, every: int) -> Programs:
   numbers = jnp.float32(0), jnp.int32(0), jnp.int32(0)
   carry = jax.eval_shape(start, task.data, *numbers)
   step = jnp.int32(0)
-  early, late = task.parts()
-  whole = compiled(late)
   return Programs(
     jax.jit(start).lower(task.data, *numbers).compile(),
-    whole,
-    compiled(early) if task.early else whole,
+    [compiled(part) for part in task.parts()],
     jax.jit(task.evaluate).lower(task.data, carry[0], step, step).compile(),
   )
 
@@ -105,13 +103,13 @@ def run(
     each of the steps before it, without evaluation and compilation.
   """
   numbers = jnp.float32(rate), jnp.int32(seed), jnp.int32(steps)
-  data, starting = task.data, task.starting(steps, every)
+  data = task.data
   carry = compiled.start(data, *numbers)
   rows = []
   for first in range(0, steps, every):
     jax.block_until_ready(carry)
     began = time.perf_counter()
-    advance = compiled.early if first < starting else compiled.advance
+    advance = compiled.advance[task.part(first, steps, every)]
     carry, loss = advance(data, carry, *numbers, jnp.int32(first))
     jax.block_until_ready(carry)
     ms = 1e3 * (time.perf_counter() - began) / every

@@ -26,9 +26,8 @@ class Task(NamedTuple):
     select: which of them the learning rate is picked by.
     inputs: batch -> the layers' inputs that `optim.dgd` asks for; None where
       there are none to give.
-    early: as `batch`, of other shapes, for the first steps; None: there are no
-      such steps.
-    share: of all steps that are early.
+    early: as `batch`, of other shapes, for the first steps, one after another.
+    share: of all steps that are early, as many of each of `early`.
   """
 
   data: Any
@@ -38,16 +37,18 @@ class Task(NamedTuple):
   evaluate: Callable
   select: str
   inputs: Callable | None = None
-  early: Callable | None = None
+  early: Sequence[Callable] = ()
   share: float = 0.0
 
-  def starting(self, steps: int, every: int) -> int:
-    """The early ones of so many steps: what is nearest of whole `every`."""
-    return every * round(self.share * steps / every) if self.early else 0
+  def parts(self) -> list['Task']:
+    """The tasks of early steps in order, and that of the others."""
+    return [self._replace(batch=batch) for batch in (*self.early, self.batch)]
 
-  def parts(self) -> tuple['Task', 'Task']:
-    """The task of early steps, and that of the others."""
-    return self._replace(batch=self.early or self.batch), self
+  def part(self, first: int, steps: int, every: int) -> int:
+    """Which of `parts` a step belongs to; each is of whole `every`."""
+    many = len(self.early)
+    ends = (self.share * steps * (i + 1) / many for i in range(many))
+    return sum(first >= every * round(end / every) for end in ends)
 
 
 def run(
@@ -100,7 +101,7 @@ def run(
   layout = _layout(start, task.data, rate_R[0], seed_R[0])
   starts = jax.vmap(start, in_axes=(None, 0, 0), out_axes=layout)
   carry = jax.jit(starts)(task.data, rate_R, seed_R)
-  early, late = (
+  chunks = [
     jax.jit(
       jax.vmap(
         functools.partial(chunk, part),
@@ -110,12 +111,11 @@ def run(
       donate_argnums=1,
     )
     for part in task.parts()
-  )
-  starting = task.starting(steps, every)
+  ]
   rows, began = [], None
   for first in range(0, steps, every):
-    chunks = early if first < starting else late
-    carry, numbers = chunks(task.data, carry, rate_R, seed_R, first)
+    advanced = chunks[task.part(first, steps, every)]
+    carry, numbers = advanced(task.data, carry, rate_R, seed_R, first)
     numbers = {name: np.asarray(x) for name, x in numbers.items()}
     began = began or time.perf_counter()
     say(first + every, time.perf_counter() - began)

@@ -263,7 +263,10 @@ def make_task(
       said |= {f'test {name}': score, f'loss {name}': nats}
     return said
 
-  early = functools.partial(batch, rows='early') if problem.early else None
+  early = [
+    functools.partial(batch, rows=f'early {i}')
+    for i in range(len(problem.early))
+  ]
   rest = {'early': early, 'share': problem.share}
   return sweep.Task(data, init, batch, objective, evaluate, 'valid', **rest)
 
