@@ -135,4 +135,5 @@ def projections_back(c: Chunk, d: Gathered):
       )  # fmt: skip
       d_x = d_x + d_y if box in cfg.identity else d_x
     of_tokens.append(d_x)
+    yield
   return of_tokens

@@ -65,12 +65,15 @@ def _from_output(c: Chunk, d: Gathered, d_out, d_Z):
   d_fast = g * d_out
   qk = nt(q, k, dtype)
   d_read = nt(d_fast, c.running.maps_KxM[:, c.mem], dtype)
+  yield
   tile_anchor_backward.output_back(c, d, d_out)
   d.q = d.q + d_read
   d.sums.column('g', q * d_read)
   d.running['mem'] = tn(q, d_fast, dtype)
+  yield
   d_qk = c.f.G_CxC * nt(d_out, c.saved.Z_CxM[:, c.mem], dtype)
   d_log_G = d_qk * qk
+  yield
   d.sums.column('g', d_log_G)
   d.sums.row('minus', d_log_G)
   d.q = d.q + nn(d_qk, k, dtype)
@@ -85,9 +88,11 @@ def _from_system(c: Chunk, d: Gathered, d_Z, d_Zg):
   k = c.f.k_CxK
   d_rhs = tn(c.saved.T_CxC, d_Z, c.dtype)
   d_rhs_g = nn(d_Zg, c.saved.T_CxC, c.dtype)
+  yield
   d_L = -nt(d_rhs, c.saved.Z_CxM, c.dtype) - outer(d_rhs_g, c.saved.Zg_8xC)
   d_kk = c.f.E_CxC * d_L
   d_log_E = d_kk * nt(k, k, c.dtype)
+  yield
   d.sums.column('row', d_log_E)
   d.sums.row('minus', d_log_E)
   d.k = d.k + nn(d_kk, k, c.dtype) + tn(d_kk, k, c.dtype)
@@ -108,6 +113,7 @@ def _from_kept(c: Chunk, d: Gathered, d_rhs, d_rhs_g, point, d_running):
     s_g = -rows['eta_g'] * d_rhs_g
     kept_part = -columns['eta_g'] * nt(d_rhs, c.running.maps_KxM, dtype)
     d.k = d.k + kept_part + outer(s_g, c.running.gates_8xK)
+    yield
     d.sums.column('row', kept_part * k)
     d.sums.row('row', d_rhs_g * second)
     lhs = -columns['eta_g'] * k
@@ -135,8 +141,10 @@ def _from_errors(c: Chunk, d: Gathered, d_rhs, e_g, point):
     d_point = nt(d_rhs, slow, dtype)
     d_point = d_point + c.f.alive_Cx1 * nt(d_rhs, boundary, dtype)
   d_point = -eta * d_point
+  yield
   d_slow = Maps(tn(-eta * point, d_rhs, dtype), nn(e_g, point, dtype))
   d_boundary = jax.tree.map(jnp.zeros_like, d_slow)
+  yield
   if c.apart:
     d_boundary = Maps(
       tn(-alive(c, eta) * point, d_rhs, dtype),
@@ -196,21 +204,21 @@ def backward_steps(
   else:
     d_Z, d_Zg, d_running, d_kept = _from_new(c, d, d_state.running)
     yield
-    d_Z = _from_output(c, d, d_out, d_Z)
+    d_Z = yield from _from_output(c, d, d_out, d_Z)
     yield
-    d_U, d_Ug = _from_system(c, d, d_Z, d_Zg)
+    d_U, d_Ug = yield from _from_system(c, d, d_Z, d_Zg)
     yield
-    d_running, e_g = _from_kept(c, d, d_U, d_Ug, point, d_running)
+    d_running, e_g = yield from _from_kept(c, d, d_U, d_Ug, point, d_running)
     of_system = (d_U, d_Ug) if cfg.delta else (None, None)
     yield
     d_momentum, d_kept = None, (d_kept, None)
-  d_slow, d_before = _from_errors(c, d, d_U, e_g, point)
+  d_slow, d_before = yield from _from_errors(c, d, d_U, e_g, point)
   yield
   if cfg.anchor == 'zero':
     of_left = tile_anchor_backward.back(c, d, d_state.running, *of_system)
     d_slow = jax.tree.map(jnp.add, d_slow, of_left)
   d_logit, d_handed = gates_back(cfg, f, d.sums.all_rows(), *d_kept, tokens)
-  d_query, d_key, d_value = projections_back(c, d)
+  d_query, d_key, d_value = yield from projections_back(c, d)
   yield
   d_key = d_key + at_gates(c, d_logit)
 

@@ -47,7 +47,7 @@ class Weights:
     last_A = columns_as_rows({'last_A': self.last_A})['last_A']
     d_A = self.A + jnp.where(at_end, last_A, 0.0)
     d_c = self.c + jnp.where(at_end[:, :1], d_c_end, 0.0)
-    push_back(c.f, d.sums, d_A, self.A_p, d_c, self.c_p, c.dtype)
+    yield from push_back(c.f, d.sums, d_A, self.A_p, d_c, self.c_p, c.dtype)
 
 
 def _from_new(c: Chunk, d: Gathered, weights: Weights, d_state: State):
@@ -56,10 +56,13 @@ def _from_new(c: Chunk, d: Gathered, weights: Weights, d_state: State):
   d_D, d_S = d_state.running, d_state.momentum
   U = saved.U_CxM, saved.Ug_8xC
   d_U, d_Ug, d_A_k = written_back(c, p.last_A_Cx1, *U, d_D)
+  yield
   by_S, by_S_g, d_b_k = written_back(c, columns['last_b'], *U, d_S)
+  yield
   weights.column('last_A', d_A_k * k)
   d.sums.column('last_b', d_b_k * (columns['last_b'] * k))
   d.k = p.last_A_Cx1 * d_A_k + columns['last_b'] * d_b_k
+  yield
   d_Z = d_Zg = None
   if c.cfg.delta:
     d_Z, d_Zg, d_last_k = written_back(
@@ -97,18 +100,22 @@ def _from_output(c: Chunk, d: Gathered, weights: Weights, d_out, d_U, d_Z):
   d_fast, d_push = c.f.columns['g'] * d_out, c.f.push.c_Cx1 * d_out
   d_read = nt(d_fast, c.running.maps_KxM[:, mem], dtype)
   d_pushed = nt(d_out, c.momentum.maps_KxM[:, mem], dtype)
+  yield
   output_back(c, d, d_out)
   d.q = d.q + d_read + c.f.push.c_Cx1 * d_pushed
   d.sums.column('g', q * d_read)
   weights.column('c', q * d_pushed)
   d.running['mem'] = tn(q, d_fast, dtype)
   d.momentum['mem'] = tn(q, d_push, dtype)
+  yield
 
   qk, A = nt(q, k, dtype), c.f.push.A_CxC
   by_U = nt(d_out, c.saved.U_CxM[:, mem], dtype)
   weights.A = weights.A + by_U * qk
+  yield
   d_qk = A * by_U
   d_U = add_last(d_U, mem, tn(A * qk, d_out, dtype))
+  yield
   if c.cfg.delta:
     by_Z = c.f.G_CxC * nt(d_out, c.saved.Z_CxM[:, mem], dtype)
     d_log_G, d_qk = by_Z * qk, d_qk + by_Z
@@ -126,19 +133,24 @@ def _from_system(c: Chunk, d: Gathered, weights: Weights, d_U, d_Ug, d_Z, d_Zg):
   eta, eta_1xC = c.f.columns['eta'], c.f.rows['eta']
   d_rhs = tn(saved.T_CxC, d_Z, dtype)
   d_rhs_g = nn(d_Zg, saved.T_CxC, dtype)
+  yield
   d_L = -nt(d_rhs, saved.Z_CxM, dtype) - outer(d_rhs_g, saved.Zg_8xC)
   kk = nt(k, k, dtype)
+  yield
   d_kk = c.f.E_CxC * d_L
   d.sums.column('row', d_kk * kk)
   d.sums.row('minus', d_kk * kk)
 
   side, side_g = -eta * d_rhs, -eta_1xC * d_rhs_g
+  yield
   P = p.A_p_CxC * kk
   d_P = nt(side, saved.U_CxM, dtype) + outer(side_g, saved.Ug_8xC)
   weights.A_p = d_P * kk
+  yield
   d.sums.column('eta', d_P * P)
   d_kk = d_kk + p.A_p_CxC * d_P
   d.k = d.k + nn(d_kk, k, dtype) + tn(d_kk, k, dtype)
+  yield
   d_U = d_U + tn(P, side, dtype)
   d_Ug = d_Ug + nn(side_g, P, dtype)
   return d_U, d_Ug, (d_rhs, d_rhs_g), (side, side_g)
@@ -150,13 +162,16 @@ def _from_reads(c: Chunk, d: Gathered, weights: Weights, side, side_g):
   rows, columns = c.f.rows, c.f.columns
   g_p, c_p = columns['g_p'], p.c_p_Cx1
   by_D = g_p * nt(side, c.running.maps_KxM, dtype)
+  yield
   by_S = nt(side, c.momentum.maps_KxM, dtype)
+  yield
   d.sums.column('row', by_D * k)
   d.sums.column('eta', c_p * (by_S * k))
   weights.column('c_p', by_S * k)
   of_D, of_S = rows['g_p'] * side_g, p.c_p_1xC * side_g
   d.k = d.k + by_D + outer(of_D, c.running.gates_8xK)
   d.k = d.k + c_p * by_S + outer(of_S, c.momentum.gates_8xK)
+  yield
   # gates are read in rows: their parts of the same sums
   kept = adaptive(cfg, nt(c.running.gates_8xK, k, dtype))
   d.sums.row('row', of_D * kept)
@@ -190,23 +205,23 @@ def through(c: Chunk, d: Gathered, d_state: State, d_out, point):
     logarithms of what is kept of both).
   """
   weights = Weights(c)
-  (d_U, d_Ug), (d_Z, d_Zg) = _from_new(c, d, weights, d_state)
+  (d_U, d_Ug), (d_Z, d_Zg) = yield from _from_new(c, d, weights, d_state)
   yield
   d_running, d_momentum, d_g, d_c, d_b = _from_kept(c, d_state)
   of_system = None, None
-  d_U, d_Z = _from_output(c, d, weights, d_out, d_U, d_Z)
+  d_U, d_Z = yield from _from_output(c, d, weights, d_out, d_U, d_Z)
   yield
   if c.cfg.delta:
-    d_U, d_Ug, of_system, side = _from_system(
+    d_U, d_Ug, of_system, side = yield from _from_system(
       c, d, weights, d_U, d_Ug, d_Z, d_Zg
     )
     yield
-    of_both = _from_reads(c, d, weights, *side)
+    of_both = yield from _from_reads(c, d, weights, *side)
     yield
     d_running, d_momentum = jax.tree.map(
       jnp.add, (d_running, d_momentum), of_both
     )
-  weights.back(c, d, d_c)
+  yield from weights.back(c, d, d_c)
   yield
   d.sums.row('eta', d_Ug * c.saved.Ug_8xC)
   e_g = -c.f.rows['eta'] * d_Ug

@@ -118,6 +118,7 @@ def push_back(f, sums, d_A, d_A_p, d_c, d_c_p, dtype):
     d_B, d_b = columns['live'] * d_B, columns['live'] * d_b
   d_G_p = nt(d_A_p, p.B_CxC, dtype) + d_c_p * rows['b']
   d_B = d_B + tn(p.G_p_CxC, d_A_p, dtype)
+  yield
   sums.row('total_b', p.G_p_CxC * d_c_p * rows['b'])
   sums.column('total_b', d_b * b)
   for d, x, at, after in (
