@@ -95,7 +95,7 @@ def found(name, implementation, stride=1):
   'name',
   [
     pytest.param(name, marks=pytest.mark.slow)
-    if name == 'momentum alone'
+    if name in ('momentum alone', 'momentum bfloat16')
     else name
     for name in RULES
   ],

@@ -63,7 +63,7 @@ RULES = {
   },
 }
 # What they try, the others try too, beside something else.
-SLOW = 'mem_alone_dot', 'titans'
+SLOW = 'mem_alone_dot', 'titans', 'momentum', 'anchor_zero'
 TOGETHER = 'default', 'momentum'
 
 
