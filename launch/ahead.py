@@ -166,18 +166,18 @@ def options(effort: str) -> dict[str, int]:
 
 def _implementations(config, platform: str, serve: bool) -> list[str]:
   """What to try, in turn; '' lets the model pick as on a CPU."""
-  rule = config.model.memory
-  if config.model.family != 'hope' or rule.implementation:
-    return [rule.implementation]
+  asked = config.model.memory.implementation
   cfg = ModelConfig.from_dict(config.model)
+  rule = cfg.rule
+  # what MAC reads depends on what it has read: it walks piece by piece
+  if asked or rule is None or cfg.family == 'titans_mac':
+    return [asked]
   twice = cfg.adapting and cfg.cms.differentiate == 'full'
   if platform != 'tpu' or twice or serve:
     return ['']
   try:
-    n = pallas_tpu.chunks(cfg.memory, config.data.length)
-    pallas_tpu.check(
-      cfg.memory, cfg.memory.chunks[0], cfg.head_width, cfg.compute_dtype, n
-    )
+    n = pallas_tpu.chunks(rule, config.data.length)
+    pallas_tpu.check(rule, rule.chunks[0], cfg.head_width, cfg.compute_dtype, n)
   except pallas_tpu.DoesNotFit:
     return ['']
   return ['pallas', '']

@@ -26,6 +26,25 @@ def config_of(family='transformer', **mesh):
   return config
 
 
+@pytest.mark.parametrize(
+  'family,options,tried',
+  [
+    ('hope', {'momentum': True}, ['pallas', '']),
+    ('hope', {'depth_mem': 2}, ['']),
+    ('titans', {}, ['pallas', '']),
+    ('titans_mac', {}, ['']),
+    ('transformer', {}, ['']),
+  ],
+)
+def test_kernels_are_tried_for_tpus_where_they_cover_the_rule(
+  family, options, tried
+):
+  config = config_of(family)
+  config.model.memory.update({'chunk_mem': 8, 'chunk_rest': 8} | options)
+  assert ahead._implementations(config, 'tpu', serve=False) == tried
+  assert ahead._implementations(config, 'cpu', serve=False) == ['']
+
+
 @functools.cache
 def trained():
   config = config_of(data=2, fsdp=4)
