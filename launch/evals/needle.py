@@ -3,7 +3,9 @@
 Families are trained on a mix of all kinds of `haystack.KINDS` in rows of up to
 `length` tokens (bytes), and tested at each of `lengths`. With `shortest` most
 rows hold several shorter questions one after another, from which retrieval is
-learned long before it is from long ones alone. Paths of runs or of
+learned long before it is from long ones alone, and with `early` the first steps
+read short rows only. Text that is no answer weighs little (`background`): the
+more it weighs, the later a model begins to retrieve. Paths of runs or of
 pretrained files are asked as they are, in their own tokens; seeds then draw the
 rows. A value counts if all of its tokens are the likeliest ones after what is
 right before them, which is what greedy decoding says; of several values asked
@@ -59,7 +61,7 @@ class Options:
   share: float = 0.5
   haystack: str = ''
   prompt: str = 'ruler'
-  background: float = 0.1
+  background: float = 0.02
   rows: int = 100
   score: str = 'forced'
   train: trials.Training = trials.Training(
