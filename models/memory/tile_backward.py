@@ -35,6 +35,7 @@ from nestax.models.memory.tile_ops import (
   nn,
   nt,
   tn,
+  tns,
 )
 
 
@@ -62,14 +63,13 @@ def _from_output(c: Chunk, d: Gathered, d_out, d_Z):
   if cfg.read == 'boundary':
     boundary_read_back(c, d, d_out)
     return d_Z
-  d_fast = g * d_out
   qk = nt(q, k, dtype)
-  d_read = nt(d_fast, c.running.maps_KxM[:, c.mem], dtype)
+  d_read = g * nt(d_out, c.running.maps_KxM[:, c.mem], dtype)
   yield
   tile_anchor_backward.output_back(c, d, d_out)
   d.q = d.q + d_read
   d.sums.column('g', q * d_read)
-  d.running['mem'] = tn(q, d_fast, dtype)
+  d.running['mem'], d_Z_mem = tns((g * q, c.f.G_CxC * qk), d_out, dtype)
   yield
   d_qk = c.f.G_CxC * nt(d_out, c.saved.Z_CxM[:, c.mem], dtype)
   d_log_G = d_qk * qk
@@ -78,7 +78,7 @@ def _from_output(c: Chunk, d: Gathered, d_out, d_Z):
   d.sums.row('minus', d_log_G)
   d.q = d.q + nn(d_qk, k, dtype)
   d.k = d.k + tn(d_qk, q, dtype)
-  return add_last(d_Z, c.mem, tn(c.f.G_CxC * qk, d_out, dtype))
+  return add_last(d_Z, c.mem, d_Z_mem)
 
 
 def _from_system(c: Chunk, d: Gathered, d_Z, d_Zg):
@@ -95,7 +95,7 @@ def _from_system(c: Chunk, d: Gathered, d_Z, d_Zg):
   yield
   d.sums.column('row', d_log_E)
   d.sums.row('minus', d_log_E)
-  d.k = d.k + nn(d_kk, k, c.dtype) + tn(d_kk, k, c.dtype)
+  d.k = d.k + nn(d_kk + d_kk.T, k, c.dtype)
   return d_rhs, d_rhs_g
 
 

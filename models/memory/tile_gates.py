@@ -29,11 +29,12 @@ class Sums:
   """Gathers gradients of log gates: name -> `[C, 1]` and `[1, C]`."""
 
   def __init__(self):
-    self.columns, self.rows = {}, {}
+    self.wide, self.rows = {}, {}
 
   def column(self, name: str, x_CxN) -> None:
-    total = jnp.sum(x_CxN, axis=1, keepdims=True)
-    self.columns[name] = self.columns.get(name, 0.0) + total
+    # lanes are summed once, of all that is gathered by then
+    key = name, x_CxN.shape[1]
+    self.wide[key] = self.wide.get(key, 0.0) + x_CxN
 
   def row(self, name: str, x_NxC) -> None:
     total = jnp.sum(x_NxC, axis=0, keepdims=True)
@@ -41,8 +42,11 @@ class Sums:
 
   def all_rows(self) -> dict[str, jax.Array]:
     """Everything as rows."""
-    rows = dict(self.rows)
-    for name, row in columns_as_rows(self.columns).items():
+    rows, columns = dict(self.rows), {}
+    for (name, _), x_CxN in self.wide.items():
+      total = jnp.sum(x_CxN, axis=1, keepdims=True)
+      columns[name] = columns.get(name, 0.0) + total
+    for name, row in columns_as_rows(columns).items():
       rows[name] = rows.get(name, 0.0) + row
     return rows
 

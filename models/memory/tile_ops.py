@@ -36,16 +36,30 @@ def tn(a, b, dtype):
   return _product(a, b, ((0,), (0,)), dtype)
 
 
+def tns(keys, b, dtype):
+  """`a^T b` of several a: the matrix unit is loaded with b once."""
+  joined = tn(jnp.concatenate(keys, axis=1), b, dtype)
+  products, at = [], 0
+  for a in keys:
+    products.append(joined[at : at + a.shape[1]])
+    at += a.shape[1]
+  return products
+
+
+def parts(x):
+  """Three that bfloat16 holds exactly, and whose sum is x in float32."""
+  found = []
+  for _ in range(3):
+    found.append(x.astype(jnp.bfloat16).astype(jnp.float32))
+    x = x - found[-1]
+  return found
+
+
 def exact(rows_8xN, b, dims=((1,), (0,))):
   """Few float32 rows times a bfloat16 matrix, exact to float32."""
   if b.dtype != jnp.bfloat16:
     return _product(rows_8xN, b, dims, rows_8xN.dtype)
-  parts, rest = [], rows_8xN
-  for _ in range(3):
-    part = rest.astype(jnp.bfloat16).astype(jnp.float32)
-    parts.append(part)
-    rest = rest - part
-  out = _product(jnp.concatenate(parts), b, dims, jnp.bfloat16)
+  out = _product(jnp.concatenate(parts(rows_8xN)), b, dims, jnp.bfloat16)
   return out[:ROWS] + out[ROWS : 2 * ROWS] + out[2 * ROWS : 3 * ROWS]
 
 
