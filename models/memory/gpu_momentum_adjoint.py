@@ -5,9 +5,9 @@ gate and `total_b` of the momentum's. `A_p[t, i] = sum_s G_p[t, s] B[s, i]`
 holds, besides those of t and i, a term `total_b - total` at each s between,
 whose share is the diagonal of `G_p^T d_A_p B^T`; so does `c_p = G_p b`.
 
-All is linear in what reaches the chunk, and found in two pieces, a program
-each: what was written, through U and P, and the system with what it takes of
-the fast parts and momenta. Each alone fits the registers.
+All is linear in what reaches the chunk, and found in three pieces: through U,
+through P, and through the system with what it takes of the fast parts and
+momenta. Each alone fits the registers.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,6 @@ class Written(NamedTuple):
   """
 
   last_Ak: Callable
-  P: Callable | None  # of d_last_Ak, `[C, C]`; None: no system
   kb: Callable
   lw: Callable  # and of ld, for the tokens that read the fast parts
   target: Callable | None  # of `mem`, where it has one
@@ -57,7 +56,7 @@ class System(NamedTuple):
 
 
 def pieces(shape: Shape) -> int:
-  return 2 if shape.cfg.delta else 1
+  return 3 if shape.cfg.delta else 1
 
 
 def _rows(x, y):
@@ -100,9 +99,9 @@ def of_ratios(x, d_x):
   return jnp.sum(d, axis=1) - jnp.sum(d, axis=0)
 
 
-def through_written(shape: Shape, chunk, A_p, d: Written) -> Piece:
-  """Through U and P, what is kept, and the errors."""
-  decay, push, dots, C = chunk.decay, chunk.push, shape.dots, shape.C
+def through_written(shape: Shape, chunk, d: Written) -> Piece:
+  """Through U, what is kept, and the errors."""
+  decay, push, C = chunk.decay, chunk.push, shape.C
   k, v = chunk.k.astype(jnp.float32), chunk.v.astype(jnp.float32)
   last = gpu_momentum.last_live(decay, chunk.marks)
   d_last_Ak = d.last_Ak()
@@ -110,16 +109,8 @@ def through_written(shape: Shape, chunk, A_p, d: Written) -> Piece:
   d_last_A = d_A * push.last_A
   d_k = push.last_A[:, None] * d_last_Ak
   B = gpu_momentum.pushes(chunk.total_b, chunk.marks)
-  d_B, enters = last[:, None] * d_A[None, :], jnp.zeros_like(d_A)
-  between = _rows(d_B, B)
-  if d.P is not None:
-    keys, d_A_p = _through_P(shape, chunk, A_p, d.P(d_last_Ak))
-    G_p = gpu_momentum.before(chunk.gate, chunk.marks)
-    of_G_p = G_p * dots.nt(d_A_p, B)
-    enters = jnp.sum(of_G_p, axis=1)
-    between = between + jnp.sum(of_G_p, axis=0)
-    d_B, d_k = d_B + dots.tn(G_p, d_A_p), d_k + keys
-  total_b = of_ratios(B, d_B)
+  d_B = last[:, None] * d_A[None, :]
+  between, total_b = _rows(d_B, B), of_ratios(B, d_B)
   # of the momentum at the boundary, in the memory at the end
   of_c = last * push.b * d.c
   between, total_b = between + of_c, total_b + of_c
@@ -130,17 +121,25 @@ def through_written(shape: Shape, chunk, A_p, d: Written) -> Piece:
   end = jnp.sum(d_last_A) + decay.kept * d.kept + push.c_end * d.c
   targets = [] if d.target is None else [('mem', d.target())]
   errors = gpu_adjoint.through_errors(shape, decay, k, v, d.lw(), targets)
-  total = enters - between + gpu_gates.at_end(C, end)
-  return Piece(d_k + errors.k, errors.v, (total, enters, errors.eta, total_b))
+  total = gpu_gates.at_end(C, end) - between
+  none = jnp.zeros_like(total)
+  return Piece(d_k + errors.k, errors.v, (total, none, errors.eta, total_b))
 
 
-def _through_P(shape: Shape, chunk, A_p, d_P):
-  """(Of k and A_p) by P."""
+def through_P(shape: Shape, chunk, A_p, d_P) -> Piece:
+  """Through P, of which `d_P [C, C]` is the gradient."""
   dots = shape.dots
   d_P = chunk.decay.eta[:, None] * d_P
   of_P = (A_p.astype(jnp.float32) * d_P).astype(shape.dtype)
+  d_k = dots.nn(of_P, chunk.k) + dots.tn(of_P, chunk.k)
   d_A_p = dots.nt(chunk.k, chunk.k) * d_P
-  return dots.nn(of_P, chunk.k) + dots.tn(of_P, chunk.k), d_A_p
+  B = gpu_momentum.pushes(chunk.total_b, chunk.marks)
+  G_p = gpu_momentum.before(chunk.gate, chunk.marks)
+  of_G_p = G_p * dots.nt(d_A_p, B)
+  enters = jnp.sum(of_G_p, axis=1)
+  total_b = of_ratios(B, dots.tn(G_p, d_A_p))
+  total = enters - jnp.sum(of_G_p, axis=0)
+  return Piece(d_k, None, (total, enters, jnp.zeros_like(total), total_b))
 
 
 def through_system(shape: Shape, chunk, d: System) -> Piece:

@@ -60,7 +60,7 @@ def parts(shape: Shape, slow, stream, saved, read, d_both):
 def _parts_kernel(shape: Shape, W, stream, saved, read, d_both, parts,
                   d_U_ref):  # fmt: skip
   refs = W, stream, saved, read, d_both, parts, d_U_ref
-  finds = (_by_written, _by_system)[: gpu_momentum_adjoint.pieces(shape)]
+  finds = (_by_written, _by_P, _by_system)[: gpu_momentum_adjoint.pieces(shape)]
   gpu_steps.each_chunk(*(functools.partial(f, shape, refs) for f in finds))
 
 
@@ -74,21 +74,15 @@ def _of_steps(dots, found, *by_end):
 
 def _by_written(shape: Shape, refs, at):
   W, stream, (walked, both, steps), read, d_both, parts, d_U_ref = refs
-  cfg, dots, (b, h, i) = shape.cfg, shape.dots, at
+  dots, (b, h, i) = shape.dots, at
   chunk = gpu_momentum.here(shape, stream, walked, at)
   D, S = (ref[at] for ref in both)
   E, F = (ref[at] for ref in d_both)
   U = steps.U[at]
   kb = gpu_momentum.sides_of(shape, chunk).kb
-  found = (None, None) if read.steps is None else [
-    None if ref is None else ref[at] for ref in read.steps
-  ]  # fmt: skip
-  d_U = _of_steps(dots, found[0], (walked.ku[at], E), (kb, F))
+  found = None if read.steps is None else read.steps.U[at]
+  d_U = _of_steps(dots, found, (walked.ku[at], E), (kb, F))
   put(d_U_ref, at, d_U)
-  of_P = None
-  if cfg.delta:
-    d_R = _of_steps(dots, found[1], (walked.turned_k[at], E))
-    of_P = lambda _: -dots.nt(d_R, U)  # noqa: E731
   wide_D, wide_S, wide_E, wide_F = (x.astype(jnp.float32) for x in (D, S, E, F))
 
   def of_lw():
@@ -98,10 +92,8 @@ def _by_written(shape: Shape, refs, at):
   piece = gpu_momentum_adjoint.through_written(
     shape,
     chunk,
-    walked.A_p[at],
     Written(
       lambda: dots.nn(U, E),
-      of_P,
       lambda: dots.nn(U, F),
       of_lw,
       lambda: d_U.astype(jnp.float32),
@@ -112,19 +104,33 @@ def _by_written(shape: Shape, refs, at):
   )
   if read.steps is not None:
     total, enters, eta, total_b = piece.rows
-    total = total + read.scalars[b, h, i, 0, :]
-    total_b = total_b + read.scalars[b, h, i, 1, :]
+    total = total + read.scalars[b, h, i, 0, :] + read.gates[b, h, i, 0, :]
+    total_b = total_b + read.gates[b, h, i, 1, :]
     d_k = piece.k + read.k[at].astype(jnp.float32)
     piece = Piece(d_k, piece.v, (total, enters, eta, total_b))
   gpu_momentum_adjoint.put_piece(parts, 0, at, piece)
+
+
+def _of_R(shape: Shape, walked, read, E, at):
+  """What reaches the system's right-hand sides."""
+  found = None if read.steps is None else read.steps.Z[at]
+  return _of_steps(shape.dots, found, (walked.turned_k[at], E))
+
+
+def _by_P(shape: Shape, refs, at):
+  _, stream, (walked, _, steps), read, d_both, parts, _ = refs
+  d_R = _of_R(shape, walked, read, d_both[0][at], at)
+  d_P = -shape.dots.nt(d_R, steps.U[at])
+  chunk = gpu_momentum.here(shape, stream, walked, at)
+  piece = gpu_momentum_adjoint.through_P(shape, chunk, walked.A_p[at], d_P)
+  gpu_momentum_adjoint.put_piece(parts, 1, at, piece)
 
 
 def _by_system(shape: Shape, refs, at):
   _, stream, (walked, both, steps), read, d_both, parts, _ = refs
   dots, chunk = shape.dots, gpu_momentum.here(shape, stream, walked, at)
   E, Z = d_both[0][at], steps.Z[at]
-  found = None if read.steps is None else read.steps.Z[at]
-  d_R = _of_steps(dots, found, (walked.turned_k[at], E))
+  d_R = _of_R(shape, walked, read, E, at)
   piece = gpu_momentum_adjoint.through_system(
     shape,
     chunk,
@@ -135,4 +141,4 @@ def _by_system(shape: Shape, refs, at):
       lambda _: dots.nt(d_R, Z),
     ),
   )
-  gpu_momentum_adjoint.put_piece(parts, 1, at, piece)
+  gpu_momentum_adjoint.put_piece(parts, 2, at, piece)

@@ -136,7 +136,8 @@ def _turn_kernel(shape: Shape, step, slow, stream, walked, linked, parts,
 
     return run
 
-  finds = (_written, _system)[: gpu_momentum_adjoint.pieces(shape)]
+  finds = _written, _through_P, _system
+  finds = finds[: gpu_momentum_adjoint.pieces(shape)]
   gpu_steps.each_program(*(piece(*x) for x in enumerate(finds)))
 
 
@@ -159,12 +160,6 @@ def _written(shape: Shape, walked, linked, chunk, at, sums) -> Piece:
     _sum(shape, sums, name, at) for name in ('E', 'F', 'kept', 'c', 'b')
   )
 
-  def along_lw(of_slow, name):
-    total = dots.nn(side.lw, of_slow)
-    if decay.alive is None:
-      return total
-    return total + dots.nn(side.alive_lw, _sum(shape, sums, name, at))
-
   def of_lw():
     d_lw = dots.nt(ku, E) + dots.nt(side.kb, F)
     if decay.alive is None:
@@ -174,19 +169,36 @@ def _written(shape: Shape, walked, linked, chunk, at, sums) -> Piece:
       decay, dots.nt(ku, N) + dots.nt(side.kb, Q)
     )
 
-  of_P = None
-  if shape.cfg.delta:
-    turned_k = walked.turned_k[at]
-    of_P = lambda last_Ak: -dots.nt(turned_k, last_Ak)  # noqa: E731
   return gpu_momentum_adjoint.through_written(
     shape,
     chunk,
-    walked.A_p[at],
     Written(
-      lambda: along_lw(E, 'N'), of_P, lambda: along_lw(F, 'Q'), of_lw, None,
-      kept, c, b,
+      lambda: _along_lw(shape, side, chunk, E, sums, 'N', at),
+      lambda: _along_lw(shape, side, chunk, F, sums, 'Q', at),
+      of_lw,
+      None,
+      kept,
+      c,
+      b,
     ),
-  )  # fmt: skip
+  )
+
+
+def _along_lw(shape: Shape, side, chunk, of_slow, sums, name, at):
+  """What reaches the keys that are written along lw."""
+  total = shape.dots.nn(side.lw, of_slow)
+  if chunk.decay.alive is None:
+    return total
+  return total + shape.dots.nn(side.alive_lw, _sum(shape, sums, name, at))
+
+
+def _through_P(shape: Shape, walked, linked, chunk, at, sums) -> Piece:
+  """Of what they take of each other before the system."""
+  side = gpu_momentum.sides_of(shape, chunk)
+  E = _sum(shape, sums, 'E', at)
+  d_last_Ak = _along_lw(shape, side, chunk, E, sums, 'N', at)
+  d_P = -shape.dots.nt(walked.turned_k[at], d_last_Ak)
+  return gpu_momentum_adjoint.through_P(shape, chunk, walked.A_p[at], d_P)
 
 
 def _system(shape: Shape, walked, linked, chunk, at, sums) -> Piece:
