@@ -18,7 +18,8 @@ LENGTH = 2 * C + 5  # the last chunk is not filled
 def wide_heads(monkeypatch):
   """The kernels' smallest head."""
   monkeypatch.setattr(cases, 'K', 16)
-  monkeypatch.setattr(gpu_deep, 'SLICE', 16)  # two slices
+  # two slices
+  monkeypatch.setattr(gpu_deep, 'SLICE', 16)
 
 
 def rule(**options):
@@ -66,9 +67,9 @@ def everything(cfg, initial, state, inputs, dtype, implementation):
   return run(initial, start, {name: getattr(inputs, name) for name in names})
 
 
-def check(cfg, stream, dtype, tolerance, resets=True):
+def check(cfg, stream, dtype, tolerance, resets=True, length=LENGTH):
   initial = first_values(cfg)
-  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=resets)
+  inputs = cases.inputs(cfg, jnp.float32, length, resets=resets)
   state = init_state(cfg, cases.B, cases.H, cases.K) if stream else None
   args = cfg, initial, state, inputs, dtype
   got = everything(*args, 'gpu')
@@ -77,6 +78,11 @@ def check(cfg, stream, dtype, tolerance, resets=True):
 
 def test_kernels_equal_the_token_rule_in_a_stream_of_documents():
   check(rule(), True, 'float32', 5e-5)
+
+
+@pytest.mark.slow
+def test_a_stream_whose_last_chunk_is_filled_equals_the_token_rule():
+  check(rule(), True, 'float32', 5e-5, length=2 * C)
 
 
 @pytest.mark.slow

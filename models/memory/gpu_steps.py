@@ -1,10 +1,11 @@
-"""A walk over chunks in kernels of a chunk each, on a GPU.
+"""Walks over chunks on a GPU whose state goes through memory.
 
-With momentum the addresses, masks and tiles of a whole chunk are several times
-the registers, and what is put aside and read again exceeds the caches. So a
-chunk is cut into kernels, each of several programs a head, and the loop is
-outside of them: the state goes through memory, and what chunks leave is
-written into arrays that all share.
+With momentum, and back over two layers, the addresses, masks and tiles of a
+whole chunk are several times the registers, and what is put aside and read
+again exceeds the caches. So a chunk is cut into kernels, each of several
+programs a head, and the loop is outside of them (`Walk`); what chunks leave is
+written into arrays that all share. Where the rest fits without the state, the
+loop is in one kernel (`through`).
 """
 
 import functools
@@ -67,33 +68,67 @@ class Walk(NamedTuple):
     return self._run(last, jnp.int32(self.shape.n), *carry)
 
   def _run(self, kernel: Kernel, i, outs, state):
-    everywhere = pl.BlockSpec(memory_space=pl.ANY)
-    inputs = (jnp.reshape(i, (1,)), self.args, state, outs)
-    results = jax.tree.map(like, (self.outs, state))
+    inputs = (jnp.reshape(i, (1,)), self.args, outs, state)
+    # once they are made, the arrays written are the same
+    made = 0 if outs is None else len(jax.tree.leaves(outs))
 
-    def run(step, args, state, _, outs, new):
+    def run(step, args, _, state, outs, new):
       kernel.run(self.shape, step, *args, state, outs, new)
 
-    # the state and, once they are made, the arrays written are the same
-    count = len(jax.tree.leaves(inputs))
-    size, held = (len(jax.tree.leaves(x)) for x in (self.outs, state))
-    made = 0 if outs is None else size
-    first = count - held - made
-    aliases = {first + j: size + j for j in range(held)}
-    aliases |= {first + held + j: j for j in range(made)}
-    return pl.pallas_call(
-      run,
-      grid=(*self.grid, kernel.programs),
-      in_specs=jax.tree.map(lambda _: everywhere, inputs),
-      out_specs=jax.tree.map(lambda _: everywhere, results),
-      out_shape=results,
-      input_output_aliases=aliases,
-      interpret=self.shape.interpret,
-      compiler_params=plgpu.CompilerParams(
-        num_warps=kernel.warps, num_stages=1
-      ),
-      name=kernel.name,
-    )(*inputs)
+    return _call(
+      run, self.shape, (*self.grid, kernel.programs), inputs,
+      (self.outs, state), made, kernel.name, kernel.warps,
+    )  # fmt: skip
+
+
+def through(kernel, shape: Shape, grid, args, outs, state, name, warps):
+  """(outs, state) of a kernel `(shape, *args, outs, state)`, a walk in one.
+
+  The state is handed on in place: written, and read again after `settle`.
+  """
+
+  def run(args, _, outs, state):
+    kernel(shape, *args, outs, state)
+
+  return _call(run, shape, grid, (args, state), (outs, state), 0, name, warps)
+
+
+def _call(run, shape: Shape, grid, inputs, results, made: int, name, warps):
+  """A Triton kernel `run(*inputs, *results)` over whole arrays.
+
+  Args:
+    run: of references.
+    shape: of the walk.
+    grid: of programs.
+    inputs: a tuple, the state its last.
+    results: (outs, state), or what is like them; the state is that of inputs.
+    made: how many leaves of outs are those before the state in inputs, too.
+    name: of the kernel.
+    warps: of a program.
+  """
+  everywhere = pl.BlockSpec(memory_space=pl.ANY)
+  results = jax.tree.map(like, results)
+  size, held = (len(jax.tree.leaves(x)) for x in results)
+  first = len(jax.tree.leaves(inputs)) - held
+  aliases = {first + j: size + j for j in range(held)}
+  aliases |= {first - made + j: j for j in range(made)}
+  return pl.pallas_call(
+    run,
+    grid=grid,
+    in_specs=jax.tree.map(lambda _: everywhere, inputs),
+    out_specs=jax.tree.map(lambda _: everywhere, results),
+    out_shape=results,
+    input_output_aliases=aliases,
+    interpret=shape.interpret,
+    compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
+    name=name,
+  )(*inputs)
+
+
+def settle(shape: Shape) -> None:
+  """What the program's threads have written, all of them read after this."""
+  if not shape.interpret:
+    plgpu.debug_barrier()
 
 
 def each_program(*bodies) -> None:
