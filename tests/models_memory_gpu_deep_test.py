@@ -18,8 +18,7 @@ LENGTH = 2 * C + 5  # the last chunk is not filled
 def wide_heads(monkeypatch):
   """The kernels' smallest head."""
   monkeypatch.setattr(cases, 'K', 16)
-  # two slices
-  monkeypatch.setattr(gpu_deep, 'SLICE', 16)
+  monkeypatch.setattr(gpu_deep, 'SLICE', 16)  # two slices
 
 
 def rule(**options):

@@ -22,6 +22,7 @@ from nestax.models.memory.gpu_layout import (
 )
 
 WARPS = 4
+BACK = 8  # warps on the way back, whose sums take twice the registers
 STAGES = 2
 
 
@@ -134,7 +135,7 @@ def output_back(shape: Shape, slow, stream, walked, written, d_out):
     _output_back_kernel, shape, (shape.n, H, B),
     (slow, stream, *gpu_deep.needed(walked, written), d_out),
     (read, jax.ShapeDtypeStruct(stream.query.shape, stream.query.dtype)),
-    'memory_deep_output_back', WARPS, STAGES,
+    'memory_deep_output_back', BACK, STAGES,
   )  # fmt: skip
 
 
