@@ -28,11 +28,11 @@ class How:
     passes: over a stage's examples.
     rate: of Adam, where weights are tuned.
     rows: of a batch, tuned or asked.
-    window: tokens that attention sees of a stream.
-    alone: attention is emptied before every call of a stream, which holds as
-      many whole examples as the first period has room for: else it finds the
-      classes among the examples before, and the levels learn to have it look
-      there.
+    window: tokens that attention sees of a stream, about as many as an example
+      has: with more it finds the classes among the examples before, and what
+      levels learn is to have it look there.
+    alone: instead attention is emptied before every call of a stream, which
+      holds as many whole examples as the first period has room for.
     prior: a name's likelihood is divided by what it has after no text at all
       (Zhao et al. 2021, 'Calibrate Before Use'), which takes off how likely
       the names of the last stage are whatever is asked.
@@ -41,7 +41,7 @@ class How:
   passes: int = 1
   rate: float = 1e-4
   rows: int = 16
-  window: int = 512
+  window: int = 32
   alone: bool = False
   prior: bool = False
 

@@ -10,7 +10,7 @@ model does it in three ways:
   means    nothing is learned: the nearest mean of the frozen features
 
     nestax-evaluate --suite=incremental \\
-      --models='SmolLM2.gguf:stack=groups;periods=128+512' \\
+      --models='SmolLM2.gguf:stack=groups;rate=0.003;optimizer=muon' \\
       --set=incremental.train=clinc150/data_full.json \\
       --set=incremental.domains=clinc150/domains.json
 """
