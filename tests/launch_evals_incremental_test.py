@@ -236,9 +236,7 @@ def test_levels_choose_by_what_they_have_written():
 def test_examples_read_alone_are_learned_as_they_will_be_asked_for():
   made = made_of(cases.config('hope_attention', N=2, periods=(64,), rate=0.5))
   cfg, params = made.model.cfg, made.params
-  method = classifiers.levels(
-    made, dataclasses.replace(HOW, alone=True, window=64)
-  )
+  method = classifiers.levels(made, dataclasses.replace(HOW, alone=True))
   rng = np.random.default_rng(0)
   state = method.learn(None, stage('b', 'w'), rng)
   want = jax.tree.map(jnp.copy, readers.learned(state))

@@ -32,7 +32,8 @@ class How:
       has: with more it finds the classes among the examples before, and what
       levels learn is to have it look there.
     alone: instead attention is emptied before every call of a stream, which
-      holds as many whole examples as the first period has room for.
+      holds as many whole examples as the first period has room for, and sees
+      all of the call.
     prior: a name's likelihood is divided by what it has after no text at all
       (Zhao et al. 2021, 'Calibrate Before Use'), which takes off how likely
       the names of the last stage are whatever is asked.
@@ -108,22 +109,23 @@ def levels(made: trained.Trained, how: How) -> Method:
     found = [stage.train[i] for i in np.concatenate(order)]
     return [encode(put(e.text) + said(e.label) + '\n') for e in found]
 
-  def read(state, row, piece):
+  def read(state, row, piece, window):
     row = np.array(row, np.int32)[None]
-    return contexts.read(cfg, made.params, row, how.window, piece, state)
+    return contexts.read(cfg, made.params, row, window, piece, state)
 
   def learn(state, stage, rng):
     if how.alone:
       every = [_first(made) + ids for ids in examples(stage, rng)]
       for row in _whole(every, period, encode('\n')[-1]):
         if state is not None:
-          state = contexts.alone(cfg, how.window, state)
-        state = read(state, row, len(row))
+          state = contexts.alone(cfg, len(row), state)
+        state = read(state, row, len(row), len(row))
       return state
     ids = list(_first(made)) if state is None else []
     ids = np.array(sum(examples(stage, rng), ids))
     # whole calls, so that nothing waits: the first examples fill the last one
-    return read(state, np.resize(ids, -(-len(ids) // piece) * piece), piece)
+    row = np.resize(ids, -(-len(ids) // piece) * piece)
+    return read(state, row, piece, how.window)
 
   def choose(state, names, texts):
     context = readers.learned(state)
