@@ -112,7 +112,9 @@ def test_a_row_may_hold_several_shorter_questions():
   options = needle.Options(length=512, prompt='short', shortest=128)
   rows = needle.problem(options).train(np.random.default_rng(0), 60)
   np.testing.assert_array_equal(rows['tokens'], made['tokens'])
-  with pytest.raises(ValueError, match='shortest=33: 64 tokens have no room'):
+  with pytest.raises(
+    ValueError, match='shortest=33, rows of 512.*: 64 have no'
+  ):
     needle.mixture(hay, 512, 0.1, shortest=33)
   with pytest.raises(ValueError, match='a row of 256 tokens: question'):
     needle.mixture(hay, 256, 0.1)(np.random.default_rng(0), 60)
@@ -134,9 +136,26 @@ def test_a_row_may_hold_several_shorter_questions():
     ('share', 1.0),
   ):
     with pytest.raises(ValueError, match=f'^{name}={wrong!r}: '):
-      dataclasses.replace(options, **{name: wrong})
+      needle.problem(dataclasses.replace(options, **{name: wrong}))
   with pytest.raises(ValueError, match='shortest=513: 0 or up to length=512'):
-    needle.Options(length=512, shortest=513)
+    needle.problem(dataclasses.replace(options, shortest=513))
+  # set one after another, as on a command line
+  later = needle.Options()
+  for name, value in (
+    ('early', '257,1025'),
+    ('shortest', 2000),
+    ('length', 4097),
+    ('shortest', 128),
+  ):
+    later = dataclasses.replace(later, **{name: value})
+  later.check_lengths()
+
+
+def test_a_haystack_without_text_is_refused(tmp_path):
+  blank = tmp_path / 'blank.txt'
+  blank.write_text(' \n')
+  with pytest.raises(ValueError, match='blank.txt: the file holds no text'):
+    needle.problem(needle.Options(haystack=str(blank)))
 
 
 def test_reading_in_pieces_says_what_the_whole_row_says(monkeypatch):

@@ -105,10 +105,11 @@ def test_the_first_steps_have_batches_of_their_own():
     assert row['loss'] == pytest.approx((w - 3.0) ** 2, rel=1e-4)
   assert len(one_by_one) == len(together) == 12
   # a trial has its own first steps; whole stretches, and none if there are none
-  which = [task.part(first, 10, 1) for first in range(10)]
-  assert which == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
-  assert [task.part(first, 4, 2) for first in (0, 2)] == [0, 2]  # no room
-  assert task._replace(early=()).part(0, 6, 2) == 0
+  assert task.plan(10, 1) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+  assert task._replace(early=()).plan(6, 2) == [0, 0, 0]
+  for steps, every in ((4, 2), (6, 6)):  # one length of rows too many
+    with pytest.raises(ValueError, match='give more evaluations'):
+      task.plan(steps, every)
 
 
 def test_what_is_done_is_kept_and_not_done_again(tmp_path, monkeypatch):

@@ -121,6 +121,32 @@ def test_rows_are_read_in_epochs_and_tests_are_others():
     assert all((one[:8] != other[:8]).any() for other in draws[:i])
 
 
+def test_a_test_without_rows_is_refused():
+  def none(rng, rows):
+    return {name: x[:0] for name, x in echo(rng, rows).items()}
+
+  empty = PROBLEM._replace(tests={'rows': none})
+  with pytest.raises(
+    ValueError, match='echo: of rows there are no rows to pick'
+  ):
+    problems.data(empty, TRAINING, 1)
+  empty = empty._replace(valid={'rows': echo})
+  with pytest.raises(ValueError, match='of rows there are no rows to test'):
+    problems.data(empty, TRAINING, 1)
+
+
+def test_early_rows_that_get_no_steps_are_refused_before_training():
+  problem = PROBLEM._replace(early=(echo,), share=0.1)
+  asked = suite.Asked(('transformer',), seeds=1)
+  with pytest.raises(
+    ValueError, match='share=0.1 of 40 steps, evaluated every'
+  ):
+    next(trials.cells([problem], TRAINING, asked))
+  halves = dataclasses.replace(TRAINING, apart=True, trial=20)
+  with pytest.raises(ValueError, match='share=0.5 of 20 steps'):
+    next(trials.cells([problem._replace(share=0.5)], halves, asked))
+
+
 def test_the_first_steps_read_as_many_shorter_rows_as_are_as_long():
   def short(rng, rows):
     return {name: x[:, 4:] for name, x in echo(rng, rows).items()}
@@ -128,7 +154,7 @@ def test_the_first_steps_read_as_many_shorter_rows_as_are_as_long():
   problem = PROBLEM._replace(early=(echo, short), share=0.5)
   cfg = entrants.config('transformer', TRAINING.base(8))
   task = trials.make_task(problem, cfg, TRAINING, 2)
-  assert [task.part(first, 40, 5) for first in (5, 10, 20)] == [0, 1, 2]
+  assert task.plan(40, 5) == [0, 0, 1, 1, 2, 2, 2, 2]
   for seed, step in ((0, 0), (1, 9)):
     parts = [part.batch(task.data, seed, step) for part in task.parts()]
     shapes = [part['tokens'].shape for part in parts]

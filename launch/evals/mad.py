@@ -317,8 +317,13 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
   for (task, name), size in settings(options).items():
     batch = min(options.train.batch, size.rows)
     steps = options.epochs * -(-size.rows // batch)
+    looks = min(options.train.evaluations, options.epochs)
     train = dataclasses.replace(
-      options.train, steps=steps, examples=size.rows, batch=batch
+      options.train,
+      steps=steps,
+      examples=size.rows,
+      batch=batch,
+      evaluations=looks,  # no more than one an epoch
     )
     yield from trials.cells([problem(task, name, size)], train, asked)
 

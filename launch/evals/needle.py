@@ -45,7 +45,8 @@ class Options:
     early: tokens of the rows that the first steps train on, commas between
       several: as many more rows a step as they are shorter, of the kinds that
       have room in them. '': of `length` from the first step on.
-    share: of the steps that are of `early` rows, as many of each.
+    share: of the steps that are of `early` rows, about as many of each: whole
+      stretches between two evaluations.
     haystack: a UTF-8 file; '' for generated sentences.
     prompt: 'ruler', or 'short' for small lengths.
     background: weight in training of tokens that are no answer.
@@ -80,6 +81,17 @@ class Options:
       raise ValueError(f'score={self.score!r}: one of {", ".join(SCORES)}')
     if not 0 <= self.background < float('inf'):
       raise ValueError(f'background={self.background}: 0 or above, and finite')
+    if not 0 < self.share < 1:
+      raise ValueError(f'share={self.share}: above 0 and below 1')
+    if self.rows < 1:
+      raise ValueError(f'rows={self.rows}: at least 1')
+    _ = self.length_list, self.early_list
+
+  def check_lengths(self):
+    """Raises a ValueError for lengths to train on that do not go together.
+
+    Not as options are set, which happens one after another.
+    """
     if not 0 <= self.shortest <= self.length:
       raise ValueError(
         f'shortest={self.shortest}: 0 or up to length={self.length}'
@@ -90,11 +102,6 @@ class Options:
           f'early={self.early!r}: from shortest={self.shortest} up to '
           f'length={self.length}'
         )
-    if not 0 < self.share < 1:
-      raise ValueError(f'share={self.share}: above 0 and below 1')
-    if self.rows < 1:
-      raise ValueError(f'rows={self.rows}: at least 1')
-    _ = self.length_list
 
   @property
   def length_list(self) -> list[int]:
@@ -167,8 +174,9 @@ def mixture(
   sizes = _sizes(hay)
   if min(sizes.values()) > lengths[-1]:
     raise ValueError(
-      f'shortest={shortest}: {lengths[-1]} tokens have no room for a question '
-      f'of any kind; the shortest take {min(sizes.values())}'
+      f'shortest={shortest}, rows of {L} tokens: {lengths[-1]} have no room '
+      f'for a question of any kind; the shortest take {min(sizes.values())}: '
+      "give more, or prompt='short'"
     )
 
   def one(most, rng):
@@ -225,7 +233,12 @@ def _shares(right_BxL, span_BxL):
 
 
 def problem(options: Options) -> trials.Problem:
-  """The mix, and every kind at every length, in bytes."""
+  """The mix, and every kind at every length, in bytes.
+
+  Raises:
+    ValueError: for lengths that do not go together or have no room.
+  """
+  options.check_lengths()
   text = _text(options)
   hay = haystack.make(tokenizers.load('bytes'), text, options.prompt)
 
@@ -254,7 +267,12 @@ def problem(options: Options) -> trials.Problem:
 
 
 def _text(options: Options) -> str:
-  return sampling.read_prompt('', options.haystack) if options.haystack else ''
+  if not options.haystack:
+    return ''
+  text = sampling.read_prompt('', options.haystack)
+  if not text.strip():
+    raise ValueError(f'haystack={options.haystack}: the file holds no text')
+  return text
 
 
 def _key(options: Options, text: str) -> dict:

@@ -15,6 +15,9 @@ Batch = dict[str, Any]
 Draw = Callable[[np.random.Generator, int], Batch]
 
 
+DOES = {'valid': 'pick the rate by', 'tests': 'test'}
+
+
 class Net(NamedTuple):
   """What is trained: `init(key, tokens_BxL)`, `apply(params, tokens_BxL)`."""
 
@@ -42,7 +45,7 @@ class Problem(NamedTuple):
       which then have to give other rows whenever they are asked.
     early: as `train`, shorter rows for the first steps, one after another, as
       many more rows a step as they are shorter.
-    share: of all steps that are early, as many of each of `early`.
+    share: of all steps that are early, about as many of each of `early`.
   """
 
   name: str
@@ -83,10 +86,15 @@ def data(problem: Problem, training: Training, seeds: int) -> dict:
     ('valid', valid, training.tests // 2),
     ('tests', problem.tests, training.tests),
   ):
-    drawn[split] = {
-      name: in_batches(draw(rng(split, name), many), training.batch)
-      for name, draw in draws.items()
-    }
+    drawn[split] = {}
+    for name, draw in draws.items():
+      rows = draw(rng(split, name), many)
+      if not len(rows['tokens']):
+        raise ValueError(
+          f'{problem.name}: of {name} there are no rows to {DOES[split]}; give '
+          'longer rows or wider bins'
+        )
+      drawn[split][name] = in_batches(rows, training.batch)
   return drawn
 
 

@@ -106,11 +106,13 @@ def run(
   data = task.data
   carry = compiled.start(data, *numbers)
   rows = []
-  for first in range(0, steps, every):
+  for i, which in enumerate(task.plan(steps, every)):
+    first = i * every
     jax.block_until_ready(carry)
     began = time.perf_counter()
-    advance = compiled.advance[task.part(first, steps, every)]
-    carry, loss = advance(data, carry, *numbers, jnp.int32(first))
+    carry, loss = compiled.advance[which](
+      data, carry, *numbers, jnp.int32(first)
+    )
     jax.block_until_ready(carry)
     ms = 1e3 * (time.perf_counter() - began) / every
     step = first + every

@@ -27,7 +27,8 @@ class Task(NamedTuple):
     inputs: batch -> the layers' inputs that `optim.dgd` asks for; None where
       there are none to give.
     early: as `batch`, of other shapes, for the first steps, one after another.
-    share: of all steps that are early, as many of each of `early`.
+    share: of all steps that are early, about as many of each of `early`: whole
+      stretches between two evaluations.
   """
 
   data: Any
@@ -44,11 +45,30 @@ class Task(NamedTuple):
     """The tasks of early steps in order, and that of the others."""
     return [self._replace(batch=batch) for batch in (*self.early, self.batch)]
 
-  def part(self, first: int, steps: int, every: int) -> int:
-    """Which of `parts` a step belongs to; each is of whole `every`."""
-    many = len(self.early)
-    ends = (self.share * steps * (i + 1) / many for i in range(many))
-    return sum(first >= every * round(end / every) for end in ends)
+  def plan(self, steps: int, every: int) -> list[int]:
+    """Which of `parts` each stretch of `every` steps belongs to."""
+    return plan(len(self.early), self.share, steps, every)
+
+
+def plan(early: int, share: float, steps: int, every: int) -> list[int]:
+  """Which of so many early parts, or of the rest, each stretch belongs to.
+
+  Raises:
+    ValueError: if a part is left without a stretch.
+  """
+  ends = [share * steps * (i + 1) / early for i in range(early)]
+  ends = [every * math.floor(end / every + 0.5) for end in ends]
+  which = [
+    sum(first >= end for end in ends) for first in range(0, steps, every)
+  ]
+  if len(set(which)) <= early:
+    raise ValueError(
+      f'share={share} of {steps} steps, evaluated every {every}: a stretch '
+      f'between two evaluations is of one length of rows, and of {early} early '
+      f'ones and the last one is left without; give more evaluations, or '
+      'another share'
+    )
+  return which
 
 
 def run(
@@ -101,8 +121,9 @@ def run(
   layout = _layout(start, task.data, rate_R[0], seed_R[0])
   starts = jax.vmap(start, in_axes=(None, 0, 0), out_axes=layout)
   carry = jax.jit(starts)(task.data, rate_R, seed_R)
-  chunks = [
-    jax.jit(
+
+  def compiled(part):
+    program = jax.jit(
       jax.vmap(
         functools.partial(chunk, part),
         in_axes=(None, layout, 0, 0, None),
@@ -110,12 +131,16 @@ def run(
       ),
       donate_argnums=1,
     )
-    for part in task.parts()
-  ]
+    args = task.data, carry, rate_R, seed_R, jnp.int32(0)
+    return program.lower(*args).compile()
+
+  chunks = [compiled(part) for part in task.parts()]
   rows, began = [], None
-  for first in range(0, steps, every):
-    advanced = chunks[task.part(first, steps, every)]
-    carry, numbers = advanced(task.data, carry, rate_R, seed_R, first)
+  for i, which in enumerate(task.plan(steps, every)):
+    first = i * every
+    carry, numbers = chunks[which](
+      task.data, carry, rate_R, seed_R, jnp.int32(first)
+    )
     numbers = {name: np.asarray(x) for name, x in numbers.items()}
     began = began or time.perf_counter()
     say(first + every, time.perf_counter() - began)

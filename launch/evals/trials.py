@@ -64,10 +64,13 @@ def cells(
   """Makes the cells of problems, one for each and each of `asked.models`.
 
   Raises:
-    ValueError: for a model that is none of the families.
+    ValueError: for a model that is none of the families, or steps too few for
+      a problem's early rows.
   """
   training = training.asked(asked)
   for problem in problems:
+    for steps in filter(None, (training.steps, training.trial)):
+      sweep.plan(len(problem.early), problem.share, steps, training.every)
     for word in asked.models:
       base = training.base(problem.V) | problem.base
       cfg = entrants.config(word, base, problem.own)
@@ -132,8 +135,7 @@ def train(
       continue
     run = [r for r in rows if (r['rate'], r['seed']) == (rate, row['seed'])]
     scores = {name: row[f'test {name}'] for name in problem.tests}
-    # runs may have been kept before there were losses
-    losses = {name: row.get(f'loss {name}') for name in problem.tests}
+    losses = {name: row[f'loss {name}'] for name in problem.tests}
     curve = [[r['step'], r['valid'], r['loss']] for r in run]
     about = {'rate': rate, 'edge': edge, 'step': row['step']}
     about |= {'valid': row['valid'], 'losses': losses}
