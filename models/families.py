@@ -56,6 +56,8 @@ RUNNING = ('chunk_mem', 'remat', 'stride', 'implementation', 'twice')
 REGRESSING = (*RUNNING, 'eta_max', 'read')
 DEEP = ('expansion', 'bounded')
 MEMORY = (*REGRESSING, *DEEP, 'depth_mem', 'anchor')
+# walked segment by segment, by a scan of its own
+SEGMENTS = ('chunk_mem', 'eta_max', 'read', *DEEP, 'depth_mem', 'anchor')
 # a memory and window attention beside it
 BESIDE = {
   'model': (*ATTENTION, 'taps', 'persistent'),
@@ -80,7 +82,7 @@ FAMILY = {
   'titans': Family(TITANS, MEMORY, ('taps',), initial=True),
   'titans_mac': Family(
     TITANS,
-    MEMORY,
+    SEGMENTS,
     ('rope_base', 'persistent'),
     initial=True,
     attends=True,

@@ -149,6 +149,8 @@ def test_what_a_family_does_not_read_is_refused_in_words():
   refused('titans_mag', "window=0.*'titans_mag'.*at least 1")
   refused('samba', "window=0.*'samba'.*at least 1")
   refused('titans_mac', "window=8.*'titans_mac'.*leave it at 0", window=8)
+  for key, value in (('stride', 2), ('implementation', 'scan'), ('remat', 0)):
+    refused('titans_mac', f'memory.{key}={value!r}', memory={key: value})
   refused('deltanet', 'persistent=2', persistent=2)
   refused('transformer', 'persistent=2', persistent=2)
   refused('retnet', 'taps=3.*leave it at 4', taps=3)

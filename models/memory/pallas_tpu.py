@@ -55,13 +55,15 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype, n: int | None = None):
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
     raise DoesNotFit(f'matmuls in {jnp.dtype(dtype)}: bfloat16 or float32')
   stride = min(cfg.stride, n or cfg.stride)
-  one = tpu_segments.chunk_bytes(cfg, C, K, dtype, max(2, LANES // K))
-  if stride > 1 and stride * one > tpu_segments.MOST_BYTES:
-    most = tpu_segments.MOST_BYTES
+  heads = max(2, LANES // K)
+  one = tpu_segments.chunk_bytes(cfg, C, K, dtype, heads)
+  room = tpu_segments.room(cfg, K, heads)
+  if stride > 1 and stride * one > room:
     raise DoesNotFit(
       f'stride={cfg.stride}: {stride} chunks of {C} tokens, heads of width '
       f'{K}, want {stride * one / 2**20:.1f} MiB of VMEM to be walked back '
-      f'in, and {most >> 20} MiB are for that: at most {max(1, most // one)}'
+      f'in, and {max(0, room) / 2**20:.1f} MiB are for that: up to '
+      f'{max(1, room // one)} are sure to fit'
     )
 
 

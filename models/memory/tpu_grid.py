@@ -9,7 +9,7 @@ from nestax.models.memory import cost
 from nestax.models.memory.tile_front import Maps, Tokens
 from nestax.models.memory.tpu_layout import Given, Shape, Stream
 
-VMEM_BYTES = 100 * 2**20  # of 128 MiB
+VMEM_BYTES = 100 * 2**20  # of 128 MiB; a v5p has 64
 
 
 class Specs:

@@ -64,10 +64,11 @@ class MemoryConfig:
     bounded: a two-layer memory's steps are divided by their gain where it
       exceeds 1 (see `outer_gain`, `inner_gain`); False is the bare rule.
     remat: recompute a chunk's inner values in the backward pass.
-    stride: chunks from one boundary that is kept for the backward pass to the
-      next; the chunks between are walked again from there. 'scan' and a TPU's
-      kernels do so. A GPU's kernels keep every chunk's and cover 1 only; the
-      token rule keeps every token's state, whatever is asked for.
+    stride: chunks (of `step` tokens) from one boundary that is kept for the
+      backward pass to the next; the chunks between are walked again from there.
+      'scan' and a TPU's kernels do so. A GPU's kernels keep every chunk's and
+      cover 1 only: with more, '' picks the scan. The token rule keeps every
+      token's state, whatever is asked for, and `twice` up to four chunks'.
     implementation: one of IMPLEMENTATIONS; '' picks by length, shape and
       machine, see `api.run`.
     twice: kernels are differentiated twice, see `memory.twice`.
