@@ -52,6 +52,7 @@ RULES = {
     'adaptive': ('v', 'alpha'),
     'given': ('eta',),
     'delta': False,
+    'anchor': 'zero',
   },
   'momentum_boundary_read': {'momentum': True, 'read': 'boundary'},
   'momentum_dot': {

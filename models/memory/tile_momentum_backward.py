@@ -29,7 +29,7 @@ from nestax.models.memory.tile_ops import (
 from nestax.models.memory.tile_push import push_back
 
 
-class Weights:
+class PushSums:
   """Gathers gradients of the weights of `tile_push`."""
 
   def __init__(self, c: Chunk):
@@ -50,7 +50,7 @@ class Weights:
     yield from push_back(c.f, d.sums, d_A, self.A_p, d_c, self.c_p, c.dtype)
 
 
-def _from_new(c: Chunk, d: Gathered, weights: Weights, d_state: State):
+def _from_new(c: Chunk, d: Gathered, weights: PushSums, d_state: State):
   """From fast part and momentum after the chunk: gradients of U and Z."""
   saved, p, k, columns = c.saved, c.f.push, c.f.k_CxK, c.f.columns
   d_D, d_S = d_state.running, d_state.momentum
@@ -89,7 +89,7 @@ def _from_kept(c: Chunk, d_state: State):
   )
 
 
-def _from_output(c: Chunk, d: Gathered, weights: Weights, d_out, d_U, d_Z):
+def _from_output(c: Chunk, d: Gathered, weights: PushSums, d_out, d_U, d_Z):
   """From the output; returns the gradients of U and Z with its parts."""
   dtype, q, k, mem = c.dtype, c.f.q_CxK, c.f.k_CxK, c.mem
   if 'mem' in c.cfg.identity:
@@ -127,7 +127,9 @@ def _from_output(c: Chunk, d: Gathered, weights: Weights, d_out, d_U, d_Z):
   return d_U, d_Z
 
 
-def _from_system(c: Chunk, d: Gathered, weights: Weights, d_U, d_Ug, d_Z, d_Zg):
+def _from_system(
+  c: Chunk, d: Gathered, weights: PushSums, d_U, d_Ug, d_Z, d_Zg
+):
   """Through `Z = T rhs`: what reaches U, and the rhs over -eta as side."""
   dtype, k, saved, p = c.dtype, c.f.k_CxK, c.saved, c.f.push
   eta, eta_1xC = c.f.columns['eta'], c.f.rows['eta']
@@ -156,7 +158,7 @@ def _from_system(c: Chunk, d: Gathered, weights: Weights, d_U, d_Ug, d_Z, d_Zg):
   return d_U, d_Ug, (d_rhs, d_rhs_g), (side, side_g)
 
 
-def _from_reads(c: Chunk, d: Gathered, weights: Weights, side, side_g):
+def _from_reads(c: Chunk, d: Gathered, weights: PushSums, side, side_g):
   """From the system's reads of the fast part and the momentum: of both."""
   cfg, dtype, k, p = c.cfg, c.dtype, c.f.k_CxK, c.f.push
   rows, columns = c.f.rows, c.f.columns
@@ -204,7 +206,7 @@ def through(c: Chunk, d: Gathered, d_state: State, d_out, point):
     part and of the momentum before, both of the system's right sides, of the
     logarithms of what is kept of both).
   """
-  weights = Weights(c)
+  weights = PushSums(c)
   (d_U, d_Ug), (d_Z, d_Zg) = yield from _from_new(c, d, weights, d_state)
   yield
   d_running, d_momentum, d_g, d_c, d_b = _from_kept(c, d_state)

@@ -111,12 +111,11 @@ def _forward_kernel(shape: Shape, given, stream, ends, kept):
 def advance(shape: Shape, given, stream, state):
   """Takes the state over a chunk, in place; (output, Saved) of each head."""
   cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
-  forward_steps = tile_momentum if cfg.momentum else tile
-  forward_steps, heads = forward_steps.forward_steps, []
+  walk, heads = tile_momentum if cfg.momentum else tile, []
   for p in range(shape.heads):
     slow, bias, tokens = head_of(shape, given, stream, p)
     fast = jax.tree.map(lambda ref: ref[0, p], state)  # noqa: B023
-    heads.append(forward_steps(cfg, slow, bias, fast, tokens, dtype))
+    heads.append(walk.forward_steps(cfg, slow, bias, fast, tokens, dtype))
   done = in_turn(heads)
   for p, (new, y, _) in enumerate(done):
     if new.boundary is not None:

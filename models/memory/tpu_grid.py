@@ -104,7 +104,7 @@ def _cost(name, shape: Shape, walks: int, K: int, moved) -> pl.CostEstimate:
   forward = cost.flops_per_token(shape.cfg, K) * tokens
   passes = 1
   if name == 'memory_backward':
-    passes = 2 if shape.stride == 1 else 3  # one is the forward pass again
+    passes = 2 if shape.stride == 1 else 3  # and the forward pass again
   return pl.CostEstimate(
     flops=int(forward * passes),
     transcendentals=0,
