@@ -307,6 +307,9 @@ def test_cells_go_by_method_and_model(tmp_path, monkeypatch):
     list(incremental.cells(dataclasses.replace(options, methods='luck'), asked))
   with pytest.raises(ValueError, match='examples are needed'):
     list(incremental.cells(incremental.Options(), asked))
+  for name in ('passes', 'rows', 'window'):
+    with pytest.raises(ValueError, match=f'{name}=0: at least 1'):
+      classifiers.How(**{name: 0})
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason='the data are not here')

@@ -90,6 +90,24 @@ def test_the_better_rate_is_picked_and_scored(best):
   assert rows[0]['loss'] != rows[1]['loss']
 
 
+def test_the_best_evaluation_is_scored_and_the_last_told(monkeypatch):
+  found = [
+    {'rate': 0.1, 'seed': 0, 'step': step, 'valid': valid, 'loss': 0.5}
+    | {f'test {name}': score for name in PROBLEM.tests}
+    | {f'loss {name}': 0.1 for name in PROBLEM.tests}
+    for step, valid, score in ((20, 90.0, 80.0), (40, 70.0, 60.0))
+  ]
+  monkeypatch.setattr(
+    trials, '_together', lambda *args: (found, [], lambda run: 1.0)
+  )
+  training = dataclasses.replace(TRAINING, rates=(0.1,), best=True)
+  asked = suite.Asked(('transformer',), seeds=1)
+  (cell,) = trials.cells([PROBLEM], training, asked)
+  (row,) = cell.run(lambda done, of: None)
+  assert row['step'] == 20 and row['scores'] == {'rows': 80.0, 'again': 80.0}
+  assert row['last'] == {'rows': 60.0, 'again': 60.0}
+
+
 def test_runs_are_kept_for_their_device(tmp_path, monkeypatch):
   asked = suite.Asked(('transformer',), seeds=2, workdir=tmp_path)
   key = {'seeds': 2, 'training': {'rates': [1], 'trial': 0}}

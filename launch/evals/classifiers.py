@@ -29,11 +29,11 @@ class How:
     rate: of Adam, where weights are tuned.
     rows: of a batch, tuned or asked.
     window: tokens that attention sees of a stream, about as many as an example
-      has: with more it finds the classes among the examples before, and what
-      levels learn is to have it look there.
-    alone: instead attention is emptied before every call of a stream, which
-      holds as many whole examples as the first period has room for, and sees
-      all of the call.
+      of CLINC has: with more it finds the classes among the examples before,
+      and what levels learn is to have it look there. Longer texts want more.
+    alone: instead of a window, attention is emptied before every call of a
+      stream, which holds as many whole examples as the first period has room
+      for, and sees all of the call.
     prior: a name's likelihood is divided by what it has after no text at all
       (Zhao et al. 2021, 'Calibrate Before Use'), which takes off how likely
       the names of the last stage are whatever is asked.
@@ -45,6 +45,11 @@ class How:
   window: int = 32
   alone: bool = False
   prior: bool = False
+
+  def __post_init__(self):
+    for name in ('passes', 'rows', 'window'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)}: at least 1')
 
 
 class Method(NamedTuple):
