@@ -23,7 +23,8 @@ def slow(name):
 
 
 cases = pytest.mark.parametrize(
-  'name', [slow(name) if name == 'attention' else name for name in MODELS]
+  'name',
+  [slow(name) if name in ('attention', 'local') else name for name in MODELS],
 )
 some = pytest.mark.parametrize('name', [slow('hope'), 'windowed', 'groups'])
 
@@ -325,7 +326,8 @@ def test_blocks_are_read_in_a_loop_as_one_by_one(monkeypatch):
   close(read(resets())[1], want)
 
 
-@pytest.mark.parametrize('broken', [slow(False), True])
+@pytest.mark.slow
+@pytest.mark.parametrize('broken', [False, True])
 def test_factors_change_no_outer_gradient_in_full(monkeypatch, broken):
   cms = {'objective': 'next_token', 'optimizer': 'sgd', 'periods': (2, 4)}
   cms |= {'variant': 'sequential', 'blocks': 'all'}

@@ -159,7 +159,11 @@ def test_kernels_with_momentum_equal_the_token_rule(stream):
 
 
 @pytest.mark.parametrize(
-  'length,resets', [(LENGTH, False), (C - 4, True)], ids=['long', 'short']
+  'length,resets',
+  [
+    pytest.param(LENGTH, False, id='long'),
+    pytest.param(C - 4, True, marks=pytest.mark.slow, id='short'),
+  ],
 )
 def test_a_stream_from_inside_a_chunk_equals_the_token_rule(length, resets):
   cfg = rule()

@@ -52,7 +52,10 @@ def test_nothing_is_learned_and_pieces_equal_the_whole():
   close(jnp.concatenate(parts, 1), want)
 
 
-@pytest.mark.parametrize('family', ['hope_attention', 'hope'])
+@pytest.mark.parametrize(
+  'family',
+  ['hope_attention', pytest.param('hope', marks=pytest.mark.slow)],
+)
 def test_rows_of_an_owner_read_with_what_the_owner_has_learned(family):
   cfg = cases.config(family)
   params, O, R = cases.params_of(cfg), 2, 3  # noqa: E741
