@@ -63,9 +63,10 @@ def plan(early: int, share: float, steps: int, every: int) -> list[int]:
   ]
   if len(set(which)) <= early:
     raise ValueError(
-      f'share={share} of {steps} steps, evaluated every {every}: {early} lengths '
-      'of early rows and the last one want a stretch between two evaluations '
-      'each, and not all get one; give more evaluations, or another share'
+      f'share={share} of {steps} steps, evaluated every {every}: {early} '
+      'lengths of early rows and the last one want a stretch between two '
+      'evaluations each, and not all get one; give more evaluations, or another '
+      'share'
     )
   return which
 
