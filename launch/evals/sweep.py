@@ -65,8 +65,8 @@ def plan(early: int, share: float, steps: int, every: int) -> list[int]:
     raise ValueError(
       f'share={share} of {steps} steps, evaluated every {every}: {early} '
       'lengths of early rows and the last one want a stretch between two '
-      'evaluations each, and not all get one; give more evaluations, or another '
-      'share'
+      'evaluations each, and not all get one; give more evaluations, or '
+      'another share'
     )
   return which
 
