@@ -10,7 +10,7 @@ import pytest
 
 from nestax.launch import trained
 from nestax.launch.data import tokenizers
-from nestax.launch.evals import haystack, needle, suite
+from nestax.launch.evals import haystack, needle, needle_rows, suite
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -68,21 +68,21 @@ def test_only_whole_values_count():
   row = haystack.Row(
     np.array([9, 1, 2, 7, 3, 4]), np.array([0, 1, 1, 0, 2, 2]), 1, ['a', 'b']
   )
-  batch = needle.batch_of([[row]] * 3, 8, 0.5)
+  batch = needle_rows.batch_of([[row]] * 3, 8, 0.5)
   assert batch['tokens'].shape == (3, 7)
   np.testing.assert_array_equal(batch['weights'][0], [1, 1, 1, 1, 1, 0, 0])
   said = jnp.asarray(batch['targets']).at[1, 0].set(5).at[2, 2].set(5)
-  points, rows = needle.values_said(jax.nn.one_hot(said, 10), batch)
+  points, rows = needle_rows.values_said(jax.nn.one_hot(said, 10), batch)
   # all; the second value alone; all, for between values it may say anything
   assert (float(points), float(rows)) == (2.5, 3)
   late = row._replace(answer=3)
-  weights = needle.batch_of([[late]], 8, 0.5)['weights'][0]
+  weights = needle_rows.batch_of([[late]], 8, 0.5)['weights'][0]
   np.testing.assert_array_equal(weights, [0.5, 0.5, 1, 1, 1, 0, 0])
 
 
 def test_training_has_all_kinds_and_lengths():
   hay = haystack.make(BYTES, prompt='short')
-  made = needle.mixture(hay, 512, 0.1)(np.random.default_rng(0), 40)
+  made = needle_rows.mixture(hay, 512, 0.1)(np.random.default_rng(0), 40)
   assert made['tokens'].shape == (40, 511)
   lengths = (made['weights'] > 0).sum(1)
   assert lengths.min() < 250 and lengths.max() > 450
@@ -92,7 +92,7 @@ def test_training_has_all_kinds_and_lengths():
 
 def test_a_row_may_hold_several_shorter_questions():
   hay = haystack.make(BYTES, prompt='short')
-  draw = needle.mixture(hay, 512, 0.1, shortest=128)
+  draw = needle_rows.mixture(hay, 512, 0.1, shortest=128)
   made = draw(np.random.default_rng(0), 60)
   asked = [
     BYTES.decode(row).count('\nThe special magic') for row in made['tokens']
@@ -115,16 +115,17 @@ def test_a_row_may_hold_several_shorter_questions():
   with pytest.raises(
     ValueError, match='shortest=33, rows of 512.*: 64 have no'
   ):
-    needle.mixture(hay, 512, 0.1, shortest=33)
+    needle_rows.mixture(hay, 512, 0.1, shortest=33)
   with pytest.raises(ValueError, match='a row of 256 tokens: question'):
-    needle.mixture(hay, 256, 0.1)(np.random.default_rng(0), 60)
+    needle_rows.mixture(hay, 256, 0.1)(np.random.default_rng(0), 60)
   changed = dataclasses.replace(options, early='130,480', share=0.25)
   early = needle.problem(changed)
   assert early.share == 0.25 and not needle.problem(options).early
   for draw, L in zip(early.early, (130, 480), strict=True):
     short = draw(np.random.default_rng(0), 3)
     assert short['tokens'].shape == (3, L - 1)
-  few = needle.mixture(hay, 130, 0.1, every=False)(np.random.default_rng(0), 9)
+  few = needle_rows.mixture(hay, 130, 0.1, every=False)
+  few = few(np.random.default_rng(0), 9)
   for row in few['tokens']:  # only those of one number have room
     assert BYTES.decode(row).count(' numbers for ') == 2
   assert early.key['early'] == '130,480' and early.key['share'] == 0.25

@@ -15,7 +15,7 @@ models answer freely, and a value counts if it stands in what they say.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,11 @@ import numpy as np
 
 from nestax.launch import sampling, trained
 from nestax.launch.data import tokenizers
-from nestax.launch.evals import entrants, haystack, suite, trials
+from nestax.launch.evals import entrants, haystack, needle_rows, suite, trials
 from nestax.models import language_model
 
 SCORES = ('forced', 'generated')
 PIECE = 512  # tokens that a trained model reads at once
-DRAWN = 64  # questions of a kind, to see what they take
 VOCABULARY = 272  # of bytes and their specials, rounded up
 
 
@@ -121,117 +120,6 @@ class Options:
       ) from None
 
 
-def batch_of(rows: Sequence[Sequence[haystack.Row]], L: int, background: float):
-  """Rows of L - 1 tokens and their next ones; `span` says what is an answer.
-
-  Args:
-    rows: of each the questions in it, at most L tokens together.
-    L: tokens, the last of which is only a target.
-    background: weight of what is no answer; 0 to score.
-  """
-  shape = len(rows), L
-  tokens, span = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-  weights = np.zeros(shape, np.float32)
-  for i, parts in enumerate(rows):
-    start = 0
-    for part in parts:
-      stop = start + len(part.tokens)
-      tokens[i, start:stop] = part.tokens
-      span[i, start:stop] = part.span
-      weights[i, start:stop] = background
-      weights[i, start + part.answer : stop] = 1.0
-      start = stop
-  return {
-    'tokens': tokens[:, :-1],
-    'targets': tokens[:, 1:],
-    'weights': weights[:, 1:],
-    'span': span[:, 1:],
-  }
-
-
-def mixture(
-  hay: haystack.Haystack,
-  L: int,
-  background: float,
-  shortest: int = 0,
-  every: bool = True,
-) -> trials.Draw:
-  """Rows to train on: any kind, any length that has room for it up to L.
-
-  Args:
-    hay: what needles are hidden in.
-    L: tokens of a row.
-    background: weight of tokens that are no answer.
-    shortest: tokens of the shortest questions, see `Options`.
-    every: L has to have room for every kind; False: the others are left out.
-
-  Raises:
-    ValueError: if there is no room; of `every` kind when rows are drawn.
-  """
-  lengths = [L]
-  while shortest and lengths[-1] // 2 >= shortest:
-    lengths.append(lengths[-1] // 2)
-  sizes = _sizes(hay)
-  if min(sizes.values()) > lengths[-1]:
-    raise ValueError(
-      f'shortest={shortest}, rows of {L} tokens: {lengths[-1]} have no room '
-      f'for a question of any kind; the shortest take {min(sizes.values())}: '
-      "give more, or prompt='short'"
-    )
-
-  def one(most, rng):
-    while True:
-      every_one = every and most == L
-      kinds = [k for k, size in sizes.items() if every_one or size <= most]
-      kind = kinds[rng.integers(len(kinds))]
-      least = min(max(most // 4, sizes[kind]), most)
-      for length in (int(rng.integers(least, most + 1)), most):
-        try:
-          return haystack.row(hay, kind, length, rng)
-        except ValueError:  # of longer words than `sizes` has seen
-          if every_one and length == most:
-            raise
-
-  def filled(rng):
-    room, parts = L, []
-    for most in lengths[rng.integers(len(lengths)) :]:
-      while room >= most:
-        parts.append(one(most, rng))
-        room -= len(parts[-1].tokens)
-    return parts
-
-  def draw(rng: np.random.Generator, rows: int) -> trials.Batch:
-    return batch_of([filled(rng) for _ in range(rows)], L, background)
-
-  return draw
-
-
-def _sizes(hay: haystack.Haystack) -> dict[haystack.Kind, int]:
-  """Tokens that hardly any question of a kind exceeds, without a haystack."""
-  rng = np.random.default_rng(0)
-  return {
-    kind: max(haystack.taken(hay, kind, rng) for _ in range(DRAWN))
-    for kind in haystack.KINDS.values()
-  }
-
-
-def values_said(logits_BxLxV, batch):
-  """Of every row the share of its values that are said whole."""
-  return _shares(logits_BxLxV.argmax(-1) == batch['targets'], batch['span'])
-
-
-def _shares(right_BxL, span_BxL):
-  """The sum over rows of the share of values said, and the rows that ask."""
-  said_B = there_B = 0.0
-  for number in range(1, haystack.MOST + 1):
-    inside_BxL = span_BxL == number
-    asked_B = inside_BxL.any(1)
-    there_B += asked_B.astype(jnp.float32)
-    said_B += ((right_BxL | ~inside_BxL).all(1) & asked_B).astype(jnp.float32)
-  shares_B = said_B / jnp.maximum(there_B, 1.0)
-  return shares_B.sum(), (there_B > 0).sum().astype(jnp.float32)
-
-
 def problem(options: Options) -> trials.Problem:
   """The mix, and every kind at every length, in bytes.
 
@@ -243,12 +131,14 @@ def problem(options: Options) -> trials.Problem:
   hay = haystack.make(tokenizers.load('bytes'), text, options.prompt)
 
   def test(kind, L):
-    return lambda rng, many: batch_of(
+    return lambda rng, many: needle_rows.batch_of(
       [[haystack.row(hay, kind, L, rng)] for _ in range(many)], L, 0.0
     )
 
   def mixed(L, every):
-    return mixture(hay, L, options.background, options.shortest, every)
+    return needle_rows.mixture(
+      hay, L, options.background, options.shortest, every
+    )
 
   return trials.Problem(
     '',
@@ -259,7 +149,7 @@ def problem(options: Options) -> trials.Problem:
       for name, kind in haystack.KINDS.items()
       for L in options.length_list
     },
-    values_said,
+    needle_rows.values_said,
     _key(options, text),
     early=[mixed(L, False) for L in options.early_list],
     share=options.share,
@@ -319,7 +209,7 @@ def _forced(made: trained.Trained, row: haystack.Row, L: int) -> float:
     state, likeliest_1xL = _likeliest(made.model, made.params, state, piece)
     said.append(np.asarray(likeliest_1xL[0]))
   right = np.concatenate(said)[: len(row.tokens) - 1] == row.tokens[1:]
-  points, _ = _shares(right[None], row.span[None, 1:])
+  points, _ = needle_rows.shares(right[None], row.span[None, 1:])
   return float(points)
 
 
