@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory.steps import last
+from nestax.models.memory.tile_ops import parts
 
 BLOCK = 8
 
@@ -40,13 +41,9 @@ def _spread(columns, C: int, dtype):
   )
   if columns.dtype != jnp.float32:
     return _matmul(columns, ones.astype(columns.dtype), columns.dtype)
-  parts, rest = [], columns
-  for _ in range(2 if dtype == jnp.bfloat16 else 3):
-    part = rest.astype(jnp.bfloat16).astype(jnp.float32)
-    parts.append(part)
-    rest = rest - part
-  out = _matmul(jnp.concatenate(parts), ones, jnp.bfloat16)
-  return sum(jnp.split(out, len(parts)))
+  found = parts(columns, 2 if dtype == jnp.bfloat16 else 3)
+  out = _matmul(jnp.concatenate(found), ones, jnp.bfloat16)
+  return sum(jnp.split(out, len(found)))
 
 
 def _diagonal_inverse(L, dtype):

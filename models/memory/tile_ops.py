@@ -46,10 +46,10 @@ def tns(keys, b, dtype):
   return products
 
 
-def parts(x):
-  """Three that bfloat16 holds exactly, and whose sum is x in float32."""
+def parts(x, count: int = 3):
+  """What bfloat16 holds exactly; the sum of three is x in float32."""
   found = []
-  for _ in range(3):
+  for _ in range(count):
     found.append(x.astype(jnp.bfloat16).astype(jnp.float32))
     x = x - found[-1]
   return found
