@@ -133,7 +133,7 @@ def compile_step(
   else:
     raise AheadError(f'{memory}: {words}')
   name = memory or ('token' if serve else 'scan')
-  if config.model.family in ('transformer', 'hope_attention'):
+  if plan.model.cfg.rule is None:
     name = 'none'
   say(f'{config.name} for {plan.mesh.size} devices, the memory by {name}')
   start = time.perf_counter()
