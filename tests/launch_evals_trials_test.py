@@ -40,7 +40,7 @@ def echo(rng, rows):
   return {'tokens': tokens, 'targets': tokens, 'weights': weights}
 
 
-PROBLEM = trials.Problem(
+PROBLEM = problems.Problem(
   'echo', 8, echo, {'rows': echo, 'again': echo}, trials.whole_rows, {'a': 1}
 )
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.launch.evals import trials
+from nestax.launch.evals import problems
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -38,7 +38,7 @@ class Decoder(nn.Module):
     return nn.Dense(self.V)(nn.LayerNorm()(x_BxLxD))
 
 
-def net(cfg: ModelConfig) -> trials.Net:
+def net(cfg: ModelConfig) -> problems.Net:
   """The trunk of a language model and the decoder, trained together.
 
   Raises:
@@ -65,4 +65,4 @@ def net(cfg: ModelConfig) -> trials.Net:
     head = {'params': params['decoder']}
     return decoder.apply(head, x_BxLxD[:, -1], tokens_BxL.shape[1])
 
-  return trials.Net(init, apply)
+  return problems.Net(init, apply)

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nestax.launch.evals import suite, trials
+from nestax.launch.evals import problems, suite, trials
 
 Text = tuple[list[int], list[int]]  # symbols, and the class after each
 
@@ -168,7 +168,7 @@ def strings(
   distinct: bool,
   width: int = 0,
   of_half: int | None = None,
-) -> trials.Draw:
+) -> problems.Draw:
   """Rows of strings of `low` to `high` symbols (or n), padded to the longest.
 
   With `distinct` each string once, and fewer of them if there are no more.
@@ -176,7 +176,7 @@ def strings(
   the language only.
   """
 
-  def draw(rng: np.random.Generator, rows: int) -> trials.Batch:
+  def draw(rng: np.random.Generator, rows: int) -> problems.Batch:
     found = {}
     for number in range(TRIES * rows):
       text = language.draw(rng, low, high)
@@ -227,14 +227,14 @@ COUNTS = {
 }
 
 
-def problem(name: str, options: Options) -> trials.Problem:
+def problem(name: str, options: Options) -> problems.Problem:
   """One language as something to train for."""
   language = LANGUAGES[name]
   low = 1 if language.letters else 2
   long = options.longest + 1 + (not language.letters), options.beyond
   short = low, options.longest
 
-  def bins(of_half: int) -> dict[str, trials.Draw]:
+  def bins(of_half: int) -> dict[str, problems.Draw]:
     # of one width, so that they are one program
     widest = True, options.beyond, of_half
     lengths = {'bin 0': short, 'bin 1': long}
@@ -242,7 +242,7 @@ def problem(name: str, options: Options) -> trials.Problem:
       name: strings(language, *ends, *widest) for name, ends in lengths.items()
     }
 
-  return trials.Problem(
+  return problems.Problem(
     name,
     language.V,
     strings(language, *short, distinct=False),
@@ -257,8 +257,8 @@ def problem(name: str, options: Options) -> trials.Problem:
 
 def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
   """All languages, each for all models."""
-  problems = [problem(name, options) for name in LANGUAGES]
-  return trials.cells(problems, options.train, asked)
+  every = [problem(name, options) for name in LANGUAGES]
+  return trials.cells(every, options.train, asked)
 
 
 def _paper(*numbers: float) -> dict[str, float]:

@@ -31,7 +31,14 @@ import numpy as np
 
 from nestax.launch import loss
 from nestax.launch.data import tokenizers
-from nestax.launch.evals import babi, entrants, haystack, suite, trials
+from nestax.launch.evals import (
+  babi,
+  entrants,
+  haystack,
+  problems,
+  suite,
+  trials,
+)
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -122,7 +129,7 @@ def read(options: Options) -> tuple[Text, str]:
   return made, haystack.digest('\0'.join(whole))
 
 
-def windows(text: np.ndarray, L: int, starts: np.ndarray) -> trials.Batch:
+def windows(text: np.ndarray, L: int, starts: np.ndarray) -> problems.Batch:
   """Rows of L tokens, their next ones and the bytes of these."""
   at = starts[:, None] + np.arange(L + 1)[None]
   tokens = text[0][at]
@@ -134,20 +141,20 @@ def windows(text: np.ndarray, L: int, starts: np.ndarray) -> trials.Batch:
   }
 
 
-def anywhere(text: np.ndarray, L: int) -> trials.Draw:
+def anywhere(text: np.ndarray, L: int) -> problems.Draw:
   """Windows that begin at any token."""
 
-  def draw(rng: np.random.Generator, rows: int) -> trials.Batch:
+  def draw(rng: np.random.Generator, rows: int) -> problems.Batch:
     return windows(text, L, rng.integers(0, text.shape[1] - L, rows))
 
   return draw
 
 
-def apart(text: np.ndarray, L: int) -> trials.Draw:
+def apart(text: np.ndarray, L: int) -> problems.Draw:
   """Windows that share no target, as many as there are at most."""
   starts = np.arange(0, text.shape[1] - L, L)
 
-  def draw(rng: np.random.Generator, rows: int) -> trials.Batch:
+  def draw(rng: np.random.Generator, rows: int) -> problems.Batch:
     return windows(text, L, rng.permutation(starts)[:rows])
 
   return draw
@@ -201,13 +208,13 @@ def own(options: Options, V: int, words) -> dict:
   return found
 
 
-def problem(options: Options, models) -> trials.Problem:
+def problem(options: Options, models) -> problems.Problem:
   """What is learned from which part of the text."""
   text, name = read(options)
   L = options.length
   V = -(-tokenizers.load(options.tokenizer).vocab_size // 16) * 16
   key = {'text': name, 'tokenizer': options.tokenizer, 'length': L}
-  return trials.Problem(
+  return problems.Problem(
     '',
     V,
     anywhere(text.train, L),

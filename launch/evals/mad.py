@@ -37,7 +37,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.launch.evals import autoencoder, suite, trials
+from nestax.launch.evals import autoencoder, problems, suite, trials
 
 MAP_SEED = 12345  # of the one map of memorization
 
@@ -105,7 +105,7 @@ class Options:
         raise ValueError(f'{name}={getattr(self, name)}: 1 to {most}')
 
 
-def compression(size: Size, rng, rows: int, train: bool) -> trials.Batch:
+def compression(size: Size, rng, rows: int, train: bool) -> problems.Batch:
   """Random ids and a last token out of which to recover them and itself."""
   del train
   tokens = rng.integers(0, size.V - 1, (rows, size.L))
@@ -113,7 +113,7 @@ def compression(size: Size, rng, rows: int, train: bool) -> trials.Batch:
   return _batch(tokens, tokens)
 
 
-def recall(size: Size, rng, rows: int, train: bool) -> trials.Batch:
+def recall(size: Size, rng, rows: int, train: bool) -> problems.Batch:
   """Key, value, key, value, ...; the last key is one that was there."""
   ids, pairs = size.V - size.noise, size.L // 2
   keys, values = ids // 2, ids - ids // 2
@@ -143,7 +143,7 @@ def recall(size: Size, rng, rows: int, train: bool) -> trials.Batch:
   return _next(tokens.reshape(rows, -1), weights, train)
 
 
-def fuzzy(size: Size, rng, rows: int, train: bool) -> trials.Batch:
+def fuzzy(size: Size, rng, rows: int, train: bool) -> problems.Batch:
   """Pairs of runs of ids, one of them at the end, padded on the left."""
   made = [_fuzzy_row(size, rng, train) for _ in range(rows)]
   tokens, told = (np.stack(x) for x in zip(*made))
@@ -195,7 +195,7 @@ def _motifs(rng, low: int, high: int, least: int, many: int):
   return (tuple(run[:length]) for run, length in runs)
 
 
-def copying(size: Size, rng, rows: int, train: bool) -> trials.Batch:
+def copying(size: Size, rng, rows: int, train: bool) -> problems.Batch:
   """Ids among blanks, a sign to copy them, and blanks to answer at."""
   del train
   many, blank = size.copied, size.V - 2
@@ -213,7 +213,7 @@ def copying(size: Size, rng, rows: int, train: bool) -> trials.Batch:
   return _batch(tokens, targets, weights)
 
 
-def memorization(size: Size, rng, rows: int, train: bool) -> trials.Batch:
+def memorization(size: Size, rng, rows: int, train: bool) -> problems.Batch:
   """Keys, each followed by a sign at which to say its value."""
   del train
   keys = (size.V - 1) // 2
@@ -238,7 +238,7 @@ TASKS = {
 }
 
 
-def _batch(tokens, targets, weights=None) -> trials.Batch:
+def _batch(tokens, targets, weights=None) -> problems.Batch:
   weights = np.ones(tokens.shape) if weights is None else weights
   return {
     'tokens': tokens.astype(np.int32),
@@ -247,7 +247,7 @@ def _batch(tokens, targets, weights=None) -> trials.Batch:
   }
 
 
-def _next(tokens, told, train: bool) -> trials.Batch:
+def _next(tokens, told, train: bool) -> problems.Batch:
   """All next tokens to train on, to test those that are known."""
   weights = np.ones(told.shape) if train else told
   return _batch(tokens[:, :-1], tokens[:, 1:], weights[:, 1:])
@@ -290,7 +290,7 @@ def _shrunk(size: Size, by: int) -> Size:
   return size._replace(L=L, rows=rows, copied=size.copied // by)
 
 
-def problem(task: str, name: str, size: Size) -> trials.Problem:
+def problem(task: str, name: str, size: Size) -> problems.Problem:
   """One task at one size."""
   draw = TASKS[task]
 
@@ -298,7 +298,7 @@ def problem(task: str, name: str, size: Size) -> trials.Problem:
     return lambda rng, many: draw(size, rng, many, train)
 
   net = autoencoder.net if task == 'compression' else None
-  return trials.Problem(
+  return problems.Problem(
     name,
     size.V,
     rows(True),

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nestax.launch.evals import suite, trials
+from nestax.launch.evals import problems, suite, trials
 
 FEWEST = 4
 POWER = 0.01
@@ -77,7 +77,7 @@ def powers(most: int) -> list[int]:
   return [2**i for i in range(2, most.bit_length())]
 
 
-def recall(V: int, pairs: int, L: int, rng, rows: int) -> trials.Batch:
+def recall(V: int, pairs: int, L: int, rng, rows: int) -> problems.Batch:
   """Rows of L tokens with `pairs` pairs each.
 
   Args:
@@ -118,13 +118,13 @@ def distinct(rng, rows: int, many: int, ids: int) -> np.ndarray:
   return np.concatenate(found)
 
 
-def mixture(options: Options) -> trials.Draw:
+def mixture(options: Options) -> problems.Draw:
   """Rows to train on, of 4 to `most` pairs, padded to the longest."""
   counts = powers(options.most)
   longest = max(64, 4 * options.most)
   shares = np.array([5.0] + [1.0] * (len(counts) - 1))
 
-  def draw(rng, rows: int) -> trials.Batch:
+  def draw(rng, rows: int) -> problems.Batch:
     many = np.floor(rows * shares / shares.sum()).astype(int)
     many[0] += rows - many.sum()
     parts = []
@@ -140,14 +140,14 @@ def mixture(options: Options) -> trials.Draw:
   return draw
 
 
-def problem(width: int, options: Options) -> trials.Problem:
+def problem(width: int, options: Options) -> problems.Problem:
   """The task for models of one width."""
 
   def test(pairs):
     L = max(64, 4 * pairs)
     return lambda rng, rows: recall(options.V, pairs, L, rng, rows)
 
-  return trials.Problem(
+  return problems.Problem(
     f'width {width}',
     options.V,
     mixture(options),

@@ -23,7 +23,14 @@ import numpy as np
 
 from nestax.launch import sampling, trained
 from nestax.launch.data import tokenizers
-from nestax.launch.evals import entrants, haystack, needle_rows, suite, trials
+from nestax.launch.evals import (
+  entrants,
+  haystack,
+  needle_rows,
+  problems,
+  suite,
+  trials,
+)
 from nestax.models import language_model
 
 SCORES = ('forced', 'generated')
@@ -120,7 +127,7 @@ class Options:
       ) from None
 
 
-def problem(options: Options) -> trials.Problem:
+def problem(options: Options) -> problems.Problem:
   """The mix, and every kind at every length, in bytes.
 
   Raises:
@@ -140,7 +147,7 @@ def problem(options: Options) -> trials.Problem:
       hay, L, options.background, options.shortest, every
     )
 
-  return trials.Problem(
+  return problems.Problem(
     '',
     VOCABULARY,
     mixed(options.length, True),

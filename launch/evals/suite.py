@@ -31,8 +31,8 @@ evaluation reads as it likes: names of families to train (`entrants.config`),
 folders of runs or pretrained files (`entrants.load`).
 
 An evaluation that trains small models from generated batches need not write
-`cells` itself: `trials.cells` makes them of `trials.Problem`s, each a function
-that gives batches and one that scores logits.
+`cells` itself: `trials.cells` makes them of `problems.Problem`s, each a
+function that gives batches and one that scores logits.
 """
 
 import contextlib

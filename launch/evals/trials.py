@@ -34,8 +34,6 @@ from nestax.launch.evals import (
   suite,
   sweep,
 )
-from nestax.launch.evals.problems import Batch as Batch
-from nestax.launch.evals.problems import Draw as Draw
 from nestax.launch.evals.problems import Net, Problem
 from nestax.launch.evals.training import Training
 from nestax.models import language_model
@@ -59,7 +57,7 @@ def language(cfg: ModelConfig) -> Net:
 
 
 def cells(
-  problems: Sequence[Problem], training: Training, asked: suite.Asked
+  tasks: Sequence[Problem], training: Training, asked: suite.Asked
 ) -> Iterator[suite.Cell]:
   """Makes the cells of problems, one for each and each of `asked.models`.
 
@@ -68,7 +66,7 @@ def cells(
       a problem's early rows.
   """
   training = training.asked(asked)
-  for problem in problems:
+  for problem in tasks:
     for steps in filter(None, (training.steps, training.trial)):
       sweep.plan(len(problem.early), problem.share, steps, training.every)
     for word in asked.models:
