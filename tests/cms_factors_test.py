@@ -47,9 +47,9 @@ def test_factors_add_up_to_the_gradient_by_the_weights(broken):
   def tapped(tap, x):
     return score(chain.read_fast(slow, tap, x, jnp.float32))
 
-  want, d_want = jax.grad(plain, (0, 1))(delta, x)
+  want, d_want = jax.jit(jax.grad(plain, (0, 1)))(delta, x)
   tap = factors.tap(chain.own(slow, delta, jnp.float32), n * C)
-  grads, d_got = jax.grad(tapped, (0, 1))(tap, x)
+  grads, d_got = jax.jit(jax.grad(tapped, (0, 1)))(tap, x)
   found = grads.taps
   assert not any(leaf.any() for leaf in jax.tree.leaves(grads.own))
   close(d_got, d_want)
@@ -57,10 +57,11 @@ def test_factors_add_up_to_the_gradient_by_the_weights(broken):
     found = jax.tree.map(
       lambda f: jnp.where(mask.reshape(mask.shape + (1,) * (f.ndim - 2)), f,
                           jnp.inf), found)  # fmt: skip
-  jax.tree.map(close, factors.added_up(found, mask), want)
-  both = jax.tree.map(lambda f: jnp.stack([f, 2 * f]), found)
+  add_up = jax.jit(lambda found: factors.added_up(found, mask))
+  jax.tree.map(close, add_up(found), want)
+  both = jax.tree.map(lambda f: np.stack([f, 2 * f]), found)
   for i, times in enumerate((1, 4)):
-    got = jax.tree.map(lambda g, i=i: g[i], factors.added_up(both, mask))
+    got = jax.tree.map(lambda g, i=i: np.asarray(g)[i], add_up(both))
     jax.tree.map(lambda g, w, t=times: close(g, t * w, 1e-4), got, want)
 
 
@@ -88,7 +89,7 @@ def test_tokens_of_a_document_pass_by_what_was_written_before_it():
       y, back = jax.vjp(lambda x: read(delta, slow, x), x)
       return jnp.sin(y).sum() + jnp.square(back(jnp.cos(y))[0]).sum(), y
 
-    return jax.grad(of, (0, 1), has_aux=True)(delta, slow)
+    return jax.jit(jax.grad(of, (0, 1), has_aux=True))(delta, slow)
 
   want, got = outer(plain), outer(tapped)
   jax.tree.map(close, got, want)
@@ -99,8 +100,8 @@ def test_tokens_of_a_document_pass_by_what_was_written_before_it():
     return jnp.where(alive[..., None], jnp.sin(y), 0.0).sum()
 
   # a row that reads the slow weights learns how those would change
-  found = jax.grad(score)(tap(delta, slow)).taps
-  want = jax.grad(score)(gated(delta), alive)
+  found = jax.jit(lambda d: jax.grad(score)(tap(d, slow)).taps)(delta)
+  want = jax.jit(lambda d: jax.grad(score)(gated(d), alive))(delta)
   jax.tree.map(close, factors.added_up(found, alive), want)
   assert want.up_DxF[1].any()
 

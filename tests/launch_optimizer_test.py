@@ -50,6 +50,7 @@ def make_config(name, **opt):
   )
 
 
+@jax.jit
 def draw(seed):
   keys = jax.random.split(jax.random.key(seed), len(jax.tree.leaves(PARAMS)))
   keys = jax.tree.structure(PARAMS).unflatten(keys)
@@ -64,7 +65,7 @@ def by_path(tree):
 def test_zero_gradient_decays_matrices_and_nothing_else(name):
   tx, schedule = optimizer.build(make_config(name), PARAMS)
   zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-  updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+  updates = jax.jit(lambda p: tx.update(zeros, tx.init(p), p)[0])(PARAMS)
   for path, update in by_path(updates).items():
     want = -0.1 * schedule(0) if path in MATRIX_PATHS else 0.0
     np.testing.assert_allclose(update, want, atol=1e-8, err_msg=path)
@@ -94,9 +95,10 @@ def test_muon_is_optax_muon():
     muon_weight_dimension_numbers=jax.tree.map(groups.MATRICES.get, names),
   )
   states = [t.init(PARAMS) for t in (tx, muon)]
+  ours, theirs = (jax.jit(t.update) for t in (tx, muon))
   for seed in range(3):
-    a, states[0] = tx.update(draw(seed), states[0], PARAMS)
-    b, states[1] = muon.update(draw(seed), states[1], PARAMS)
+    a, states[0] = ours(draw(seed), states[0], PARAMS)
+    b, states[1] = theirs(draw(seed), states[1], PARAMS)
   for path, want in by_path(b).items():
     if path in MATRIX_PATHS:  # optax's Adam has Nesterov's momentum here
       error = jnp.linalg.norm(by_path(a)[path] - want) / jnp.linalg.norm(want)
@@ -129,11 +131,12 @@ def test_m3_reads_all_of_its_options():
     consistent_rms=0.3,
     slow_dtype='bfloat16',
   )
-  state, same_state = tx.init(PARAMS), same.init(up)
+  state, same_state = jax.jit(tx.init)(PARAMS), jax.jit(same.init)(up)
+  update, same_update = jax.jit(tx.update), jax.jit(same.update)
   for seed in range(4):
-    got, state = tx.update(draw(seed), state, PARAMS)
+    got, state = update(draw(seed), state, PARAMS)
     g = {'up': draw(seed)['blocks']['level_0']['up']}
-    want, same_state = same.update(g, same_state, up)
+    want, same_state = same_update(g, same_state, up)
   np.testing.assert_allclose(
     got['blocks']['level_0']['up'], want['up'], rtol=2e-2, atol=1e-5
   )

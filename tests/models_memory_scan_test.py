@@ -221,10 +221,11 @@ def test_a_document_after_a_reset_at_a_boundary_reads_as_if_alone():
   inputs = cases.inputs(cfg, jnp.float32, length=16, resets=False)
   reset = jnp.zeros((B, 16), bool).at[:, 8].set(True)
   alone = jax.tree.map(lambda x: x[:, 8:], inputs)
-  _, want = api.run(cfg, initial, None, alone, implementation='scan')
-  _, got = api.run(
-    cfg, initial, None, inputs._replace(reset=reset), implementation='scan'
+  run = jax.jit(
+    functools.partial(api.run, cfg, initial, None, implementation='scan')
   )
+  _, want = run(alone)
+  _, got = run(inputs._replace(reset=reset))
   cases.assert_close(got[:, 8:], want, 1e-5)
 
 
@@ -243,7 +244,7 @@ def test_tokens_that_do_not_count_change_no_state(name):
   inputs = cases.inputs(cfg, jnp.float32)
   # what follows would forget, and would let the momentum decay
   inputs = inputs._replace(reset=inputs.reset.at[:, 6].set(True))
-  run = functools.partial(api.run, cfg, initial, implementation='scan')
+  run = jax.jit(functools.partial(api.run, cfg, initial, implementation='scan'))
   counted, _ = run(empty, inputs, length_B=jnp.full((B,), 6))
   cut = jax.tree.map(lambda x: x[:, :6], inputs)
   cases.assert_close(counted, run(empty, cut)[0], 1e-6)

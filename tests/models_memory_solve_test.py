@@ -1,5 +1,7 @@
 """Unit lower-triangular systems: values, derivatives, alike keys."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,9 @@ def test_inverse_is_exact_even_for_alike_keys(C, alike):
 def test_blocks_of_two_bear_any_entries():
   below = np.tril(np.ones((64, 64)), -1)  # alike keys, twice: a reflection
   want = np.linalg.inv(np.eye(64) + 2 * below)
-  got = unit_lower_inverse(jnp.asarray(2 * below, jnp.float32), 2)
+  got = jax.jit(unit_lower_inverse, static_argnums=1)(
+    jnp.asarray(2 * below, jnp.float32), 2
+  )
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
@@ -51,7 +55,7 @@ def test_derivatives_equal_those_of_a_library_solver(order):
 
     below = jnp.tril(jnp.ones((20, 20)), -1)
 
-    def derivative(f):
+    def derivative(f, L, rhs):
       def first(L, rhs):
         to_L, to_rhs = jax.grad(f, argnums=(0, 1))(L, rhs)
         return to_L * below, to_rhs  # the library reads nothing above
@@ -63,6 +67,8 @@ def test_derivatives_equal_those_of_a_library_solver(order):
         argnums=(0, 1),
       )(L, rhs)
 
-    got, want = derivative(ours), derivative(library)
+    got, want = (
+      jax.jit(functools.partial(derivative, f))(L, rhs) for f in (ours, library)
+    )
     np.testing.assert_allclose(got[0] * below, want[0] * below, atol=1e-9)
     np.testing.assert_allclose(got[1], want[1], atol=1e-9)

@@ -104,8 +104,8 @@ def test_one_token_again_and_again_does_not_diverge(family, C, depth):
   if family == 'titans_mac':
     mixer, fresh = titans.MemoryAsContext(cfg), titans.init_context
   x = jnp.ones((1, 512, cases.D)) * jnp.linspace(-1, 1, cases.D)[None, None]
-  params = nn.unbox(mixer.init(jax.random.key(0), None, x[:, :1])['params'])
-
+  boxed = jax.jit(mixer.init)(jax.random.key(0), None, x[:, :1])
+  params = nn.unbox(boxed['params'])
   biases = [name for name in params['gates'] if name.endswith('_bias')]
 
   @jax.jit

@@ -29,17 +29,17 @@ def assert_is_its_equations(mixer, plain):
   """
   x = jax.random.normal(jax.random.key(1), (B, L, D))
   reset = jnp.zeros((B, L), bool).at[1, 5].set(True)
-  boxed = mixer.init(jax.random.key(0), None, x[:, :1])['params']
+  boxed = jax.jit(mixer.init)(jax.random.key(0), None, x[:, :1])['params']
   leaves, tree = jax.tree.flatten(nn.unbox(boxed))
   rng = np.random.default_rng(0)
   # far enough from first values for every term to matter
   leaves = [x + 0.3 * rng.normal(size=x.shape).astype('f') for x in leaves]
   params = jax.tree.unflatten(tree, leaves)
-  got = jax.jit(mixer.apply)({'params': params}, None, x, reset)[1]
+  got = np.asarray(jax.jit(mixer.apply)({'params': params}, None, x, reset)[1])
+  x = np.asarray(x, np.float64)
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   for row, start, stop in [(0, 0, L), (1, 0, 5), (1, 5, L)]:
-    piece = np.asarray(x[row, start:stop], np.float64)
-    want = plain(params, piece, start)
+    want = plain(params, x[row, start:stop], start)
     np.testing.assert_allclose(got[row, start:stop], want, atol=2e-4)
 
 

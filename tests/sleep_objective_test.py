@@ -1,5 +1,7 @@
 """The objective on tables of logits, where everything can be counted."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +24,15 @@ def test_leave_one_out_is_unbiased():
   params = jnp.broadcast_to(logits_W, (W, W))
   ones = jnp.ones((B,), jnp.int32)
   prompts = readers.Said(jnp.zeros((B, 2), jnp.int32), ones, ones)
-  said = readers.sample(reader, params, None, prompts, jax.random.key(0))
+  said = jax.jit(functools.partial(readers.sample, reader))(
+    params, None, prompts, jax.random.key(0)
+  )
   heard = objective.Heard(None, None, pay_W[said.tokens_BxL[:, 1]])
 
   def value(params):
     return objective.loss(cfg, reader, Side(params, None), None, said, heard)[0]
 
-  got = -jax.grad(value)(params)[0]
+  got = -jax.jit(jax.grad(value))(params)[0]
   want = jax.grad(lambda x: jax.nn.softmax(x) @ pay_W)(logits_W)
   np.testing.assert_allclose(got, want, atol=4e-3)
 
@@ -141,6 +145,6 @@ def test_reward_and_divergence_are_means_over_tokens_alike():
         0
       ]
 
-    grads.append(jax.grad(value)(table(1)))
+    grads.append(jax.jit(jax.grad(value))(table(1)))
   size = [float(jnp.linalg.norm(g)) for g in grads]
   assert 0.7 < size[1] / size[0] < 1.4
