@@ -58,8 +58,11 @@ def test_any_text_is_a_haystack_and_short_rows_have_short_prompts():
   rng = np.random.default_rng(0)
   row = haystack.row(hay, haystack.KINDS['S-NIAH-2'], 160, rng)
   assert BYTES.decode(row.tokens).count('Nobody!') >= 1
-  with pytest.raises(ValueError, match="row of 60 tokens: .*prompt='short'"):
+  with pytest.raises(ValueError, match='row of 60 tokens: .*give more$'):
     haystack.row(hay, haystack.KINDS['S-NIAH-2'], 60, rng)
+  long = haystack.make(BYTES, text)
+  with pytest.raises(ValueError, match="row of 60 tokens: .*prompt='short'"):
+    haystack.row(long, haystack.KINDS['S-NIAH-2'], 60, rng)
   with pytest.raises(ValueError, match='one of ruler, short'):
     haystack.make(BYTES, text, 'long')
 
@@ -113,7 +116,7 @@ def test_a_row_may_hold_several_shorter_questions():
   rows = needle.problem(options).train(np.random.default_rng(0), 60)
   np.testing.assert_array_equal(rows['tokens'], made['tokens'])
   with pytest.raises(
-    ValueError, match='shortest=33, rows of 512.*: 64 have no'
+    ValueError, match='shortest=33, rows of 512.*: 64 have no.*give more$'
   ):
     needle_rows.mixture(hay, 512, 0.1, shortest=33)
   with pytest.raises(ValueError, match='a row of 256 tokens: question'):

@@ -99,6 +99,11 @@ class Haystack:
   begin: list[int]
   prompt: str = 'ruler'
 
+  @property
+  def more(self) -> str:
+    """What to give where a row has no room."""
+    return 'more' if self.prompt == 'short' else "more, or prompt='short'"
+
 
 def make(tokenizer: Tokenizer, text: str = '', prompt: str = 'ruler'):
   """The haystack of a text, or of generated sentences if there is none.
@@ -175,7 +180,7 @@ def row(hay: Haystack, kind: Kind, L: int, rng: np.random.Generator) -> Row:
   if made.taken > L:
     raise ValueError(
       f'a row of {L} tokens: question, needles and answer alone take '
-      f"{made.taken}; give more, or prompt='short'"
+      f'{made.taken}; give {hay.more}'
     )
   context = _context(hay, kind, L - made.taken, made.needles, rng)
   tokens = np.array(made.head + context + made.tail + made.answer, np.int32)

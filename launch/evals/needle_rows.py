@@ -65,7 +65,7 @@ def mixture(
     raise ValueError(
       f'shortest={shortest}, rows of {L} tokens: {lengths[-1]} have no room '
       f'for a question of any kind; the shortest take {min(sizes.values())}: '
-      "give more, or prompt='short'"
+      f'give {hay.more}'
     )
 
   def one(most, rng):
