@@ -26,7 +26,12 @@ CASES = [
   ('v5e:2x2', '64 momentum'),
   ('v5e:2x2', '128 momentum'),
 ]
-SLOW = [('v5e:2x2', '128 momentum')]
+# Each generation has another size among the quick ones.
+SLOW = [
+  ('v5e:2x2', '128 momentum'),
+  ('v5p:2x2x1', '128'),
+  ('v6e:2x2', '64'),
+]
 TOLERANCE = 0.05
 needs_libtpu = pytest.mark.skipif(
   not tpu.available(),
