@@ -242,7 +242,7 @@ def test_examples_read_alone_are_learned_as_they_will_be_asked_for():
   want = jax.tree.map(jnp.copy, readers.learned(state))
   again = language_model.forget_mixers(cfg, state, 64)
   texts = jnp.array(cases.tokens(1, 40))
-  _, said = made.model.apply({'params': params}, again, texts)
+  _, said = cases.applied(cfg)({'params': params}, again, texts)
   got = readers.learned(method.learn(state, stage('q'), rng))
   # two of its four examples a call; by hand as if nothing had been read before
   encode = made.tokenizer.encode
@@ -250,7 +250,7 @@ def test_examples_read_alone_are_learned_as_they_will_be_asked_for():
   row = jnp.array([row + 16 * encode('\n')])
   read = readers.of_model(cfg)
 
-  _, asked = read.read(params, read.fresh(want, 1, 64), texts)
+  _, asked = jax.jit(read.read)(params, read.fresh(want, 1, 64), texts)
   np.testing.assert_allclose(said, asked, atol=1e-5)
 
   def loss(written):

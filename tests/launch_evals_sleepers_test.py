@@ -89,8 +89,9 @@ def test_distillation_without_growth_teaches_mlps_what_the_levels_hold(drawn):
     readers.learned(given.state),
   )
   rows = jnp.asarray(said(5, 1).tokens_BxL)
+  score = jax.jit(functools.partial(readers.score, reader))
   teacher, before, after = (
-    readers.score(reader, *side, rows)
+    score(*side, rows)
     for side in ((given.params, context), (given.params, None), (params, None))
   )
   apart = functools.partial(distributions.divergence, 'reverse_kl', teacher)

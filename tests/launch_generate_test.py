@@ -14,24 +14,11 @@ def workdir(tmp_path_factory):
   return folder / 'run'
 
 
-def test_a_prompt_from_a_file_is_continued_the_same_way(workdir, tmp_path):
-  prompt = tmp_path / 'prompt.txt'
-  prompt.write_text('chunk tok')
-  usual = [f'--workdir={workdir}', '--tokens=8']
-  ways = f'--prompt_file={prompt}', '--prompt=chunk tok'
-  by_file, by_word = cases.forked(
-    'nestax.launch.generate', tmp_path, [[*usual, way] for way in ways]
-  )
-  out, err, code = by_file
-  assert code == 0, err
-  assert out.startswith('chunk tok')
-  assert by_word[0] == out
-
-
 def test_the_newest_checkpoint_is_loaded(workdir):
   assert trained.load(workdir).step == 4
 
 
+WAYS = '--prompt_file=prompt.txt', '--prompt=chunk tok'
 REFUSED = {
   '--workdir=/nowhere': 'no checkpoint in /nowhere',
   '--temperature=-1': 'temperature=-1.0',
@@ -43,14 +30,25 @@ REFUSED = {
 
 
 @pytest.fixture(scope='module')
-def refusals(tmp_path_factory):
-  cwd = tmp_path_factory.mktemp('refused')
-  lines = [words.split('|') for words in REFUSED]
-  return dict(zip(REFUSED, cases.forked('nestax.launch.generate', cwd, lines)))
+def told(workdir, tmp_path_factory):
+  """What the command says to each line of words."""
+  cwd = tmp_path_factory.mktemp('told')
+  (cwd / 'prompt.txt').write_text('chunk tok')
+  usual = f'--workdir={workdir}|--tokens=8|'
+  ways = {way: usual + way for way in WAYS} | {line: line for line in REFUSED}
+  lines = [line.split('|') for line in ways.values()]
+  return dict(zip(ways, cases.forked('nestax.launch.generate', cwd, lines)))
+
+
+def test_a_prompt_from_a_file_is_continued_the_same_way(told):
+  (out, err, code), (by_word, *_) = (told[way] for way in WAYS)
+  assert code == 0, err
+  assert out.startswith('chunk tok')
+  assert by_word == out
 
 
 @pytest.mark.parametrize('line', REFUSED)
-def test_what_is_not_there_is_said_in_one_line(refusals, line):
-  out, err, code = refusals[line]
+def test_what_is_not_there_is_said_in_one_line(told, line):
+  out, err, code = told[line]
   assert code == 2 and not out
   assert REFUSED[line] in err and err.count('\n') == 1

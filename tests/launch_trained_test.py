@@ -4,11 +4,10 @@ import importlib.util
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
+import launch_cases
 import llama_cases
 import numpy as np
 import pytest
@@ -45,16 +44,17 @@ def test_stories260k_tells_its_golden_story():
   assert step == 0
 
 
-def test_the_command_line_tells_it_too():
+def test_the_command_line_tells_it_too(tmp_path):
   path = stories260k()
-  line = [sys.executable, '-m', 'nestax.launch.generate', f'--model={path}']
-  line += ['--temperature=0', '--tokens=200']
-  told = subprocess.run(line, check=True, capture_output=True).stdout
+  line = [f'--model={path}', '--temperature=0', '--tokens=200']
+  (told, err, code), (_, refused, wrong) = launch_cases.forked(
+    'nestax.launch.generate', tmp_path, [line, [*line, '--workdir=x']]
+  )
   golden = (path.parent / 'expected_greedy_200.txt').read_bytes()
-  assert told == golden + b'\n'
-  both = subprocess.run([*line, '--workdir=x'], capture_output=True, text=True)
-  assert both.returncode == 2
-  assert 'give --workdir or --model, not both' in both.stderr
+  assert code == 0, err
+  assert told.encode() == golden + b'\n'
+  assert wrong == 2
+  assert 'give --workdir or --model, not both' in refused
 
 
 @pytest.mark.slow

@@ -283,6 +283,18 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
   monkeypatch, caplog
 ):
   calls = []
+
+  def ask(cfg, dtype=jnp.float32):
+    jax.eval_shape(  # what is chosen is chosen before anything runs
+      lambda: api.run(
+        cfg,
+        cases.initial_values(cfg, jnp.float32),
+        None,
+        cases.inputs(cfg, dtype),
+        dtype=dtype,
+      )
+    )
+
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
   monkeypatch.setattr(
@@ -293,29 +305,20 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
   api.say_once.cache_clear()
   with caplog.at_level(logging.WARNING):
     for deep in (False, True, True):
-      cfg = rule(depth_rest=1 + deep)
-      inputs = cases.inputs(cfg, jnp.float32)
-      initial = cases.initial_values(cfg, jnp.float32)
-      api.run(cfg, initial, None, inputs)
-    cfg = rule(momentum=True)
-    initial = cases.initial_values(cfg, jnp.float32)
-    momenta = initial, None, cases.inputs(cfg, jnp.float32)
-    api.run(cfg, *momenta)
+      ask(rule(depth_rest=1 + deep))
+    ask(rule(momentum=True))
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.6')
-    initial = cases.initial_values(rule(), jnp.float32)
-    api.run(rule(), initial, None, inputs)
+    ask(rule())
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
     monkeypatch.setattr(cases, 'K', 128)
-    cfg = MemoryConfig(chunk_mem=64, chunk_rest=64)
-    inputs = cases.inputs(cfg, jnp.bfloat16)
-    initial = cases.initial_values(cfg, jnp.float32)
-    api.run(cfg, initial, None, inputs, dtype=jnp.bfloat16)
+    ask(MemoryConfig(chunk_mem=64, chunk_rest=64), jnp.bfloat16)
     # put on the machine's CPU it is scanned, which is no news
+    monkeypatch.setattr(cases, 'K', 16)
     with jax.default_device(jax.devices('cpu')[0]):
-      api.run(rule(momentum=True), *momenta)
+      ask(rule(momentum=True))
     auto = (jax.sharding.AxisType.Auto,)
     with jax.set_mesh(jax.make_mesh((1,), ('data',), axis_types=auto)):
-      api.run(rule(momentum=True), *momenta)
+      ask(rule(momentum=True))
   assert calls == [(1, False), (1, True), (1, False)]
   assert caplog.text.count('lax.scan') == 2
   assert 'two-layer' in caplog.text

@@ -16,7 +16,8 @@ def test_the_quickstart_notebook_runs(tmp_path, monkeypatch):
   """Of 30 steps: a model that has learned letters, and no more."""
   changes = (
     EVERY,
-    'config.log.every = 5; config.train.steps, config.opt.warmup = 30, 3\n',
+    'config.log.every = 5; config.train.steps, config.opt.warmup = 30, 3\n'
+    'config.data.update(length=64, valid_batches=1); config.train.batch = 8\n',
   )
   for name, value in launch_cases.QUICK.items():
     monkeypatch.setenv(name, value)
