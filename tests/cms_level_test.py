@@ -197,7 +197,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_outer_gradient():
     done = levels.restart(cfg, done, rate_n, every)
     return sum(jnp.sum(x) for x in levels.weights(done))
 
-  slope = jax.grad(size)(jnp.asarray(RATES))
+  slope = jax.jit(jax.grad(size))(jnp.asarray(RATES))
   assert np.isfinite(slope).all() and np.abs(slope).min() > 0
 
 

@@ -28,7 +28,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Every compiled program takes some of the 65,530 memory maps that Linux gives
 # a process; the suite needs more than that, and died of it.
 MAPS = pathlib.Path('/proc/self/maps')
-MANY = 15_000
+MANY = 30_000
 
 # Files that take longest begin first, or the last one runs alone at the end.
 FIRST = (

@@ -190,7 +190,7 @@ def test_what_is_measured_every_time_is_what_is_measured_at_the_end():
   for best in (False, True):
     training = dataclasses.replace(TRAINING, best=best)
     task = trials.make_task(PROBLEM, cfg, training, 1)
-    params = task.init(task.data, 0)
+    params = jax.jit(task.init)(task.data, 0)
     steps = (20, 40) if best else (40,)  # before, only by the second
     evaluate = jax.jit(task.evaluate)
     said += [evaluate(task.data, params, 0, step) for step in steps]
