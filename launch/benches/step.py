@@ -25,6 +25,7 @@ from nestax.launch import metrics, optimizer
 from nestax.launch import step as steps
 from nestax.launch.benches import settings, timing, trace
 from nestax.launch.configs import common
+from nestax.launch.prepare import Plan
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -166,21 +167,14 @@ def prepare(config, cfg: ModelConfig, keep: bool, documents: int = 0) -> Step:
     documents: see `random_batch`.
   """
   rows, length = config.train.batch, config.data.length
-  parts = config.train.accumulate
-  mesh = meshes.make(config.mesh, rows // parts, length)
+  mesh = meshes.make(config.mesh, rows // config.train.accumulate, length)
   model = language_model.LanguageModel(cfg)
   params = nn.unbox(language_model.abstract(model))
   tx, schedule = optimizer.build(config, params, mesh)
+  # of fresh sequences, and with nothing frozen, whatever the config says
+  plan = Plan(config, model, mesh, tx, schedule, None, None, None)
   with jax.set_mesh(mesh):
-    abstract = steps.abstract_state(model, tx, mesh)
-    step = steps.train_step(
-      model,
-      tx,
-      schedule,
-      steps.shardings(abstract),
-      parts,
-      piece=config.train.loss_piece,
-    )
+    abstract, step = plan.program()
     part = meshes.part(mesh, rows)
     batch = random_batch(cfg, rows, length, documents)
     reset = {} if documents else {'reset': batch.pop('reset')}
