@@ -69,11 +69,11 @@ def parts(tokenizer: Tokenizer, asked: Sequence[Question]) -> tuple[Part, ...]:
   for one in asked:
     put = one.prompt, one.answers_for(tokenizer)
     groups.setdefault((one.owner, one.day), []).append(put)
-  sheets = [recall.ask(tokenizer, group) for group in groups.values()]
-  length = max(sheet.rows.tokens_BxL.shape[1] for sheet in sheets)
+  sheets = {of: recall.ask(tokenizer, group) for of, group in groups.items()}
+  length = max(sheet.length for sheet in sheets.values())
   return tuple(
-    Part(*of, recall.ask(tokenizer, group, length))
-    for of, group in groups.items()
+    Part(*of, sheet.filled(length, tokenizer.pad))
+    for of, sheet in sheets.items()
   )
 
 
@@ -137,7 +137,7 @@ def _shares(who: Who, quiz, about: About, reset=(), silent=None) -> Shares:
     )
     for k in reset:  # zeros, so that all that is asked is one program
       context = _zeros(context, k)
-    rows = max(1, min(64, AT_ONCE // part.sheet.rows.tokens_BxL.shape[1]))
+    rows = max(1, min(64, AT_ONCE // part.sheet.length))
     known = recall.right(who.reader, params, context, part.sheet, rows)
     right.setdefault(part.day, []).append(known)
     if (part.owner, part.day) in about:

@@ -40,6 +40,17 @@ class Sheet(NamedTuple):
     """Questions."""
     return int(self.question_N[-1]) + 1
 
+  @property
+  def length(self) -> int:
+    """Tokens a row."""
+    return self.rows.tokens_BxL.shape[1]
+
+  def filled(self, length: int, pad: int) -> 'Sheet':
+    """With rows of `length` tokens, for sheets that share a program."""
+    more = (0, 0), (0, length - self.length)
+    tokens = np.pad(self.rows.tokens_BxL, more, constant_values=pad)
+    return self._replace(rows=self.rows._replace(tokens_BxL=tokens))
+
 
 def begin(tokenizer: Tokenizer) -> list[int]:
   """What a text begins with."""
@@ -47,23 +58,20 @@ def begin(tokenizer: Tokenizer) -> list[int]:
 
 
 def ask(
-  tokenizer: Tokenizer,
-  asked: Sequence[tuple[str, Sequence[str]]],
-  length: int = 0,
+  tokenizer: Tokenizer, asked: Sequence[tuple[str, Sequence[str]]]
 ) -> Sheet:
   """Makes rows of questions.
 
   Args:
     tokenizer: of the model.
     asked: at least one prompt with its answers, the right one first.
-    length: tokens a row at least, for sheets that share a program.
   """
   found, first = [], begin(tokenizer)
   for number, (question, answers) in enumerate(asked):
     prompt = first + tokenizer.encode(question)
     for i, answer in enumerate(answers):
       found.append((prompt, tokenizer.encode(answer), number, i == 0))
-  L = max(length, *(len(q) + len(a) for q, a, _, _ in found))
+  L = max(len(q) + len(a) for q, a, _, _ in found)
   L = -(-L // 8) * 8  # few lengths, few programs
   tokens = np.full((len(found), L), tokenizer.pad, np.int32)
   for row, (q, a, _, _) in zip(tokens, found):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import nights_cases as cases
 import numpy as np
 
-from nestax.launch import quiz
+from nestax.launch import quiz, recall
 from nestax.launch.questions import Question
 from nestax.models import language_model
 from nestax.sleep import grow
@@ -39,6 +39,19 @@ QUIZ = quiz.parts(
   [ask(letter, 'bob', day) for day in ('1', '2') for letter in 'wxyz']
   + [ask('w', 'ann', '1'), ask('z', 'ann', '1'), ask('w', 'gone', '1')],
 )
+
+
+def test_all_parts_have_rows_of_one_length():
+  tokenizer = cases.made().tokenizer
+  long = Question('is it so or is it so\n', 'w', ('and so on',), '3', 'bob')
+  found = quiz.parts(tokenizer, [ask('w', 'ann', '1'), long])
+  short, whole = (part.sheet for part in found)
+  assert short.length == whole.length == 32
+  for sheet, words in ((short, 'is it\nw'), (whole, 'is it so or is it so\nw')):
+    tokens, _, size = sheet.rows
+    row = [*recall.begin(tokenizer), *tokenizer.encode(words)]
+    assert tokens[0, : size[0]].tolist() == row
+    assert (tokens[0, size[0] :] == tokenizer.pad).all()
 
 
 def who(params):

@@ -69,8 +69,7 @@ def test_without_wrong_answers_it_has_to_be_what_the_model_says_itself():
       ('In', [' Rome', ' London', ' Berlin']),  # a tie, and chance of a third
       ('In', [' Paris', ' Rome']),
     ],
-    length=20,
-  )
+  ).filled(24, TOKENIZER.pad)
   assert np.isclose(asked.chance, (1 / 3 + 1 / 2) / 5)
   assert asked.rows.tokens_BxL.shape == (8, 24)
   right = recall.right(reader, params, None, asked, 3)
