@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from nestax.models.memory import tile
 from nestax.models.memory.tile_front import Front, Maps, Tokens
 from nestax.models.memory.tile_gates import Sums
-from nestax.models.memory.tile_ops import columns_of, nn, nt, parts, tn
+from nestax.models.memory.tile_ops import columns_of, nn, nt, outer, tn
 
 
 class Chunk(NamedTuple):
@@ -82,21 +82,6 @@ def entries(a: Maps, b: Maps):
     rows = jnp.sum(x * y, axis=0, keepdims=True)
     total = total + jnp.sum(rows, axis=1, keepdims=True)
   return total
-
-
-def outer(rows_8xC, gates_8xN):
-  """`rows^T gates` of the gates' rows, exact to float32.
-
-  By the matrix unit: products of bfloat16 parts, all in one, since it takes 128
-  rows as fast as eight. As columns, rows would be moved over lanes.
-  """
-  if rows_8xC.dtype != jnp.float32:
-    return tn(rows_8xC, gates_8xN, rows_8xC.dtype)
-  rows, gates = parts(rows_8xC), parts(gates_8xN)
-  pairs = [(i, j) for i in range(3) for j in range(3 - i)]
-  rows = jnp.concatenate([rows[i] for i, _ in pairs])
-  gates = jnp.concatenate([gates[j] for _, j in pairs])
-  return tn(rows, gates, jnp.bfloat16)
 
 
 def unit_back(d_y, y, norm):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory import tile_anchor
-from nestax.models.memory.tile_adjoint import Chunk, Gathered, entries, outer
+from nestax.models.memory.tile_adjoint import Chunk, Gathered, entries
 from nestax.models.memory.tile_front import Maps
-from nestax.models.memory.tile_ops import iota, nn, nt, tn
+from nestax.models.memory.tile_ops import iota, nn, nt, outer, tn
 
 
 def output_back(c: Chunk, d: Gathered, d_out) -> None:

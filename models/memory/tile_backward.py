@@ -20,7 +20,6 @@ from nestax.models.memory.tile_adjoint import (
   at_gates,
   boundary_read_back,
   entries,
-  outer,
   place,
   projections_back,
   widen,
@@ -34,6 +33,7 @@ from nestax.models.memory.tile_ops import (
   exact,
   nn,
   nt,
+  outer,
   tn,
   tns,
 )

@@ -13,7 +13,6 @@ from nestax.models.memory.tile_adjoint import (
   alive,
   boundary_read_back,
   entries,
-  outer,
   written_back,
 )
 from nestax.models.memory.tile_anchor_backward import output_back
@@ -24,6 +23,7 @@ from nestax.models.memory.tile_ops import (
   iota,
   nn,
   nt,
+  outer,
   tn,
 )
 from nestax.models.memory.tile_push import push_back
