@@ -20,17 +20,33 @@ from nestax.models.memory.types import MemoryConfig
 
 GOLDEN = pathlib.Path(__file__).with_name('tpu_bundles.json')
 TOPOLOGIES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
-# a topology, and the size of heads and chunks
+RULES = {
+  '': {},
+  'momentum': {'momentum': True},
+  'deep': {'depth_mem': 2},
+  # with documents beside, see `counts`
+  'zero, given': {
+    'anchor': 'zero',
+    'adaptive': ('k', 'v'),
+    'given': ('eta', 'alpha'),
+  },
+}
+# a topology, the size of heads and chunks and the rule
 CASES = [
   *itertools.product(TOPOLOGIES, ('64', '128')),
   ('v5e:2x2', '64 momentum'),
   ('v5e:2x2', '128 momentum'),
+  ('v5e:2x2', '64 deep'),
+  ('v5e:2x2', '128 deep'),
+  ('v5e:2x2', '64 zero, given'),
 ]
 # Each generation has another size among the quick ones.
 SLOW = [
   ('v5e:2x2', '128 momentum'),
   ('v5p:2x2x1', '128'),
   ('v6e:2x2', '64'),
+  ('v5e:2x2', '128 deep'),
+  ('v5e:2x2', '64 zero, given'),
 ]
 TOLERANCE = 0.05
 needs_libtpu = pytest.mark.skipif(
@@ -49,11 +65,11 @@ def compiler() -> str:
 
 def counts(topology: str, name: str) -> dict[str, list[int]]:
   """Kernel -> [bundles, spills] of one grid step, of one of CASES."""
-  size = int(name.split()[0])
+  size, _, rule = name.partition(' ')
+  size = int(size)
   shape = kernel.Shape(1, 4 * size, 2, size, 'bfloat16')
-  momentum = name.endswith('momentum')
-  cfg = MemoryConfig(chunk_mem=size, chunk_rest=size, momentum=momentum)
-  found = tpu.count(topology, cfg, shape)
+  cfg = MemoryConfig(chunk_mem=size, chunk_rest=size, **RULES[rule])
+  found = tpu.count(topology, cfg, shape, documents=rule == 'zero, given')
   return {name: [of.bundles, of.spills] for name, of in found.items()}
 
 
@@ -141,8 +157,8 @@ def test_what_the_compiler_refuses_is_said():
 def test_what_no_kernel_covers_is_said_before_anything_compiles(monkeypatch):
   monkeypatch.setattr(tpu, 'available', lambda: True)
   shape = kernel.Shape(1, 128, 1, 64, 'bfloat16')
-  with pytest.raises(tpu.TpuError, match='no such kernel.*: two-layer'):
-    tpu.count('v5e:2x2', MemoryConfig(depth_mem=2), shape)
+  with pytest.raises(tpu.TpuError, match='no such kernel.*: a chunk of 12'):
+    tpu.count('v5e:2x2', MemoryConfig(12, 12), shape)
 
 
 @pytest.mark.parametrize('topology', ['v5e', 'v9:2x2', 'v5e:2', 'v5e:axb'])

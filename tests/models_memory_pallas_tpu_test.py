@@ -7,14 +7,22 @@ import jax
 import jax.numpy as jnp
 import memory_cases as cases
 import pytest
+from jax.experimental import pallas as pl
 
-from nestax.models.memory import api, pallas_tpu, tpu_forward
+from nestax.models.memory import (
+  api,
+  pallas_tpu,
+  tpu_forward,
+  tpu_grid,
+  tpu_vmem,
+)
 from nestax.models.memory.tile_front import Maps, State
 from nestax.models.memory.tpu_layout import Given, Shape, Stream
 from nestax.models.memory.types import MemoryConfig, init_state
 
 B, H, K = cases.B, cases.H, cases.K
 PUSHED = {'momentum': True}
+DEEP = {'depth_mem': 2, 'expansion': 2}
 HANDED = PUSHED | {'adaptive': ('k', 'v', 'alpha'), 'given': ('eta',)}
 TITANS = PUSHED | {
   'adaptive': (),
@@ -77,7 +85,21 @@ RULES = {
     *((8, 16), HANDED, True, True, 'float32', 2e-5),
   ),
   'momentum alone': ((8, 8), TITANS, False, True, 'float32', 2e-5),
+  'deep stream with resets': (
+    *((16, 8), DEEP | {'depth_rest': 2, 'adaptive': ('v', 'alpha')}),
+    *(True, True, 'float32', 2e-5),
+  ),
+  'deep bfloat16': ((8, 8), DEEP, False, False, 'bfloat16', 6e-2),
+  'deep momentum': (
+    *((8, 16), DEEP | HANDED | {'anchor': 'zero'}),
+    *(True, True, 'float32', 2e-5),
+  ),
+  'deep Titans': ((8, 8), DEEP | TITANS, False, True, 'float32', 2e-5),
 }
+SLOW = (
+  *('momentum alone', 'momentum bfloat16'),
+  *('deep bfloat16', 'deep momentum', 'deep Titans'),
+)
 
 
 @functools.cache
@@ -94,9 +116,7 @@ def found(name, implementation, stride=1):
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=pytest.mark.slow)
-    if name in ('momentum alone', 'momentum bfloat16')
-    else name
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
     for name in RULES
   ],
 )
@@ -113,6 +133,7 @@ def test_kernels_equal_the_token_rule(name):
     ('stream with resets', 2),
     pytest.param('momentum stream with resets', 2, marks=pytest.mark.slow),
     pytest.param('stream with resets', 3, marks=pytest.mark.slow),
+    pytest.param('deep stream with resets', 2, marks=pytest.mark.slow),
   ],
 )
 def test_chunks_walked_again_come_out_the_same(name, stride):
@@ -138,17 +159,10 @@ def test_boundaries_are_kept_at_the_stride():
   ]
 
 
-@pytest.mark.parametrize(
-  'options,words',
-  [
-    ({'depth_mem': 2}, 'two-layer.*mem'),
-    ({'chunk_mem': 12, 'chunk_rest': 12}, '12 tokens.*power of two'),
-  ],
-)
-def test_what_does_not_fit_is_refused_in_words(options, words):
-  cfg = MemoryConfig(**options)
+def test_what_does_not_fit_is_refused_in_words():
+  cfg = MemoryConfig(12, 12)
   inputs = cases.inputs(cfg, jnp.float32)
-  with pytest.raises(pallas_tpu.DoesNotFit, match=words):
+  with pytest.raises(pallas_tpu.DoesNotFit, match='12 tokens.*power of two'):
     api.run(cfg, {}, None, inputs, implementation='pallas')
 
 
@@ -166,20 +180,54 @@ def test_a_stride_that_vmem_is_too_small_for_is_refused():
   pallas_tpu.check(*size, n=132)  # no more are walked back in
 
 
-@pytest.mark.parametrize('momentum', [False, True])
-def test_tpus_take_the_kernels_unasked(momentum, monkeypatch):
+def test_memories_that_vmem_is_too_small_for_are_refused():
+  cfg = MemoryConfig(256, 256, depth_mem=2)
+  words = "width 256, chunks of 256 .*two-layer memories .'mem',.* 96.8 MiB"
+  with pytest.raises(pallas_tpu.DoesNotFit, match=words):
+    pallas_tpu.check(cfg, 256, 256, 'bfloat16')
+  pallas_tpu.check(cfg, 64, 256, 'bfloat16')
+
+
+@pytest.mark.parametrize(
+  'options,H,K,C,dtype,heads',
+  [
+    ({}, 4, 32, 256, 'bfloat16', 4),
+    (DEEP, 4, 128, 128, 'bfloat16', 2),
+    (DEEP, 3, 128, 128, 'bfloat16', 1),
+    # libtpu has 62 MiB for two where each chunk starts from the boundary
+    ({}, 4, 256, 256, 'float32', 1),
+    ({}, 4, 256, 64, 'float32', 2),
+  ],
+)
+def test_two_heads_are_walked_in_turn_where_both_fit(
+  options, H, K, C, dtype, heads
+):
+  cfg = MemoryConfig(C, C, **options)
+  assert tpu_vmem.heads_a_step(cfg, C, H, K, dtype) == heads
+
+
+def test_blocks_are_copied_whole():
+  x = jnp.arange(2.0 * 96 * 8).reshape(1, 2, 96, 8)
+
+  def kernel(x_ref, y_ref):
+    tpu_grid.copy(y_ref, x_ref)
+
+  y = pl.pallas_call(kernel, out_shape=x, interpret=True)(x)
+  assert jnp.array_equal(x, y)
+
+
+@pytest.mark.parametrize('options', [{}, PUSHED, DEEP])
+def test_tpus_take_the_kernels_unasked(options, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
   taken = []
-  monkeypatch.setattr(
-    pallas_tpu, 'run', lambda cfg, *_: taken.append(cfg.momentum)
-  )
-  cfg = MemoryConfig(8, 8, momentum=momentum)
+  monkeypatch.setattr(pallas_tpu, 'run', lambda cfg, *_: taken.append(cfg))
+  cfg = MemoryConfig(8, 8, **options)
   api.run(cfg, {}, None, cases.inputs(cfg, jnp.float32))
-  assert taken == [momentum]
+  assert taken == [cfg]
 
 
 def test_what_does_not_fit_runs_by_scan_and_says_so_once(monkeypatch, caplog):
-  cfg = MemoryConfig(8, 8, depth_mem=2)
+  cfg = MemoryConfig(12, 12)
   initial = cases.initial_values(cfg, jnp.float32)
   inputs = cases.inputs(cfg, jnp.float32)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
@@ -188,4 +236,4 @@ def test_what_does_not_fit_runs_by_scan_and_says_so_once(monkeypatch, caplog):
     for _ in range(2):
       api.run(cfg, initial, None, inputs)
   assert caplog.text.count('lax.scan') == 1
-  assert 'two-layer' in caplog.text
+  assert 'a chunk of 12 tokens' in caplog.text

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-from nestax.models.memory import pallas_tpu
+from nestax.models.memory import pallas_tpu, tpu_vmem
 from nestax.models.memory.types import MemoryConfig
 
 # Generation -> its name in TPU_ACCELERATOR_TYPE, cores of a chip.
@@ -92,13 +92,16 @@ def environment(topology: str, folder: str) -> dict[str, str]:
   return os.environ | settings(topology) | dumping
 
 
-def count(topology: str, cfg: MemoryConfig, shape) -> dict[str, Count]:
+def count(
+  topology: str, cfg: MemoryConfig, shape, documents: bool = False
+) -> dict[str, Count]:
   """Compiles the kernels for a topology and reads the dump.
 
   Args:
     topology: such as v5e:2x2.
     cfg: the rule.
     shape: `kernel.Shape` of the inputs.
+    documents: whether they may start inside rows.
 
   Returns:
     Kernel -> Count of one grid step, see KERNELS.
@@ -117,7 +120,7 @@ def count(topology: str, cfg: MemoryConfig, shape) -> dict[str, Count]:
     raise TpuError(MISSING)
   with tempfile.TemporaryDirectory() as folder:
     asked = {'topology': topology, 'rule': dataclasses.asdict(cfg)}
-    asked['shape'] = list(shape)
+    asked |= {'shape': list(shape), 'documents': documents}
     words = [sys.executable, '-m', 'nestax.launch.benches.tpu_compile']
     done = subprocess.run(
       [*words, json.dumps(asked)],
@@ -159,7 +162,9 @@ def read(folder: pathlib.Path, kernel: str) -> Count:
 
 def measure(topology: str, cfg: MemoryConfig, shape) -> list[dict]:
   """Rows of a table: bundles per chunk of a head, floor, ratio, spills."""
-  heads = pallas_tpu.heads_a_step(shape.H, shape.K)
+  heads = tpu_vmem.heads_a_step(
+    cfg, cfg.chunks[0], shape.H, shape.K, shape.dtype
+  )
   rows = []
   for name, of in count(topology, cfg, shape).items():
     rows.append({

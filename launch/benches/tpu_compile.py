@@ -1,8 +1,9 @@
 """Compiles the memory's kernels ahead of time: a process that `tpu` starts.
 
 `python -m nestax.launch.benches.tpu_compile JSON`, with `topology`, `rule`
-(of `MemoryConfig`) and `shape` (B, T, H, K, dtype). It prints nothing: what
-the compiler has to say is in the dump that LIBTPU_INIT_ARGS names.
+(of `MemoryConfig`), `shape` (B, T, H, K, dtype) and `documents`, true where
+rows may hold several. It prints nothing: what the compiler has to say is in the
+dump that LIBTPU_INIT_ARGS names.
 """
 
 import json
@@ -32,7 +33,9 @@ def main(words: str) -> None:
   def array(*shape, dtype='float32'):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-  initial = {box: {'kernel': array(H, K, K)} for box in cfg.boxes} | {
+  flat, F = {'kernel': array(H, K, K)}, K * cfg.expansion
+  deep = {'inner': array(H, F, K), 'outer': array(H, K, F)}
+  initial = {box: deep if box in cfg.deep else flat for box in cfg.boxes} | {
     gate: {'kernel': array(H, K), 'bias': array(H)}
     for gate in GATES
     if gate not in cfg.given
@@ -42,8 +45,9 @@ def main(words: str) -> None:
   def gate(is_there):
     return array(B, T, H) if is_there else None
 
+  reset = array(B, T, dtype=bool) if asked['documents'] else None
   inputs = Inputs(
-    tokens, tokens, tokens, gate(cfg.momentum), None,
+    tokens, tokens, tokens, gate(cfg.momentum), reset,
     *(gate(name in cfg.given) for name in GATES),
   )  # fmt: skip
 

@@ -16,7 +16,7 @@ from nestax.models.memory import (
   scan,
   tpu_backward,
   tpu_forward,
-  tpu_segments,
+  tpu_vmem,
 )
 from nestax.models.memory.tile_front import State, handed
 from nestax.models.memory.tpu_layout import (
@@ -29,8 +29,6 @@ from nestax.models.memory.tpu_layout import (
   unlay,
 )
 from nestax.models.memory.types import GATES, MemoryConfig, Weights, named
-
-LANES = 128
 
 
 class DoesNotFit(ValueError):
@@ -46,8 +44,6 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype, n: int | None = None):
     dtype: of the matmuls' operands.
     n: chunks of a walk; None for as many as you like.
   """
-  if cfg.deep:
-    raise DoesNotFit(f'two-layer memories {cfg.deep}: only depth 1')
   if C < 8 or C > 256 or C & (C - 1):
     raise DoesNotFit(f'a chunk of {C} tokens: a power of two from 8 to 256')
   if K > 256 or K & (K - 1):
@@ -55,9 +51,17 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype, n: int | None = None):
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
     raise DoesNotFit(f'matmuls in {jnp.dtype(dtype)}: bfloat16 or float32')
   stride = min(cfg.stride, n or cfg.stride)
-  heads = max(2, LANES // K)
-  one = tpu_segments.chunk_bytes(cfg, C, K, dtype, heads)
-  room = tpu_segments.room(cfg, K, heads)
+  heads = tpu_vmem.heads_a_step(cfg, C, 2 * tpu_vmem.LANES, K, dtype)
+  wanted = tpu_vmem.wanted(cfg, C, K, dtype, heads)
+  if wanted > tpu_vmem.SMALLEST:
+    raise DoesNotFit(
+      f'heads of width {K}, chunks of {C} tokens, {jnp.dtype(dtype)}, '
+      f'two-layer memories {cfg.deep}, momentum={cfg.momentum}: '
+      f'{wanted / 2**20:.1f} MiB of VMEM, more than '
+      f'{tpu_vmem.SMALLEST / 2**20:.0f}'
+    )
+  one = tpu_vmem.chunk_bytes(cfg, C, K, dtype, heads)
+  room = tpu_vmem.room(cfg, C, K, heads)
   if stride > 1 and stride * one > room:
     raise DoesNotFit(
       f'stride={cfg.stride}: {stride} chunks of {C} tokens, heads of width '
@@ -70,16 +74,6 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype, n: int | None = None):
 def chunks(cfg: MemoryConfig, L: int) -> int:
   """Most chunks that L tokens lie in, wherever the first one stands."""
   return -(-(L + cfg.chunks[0] - 1) // cfg.chunks[0])
-
-
-def heads_a_step(H: int, K: int) -> int:
-  """Heads that one grid step takes on: what fills the lanes, two if it can.
-
-  Two in turn hide each other's latencies, see `steps`.
-  """
-  if K < LANES:
-    return min(H, LANES // K)
-  return 1 if H % 2 else 2
 
 
 def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
@@ -98,7 +92,7 @@ def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
 def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   """The walk that `scan.walk_chunks` describes."""
   n, B, H, C, K = xs.query_CxK.shape
-  heads = heads_a_step(H, K)
+  heads = tpu_vmem.heads_a_step(cfg, C, H, K, dtype)
   padded = -(-H // heads) * heads
   shape = Shape(cfg, jnp.dtype(dtype).name, C, n, heads)
 
@@ -114,10 +108,10 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   def maps(weights, axis):
     if weights is None:
       return None
-    laid = lay(cfg, weights.stack, K)
+    laid = lay(cfg, weights.stack, K, weights.outer)
     return jax.tree.map(lambda x: by_head(x, axis), laid)
 
-  laid = lay(cfg, slow.stack, K)
+  laid = lay(cfg, slow.stack, K, slow.outer)
   # a gate that is handed in, or held at 1, has no kernel
   none = {'kernel': jnp.zeros((H, K)), 'bias': jnp.zeros((H,))}
   own = [initial.get(gate, none) for gate in GATES]
@@ -147,7 +141,9 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   def back(laid):
     if laid is None:
       return None
-    return Weights(unlay(cfg, jax.tree.map(lambda x: x[:, :H], laid)), {})
+    laid = jax.tree.map(lambda x: x[:, :H], laid)
+    outer = {box: laid.outer[box].mT for box in cfg.deep}
+    return Weights(unlay(cfg, laid), outer)
 
   out = jnp.transpose(out, (1, 0, 3, 2, 4))
   return tuple(map(back, state)), out

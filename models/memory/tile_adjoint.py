@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from nestax.models.memory import tile
@@ -78,7 +79,7 @@ def add_last(x_CxM, mem: slice, part):
 def entries(a: Maps, b: Maps):
   """The sum of products of entries, `[1, 1]`."""
   total = jnp.zeros((1, 1), a.gates_8xK.dtype)
-  for x, y in zip(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
     rows = jnp.sum(x * y, axis=0, keepdims=True)
     total = total + jnp.sum(rows, axis=1, keepdims=True)
   return total

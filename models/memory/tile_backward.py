@@ -108,7 +108,7 @@ def _from_kept(c: Chunk, d: Gathered, d_rhs, d_rhs_g, point, d_running):
   )
   d.sums.row('eta', d_rhs_g * first)
   e_g = -rows['eta'] * d_rhs_g
-  lhs, maps, gates = None, *d_running
+  lhs, (maps, gates, _) = None, d_running
   if cfg.delta:
     s_g = -rows['eta_g'] * d_rhs_g
     kept_part = -columns['eta_g'] * nt(d_rhs, c.running.maps_KxM, dtype)

@@ -38,6 +38,7 @@ class Maps(NamedTuple):
 
   maps_KxM: jax.Array
   gates_8xK: jax.Array  # rows eta, alpha, then zeros
+  outer: dict[str, jax.Array] | None = None  # second layers, [F, K]
 
 
 class State(NamedTuple):
@@ -171,10 +172,16 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
   return logit, rows
 
 
-def front_steps(cfg: MemoryConfig, slow, bias_8x1, boundary, tokens, dtype):
+def front_steps(
+  cfg: MemoryConfig, slow, bias_8x1, boundary, tokens, dtype, maps=None
+):
   """Everything a chunk's tokens say by themselves and read at the boundary.
 
   A generator, see `steps`; it returns a Front.
+
+  Args:
+    maps: `(box, x, alive) -> y`, how maps are read where it is not from their
+      columns of `slow` and `boundary`; those then have gates only.
   """
   K = tokens.key_CxK.shape[1]
   logit, rows = _gate_rows(cfg, slow, bias_8x1, boundary, tokens)
@@ -185,10 +192,13 @@ def front_steps(cfg: MemoryConfig, slow, bias_8x1, boundary, tokens, dtype):
   def box(name, x):
     if name not in cfg.boxes:
       return wide(x)
-    at = columns_of(cfg, name, K)
-    y = read(
-      x, slow.maps_KxM[:, at], boundary.maps_KxM[:, at], alive_Cx1, dtype
-    )
+    if maps is not None:
+      y = maps(name, x, alive_Cx1)
+    else:
+      at = columns_of(cfg, name, K)
+      y = read(
+        x, slow.maps_KxM[:, at], boundary.maps_KxM[:, at], alive_Cx1, dtype
+      )
     return y + wide(x) if name in cfg.identity else y
 
   def vector(name, x, normed):

@@ -51,7 +51,7 @@ def gate_sides(cfg, f, momentum: Maps, k, Ug, P, dtype):
   return f.push.c_p_1xC * by_state, nt(Ug, P, dtype)
 
 
-def _new_gates(f, state: State, Ug, Zg, k, dtype):
+def new_gates(f, state: State, Ug, Zg, k, dtype):
   """The gates' rows `[8, K]` of fast part and momentum after the chunk."""
   D, S = state.running.gates_8xK, state.momentum.gates_8xK
   steps = f.push.last_A_1xC * Ug
@@ -80,7 +80,7 @@ def _written(cfg, f, state: State, U, Z, Ug, Zg, k, dtype):
     yield
     S_new.append(kept_b * S + tn(b_k, U[i], dtype))
     yield
-  gates = _new_gates(f, state, Ug, Zg, k, dtype)
+  gates = new_gates(f, state, Ug, Zg, k, dtype)
   maps = jnp.concatenate(D_new, axis=1), jnp.concatenate(S_new, axis=1)
   return tuple(map(Maps, maps, gates))
 

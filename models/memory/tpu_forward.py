@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from nestax.models.memory import tile, tile_momentum
+from nestax.models.memory import tile, tile_deep, tile_momentum
 from nestax.models.memory.steps import in_turn
 from nestax.models.memory.tile import Saved
 from nestax.models.memory.tile_front import Maps, State
@@ -35,10 +35,16 @@ def saved_shapes(shape: Shape, given: Given, lead: tuple[int, ...]):
   def fast(maps: Maps | None):
     if maps is None:
       return None
-    return Maps(array(K, M, dtype), array(ROWS, K, jnp.float32))
+    outer = maps.outer and {
+      box: array(*x.shape[2:], dtype) for box, x in maps.outer.items()
+    }
+    return Maps(array(K, M, dtype), array(ROWS, K, jnp.float32), outer)
 
   steps = array(shape.C, M, dtype), array(ROWS, shape.C, jnp.float32)
   state, T = State(*map(fast, given.state)), array(shape.C, shape.C, dtype)
+  if shape.cfg.deep:
+    inverses = tile_deep.Inverses(T, dict.fromkeys(shape.cfg.deep, T))
+    return tile_deep.Saved(state, inverses if shape.cfg.delta else None)
   if not shape.cfg.momentum:
     return Saved(state, T, *steps)
   if not shape.cfg.delta:
@@ -112,6 +118,7 @@ def advance(shape: Shape, given, stream, state):
   """Takes the state over a chunk, in place; (output, Saved) of each head."""
   cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
   walk, heads = tile_momentum if cfg.momentum else tile, []
+  walk = tile_deep if cfg.deep else walk
   for p in range(shape.heads):
     slow, bias, tokens = head_of(shape, given, stream, p)
     fast = jax.tree.map(lambda ref: ref[0, p], state)  # noqa: B023

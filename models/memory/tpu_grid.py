@@ -1,5 +1,7 @@
 """Grid, blocks and heads of the TPU kernels, forward and backward alike."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -7,6 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from nestax.models.memory import cost
 from nestax.models.memory.tile_front import Maps, Tokens
+from nestax.models.memory.tile_ops import columns_of
 from nestax.models.memory.tpu_layout import Given, Shape, Stream
 
 VMEM_BYTES = 100 * 2**20  # of 128 MiB; a v5p has 64
@@ -104,7 +107,8 @@ def _cost(name, shape: Shape, walks: int, K: int, moved) -> pl.CostEstimate:
   forward = cost.flops_per_token(shape.cfg, K) * tokens
   passes = 1
   if name == 'memory_backward':
-    passes = 2 if shape.stride == 1 else 3  # and the forward pass again
+    # the forward pass again between boundaries, and to be differentiated
+    passes = 2 + (shape.stride > 1) + bool(shape.cfg.deep)
   return pl.CostEstimate(
     flops=int(forward * passes),
     transcendentals=0,
@@ -133,7 +137,7 @@ def head_of(shape: Shape, given: Given, stream: Stream, p: int):
 def copy(to, at):
   """Copies blocks `[1, P, N, ...]` by a loop: once a walk, and few words."""
   N = to.shape[2]
-  step = min(N, 64)
+  step = math.gcd(N, 64)
 
   @pl.loop(0, N // step)
   def _(i):
@@ -151,8 +155,10 @@ def put(refs, p: int, values, i=0):
 
 
 def due_of(cfg, due_ref, M: int, K: int):
-  """1 where columns of the maps commit, `[1, M]`, and the gates, `[1, 1]`."""
+  """1 where columns of the maps commit, `[1, M]`; the others, `[1, 1]`."""
   due = due_ref[0, 0][:, 0:1]
-  is_mem = jax.lax.broadcasted_iota(jnp.int32, (1, M), 1) >= M - K
+  start = columns_of(cfg, 'mem', K).start
+  is_mem = jax.lax.broadcasted_iota(jnp.int32, (1, M), 1) >= start
   maps = jnp.where(is_mem, due[1:2], due[0:1])
-  return Maps(maps, due[0:1])
+  outer = {box: due[1:2] if box == 'mem' else due[0:1] for box in cfg.deep}
+  return Maps(maps, due[0:1], outer or None)

@@ -56,8 +56,8 @@ def as_rows(rows):
   return jnp.pad(x, below)
 
 
-def lay(cfg, stack, K) -> Maps:
-  """A stack `[..., R, K]` as the kernels' tiles."""
+def lay(cfg, stack, K, outer=None) -> Maps:
+  """A stack `[..., R, K]`, and second layers, as the kernels' tiles."""
   rows = cfg.rows(K)
   gates = [
     stack[..., rows[gate][0], :]
@@ -65,10 +65,12 @@ def lay(cfg, stack, K) -> Maps:
     else jnp.zeros_like(stack[..., 0, :])
     for gate in GATES
   ]
-  return Maps(stack[..., : rows['mem'][1], :].mT, as_rows(gates))
+  outer = {box: outer[box].mT for box in cfg.deep} if cfg.deep else None
+  return Maps(stack[..., : rows['mem'][1], :].mT, as_rows(gates), outer)
 
 
 def unlay(cfg, maps: Maps):
+  """The stack again."""
   rows = [GATES.index(gate) for gate in cfg.gates]
   gates = [maps.gates_8xK[..., row : row + 1, :] for row in rows]
   return jnp.concatenate([maps.maps_KxM.mT, *gates], axis=-2)

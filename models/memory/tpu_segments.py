@@ -11,51 +11,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from nestax.models.memory.tile_front import Maps, State
-from nestax.models.memory.tile_ops import ROWS
 from nestax.models.memory.tpu_forward import advance, saved_shapes
 from nestax.models.memory.tpu_grid import Specs, copy, put
 from nestax.models.memory.tpu_layout import Given, Shape
 from nestax.models.memory.tpu_turn import begin, turn
-from nestax.models.memory.types import MemoryConfig
-
-# Of what the chunks of a segment leave, and of that with the kernel's blocks: a
-# v5p has 64 MiB of VMEM, v5e and v6e have 128.
-MOST_BYTES = 32 * 2**20
-SMALLEST = 56 * 2**20
-
-
-def room(cfg: MemoryConfig, K: int, heads: int) -> int:
-  """VMEM for the chunks of a segment, on the smallest machine."""
-  maps = heads * K * _width(cfg, K) * 4
-  state = (2 + cfg.momentum) * maps
-  # what is kept, the ends and their gradients, initial values: each in two
-  blocks = 2 * (3 * state + 2 * maps) + state
-  return min(MOST_BYTES, SMALLEST - blocks)
-
-
-def _width(cfg: MemoryConfig, K: int) -> int:
-  """Rows of the stack of all maps."""
-  return max(stop for _, stop in (cfg.rows(K)[box] for box in cfg.boxes))
-
-
-def chunk_bytes(cfg: MemoryConfig, C: int, K: int, dtype, heads: int) -> int:
-  """VMEM for what a chunk of some heads leaves, in whole registers."""
-  M = _width(cfg, K)
-  maps = Maps(jax.ShapeDtypeStruct((1, 1, K, M), jnp.float32), None)
-  state = State(maps, maps, maps if cfg.momentum else None)
-  shape = Shape(cfg, jnp.dtype(dtype).name, C, 1, heads)
-  saved = saved_shapes(shape, Given(None, None, state), (heads,))
-
-  def size(x):
-    rows, lanes = ROWS * 4 // x.dtype.itemsize, 128
-    return (
-      (-(-x.shape[-2] // rows) * rows)
-      * (-(-x.shape[-1] // lanes) * lanes)
-      * x.dtype.itemsize
-    )
-
-  return heads * sum(map(size, jax.tree.leaves(saved)))
 
 
 def steps(shape: Shape) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import tile_backward
+from nestax.models.memory import tile_backward, tile_deep_backward
 from nestax.models.memory.steps import in_turn
 from nestax.models.memory.tile_front import State
 from nestax.models.memory.tpu_grid import copy, due_of, head_of, lanes_of, put
@@ -46,13 +46,13 @@ def turn(shape: Shape, given, stream, kept, i, d_out, totals, outs):
     if of_state.boundary is not None:
       M, K = of_state.running.maps_KxM.shape[1], lanes.stop - lanes.start
       of_state = _before_commit(due_of(cfg, stream.due, M, K), of_state)
-    heads.append(
-      tile_backward.backward_steps(
-        cfg, slow, bias, saved, tokens, of_state, d_out[0, :, lanes], dtype
-      )
-    )
-  for p, done in enumerate(in_turn(heads)):
-    of_state, of_slow, of_logit, of_tokens = done
+    heads.append((slow, bias, saved, tokens, of_state, d_out[0, :, lanes]))
+  if cfg.deep:
+    done = tile_deep_backward.backward(cfg, heads, dtype)
+  else:
+    steps = tile_backward.backward_steps
+    done = in_turn([steps(cfg, *head, dtype) for head in heads])
+  for p, (of_state, of_slow, of_logit, of_tokens) in enumerate(done):
     put(d_state, p, of_state)
     total = jax.tree.map(
       lambda ref, x: ref[0, p] + x,  # noqa: B023
