@@ -171,7 +171,8 @@ def test_the_first_steps_read_as_many_shorter_rows_as_are_as_long():
 
   problem = PROBLEM._replace(early=(echo, short), share=0.5)
   cfg = entrants.config('transformer', TRAINING.base(8))
-  task = trials.make_task(problem, cfg, TRAINING, 2)
+  training = dataclasses.replace(TRAINING, evaluations=8)
+  task = trials.make_task(problem, cfg, training, 2)
   assert task.plan(40, 5) == [0, 0, 1, 1, 2, 2, 2, 2]
   for seed, step in ((0, 0), (1, 9)):
     parts = [part.batch(task.data, seed, step) for part in task.parts()]
@@ -180,8 +181,25 @@ def test_the_first_steps_read_as_many_shorter_rows_as_are_as_long():
     assert (parts[0]['tokens'] != parts[2]['tokens']).any()
   order = np.asarray(task.data['early 1 order'])
   # as many as there are of the others, all of them before one is read again
-  assert sorted(order[0].reshape(-1)[:180]) == list(range(180))
+  assert sorted(order[0, 10:20].reshape(-1)[:180]) == list(range(180))
   assert len(task.data['early 1']['tokens']) == 180
+
+
+def test_no_more_early_rows_are_drawn_than_are_read():
+  problem = PROBLEM._replace(early=(echo, echo), share=0.5)
+  many = dataclasses.replace(TRAINING, examples=1000, evaluations=8, apart=True)
+  for trial, read in ((0, range(10, 20)), (20, range(5, 20))):
+    training = dataclasses.replace(many, trial=trial)
+    assert problems.steps_of(problem, training, 1) == [*read]
+    data = problems.data(problem, training, 2)
+    rows = data['early 1']['tokens']
+    assert len(rows) == 8 * len(read)
+    for order in data['early 1 order']:
+      assert order.shape == (40, 8)
+      # each of them once, in an order of the seed's own
+      assert sorted(order[read].reshape(-1)) == [*range(len(rows))]
+    first, second = (order[read] for order in data['early 1 order'])
+    assert (first != second).any()
 
 
 def test_what_is_measured_every_time_is_what_is_measured_at_the_end():

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nestax.launch.evals import sweep
 from nestax.launch.evals.training import Training
 from nestax.models.config import ModelConfig
 
@@ -68,8 +69,8 @@ def data(problem: Problem, training: Training, seeds: int) -> dict:
 
   Returns:
     `train`, and `early 0`... where the problem has such rows: rows, each with
-    its `order`, indices `[seeds, steps, batch]`; `valid` and `tests`: by name,
-    in batches.
+    its `order`, indices `[seeds, steps, batch]`, of early rows for the steps
+    that read them; `valid` and `tests`: by name, in batches.
   """
 
   def rng(*words) -> np.random.Generator:
@@ -80,7 +81,8 @@ def data(problem: Problem, training: Training, seeds: int) -> dict:
   L = rows['tokens'].shape[1]
   for i, draw in enumerate(problem.early):
     again = functools.partial(rng, f'early {i}')
-    drawn |= _early(f'early {i}', draw, training, seeds, L, again)
+    read = steps_of(problem, training, i)
+    drawn |= _early(f'early {i}', draw, training, read, seeds, L, again)
   valid = problem.tests if problem.valid is None else problem.valid
   for split, draws, many in (
     ('valid', valid, training.tests // 2),
@@ -98,13 +100,28 @@ def data(problem: Problem, training: Training, seeds: int) -> dict:
   return drawn
 
 
-def _early(name, draw: Draw, training: Training, seeds: int, L: int, rng):
+def steps_of(problem: Problem, training: Training, part: int) -> list[int]:
+  """Steps that read the early rows of a part, in a run or in a trial."""
+  early, every = len(problem.early), training.every
+  stretches = {
+    i
+    for steps in filter(None, (training.steps, training.trial))
+    for i, which in enumerate(sweep.plan(early, problem.share, steps, every))
+    if which == part
+  }
+  return [i * every + step for i in sorted(stretches) for step in range(every)]
+
+
+def _early(name, draw: Draw, training: Training, read, seeds: int, L: int, rng):
   """Shorter rows, as many more as rows of L tokens are longer."""
   of_one = draw(rng(), 1)['tokens'].size
-  times, steps = max(1, L // of_one), training.steps
-  most = min(training.examples, steps * training.batch) * times
-  rows = draw(rng(), most)
-  return _ordered(name, rows, training.batch * times, steps, seeds)
+  times = max(1, L // of_one)
+  batch = training.batch * times
+  most = min(training.examples, len(read) * training.batch) * times
+  made = _ordered(name, draw(rng(), most), batch, len(read), seeds)
+  order = np.zeros((seeds, training.steps, batch), np.int32)
+  order[:, read] = made[f'{name} order']
+  return made | {f'{name} order': order}
 
 
 def _ordered(name: str, rows: Batch, batch: int, steps: int, seeds: int):
