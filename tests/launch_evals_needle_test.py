@@ -203,6 +203,26 @@ def test_families_are_trained_and_paths_are_asked(tmp_path, monkeypatch):
     dataclasses.replace(options, score='said')
 
 
+def test_cells_depend_on_what_their_models_are_given_alone(tmp_path):
+  asked = suite.Asked(('transformer', str(tmp_path)), seeds=2)
+  options = dataclasses.replace(
+    needle.EVALUATION.options, length=512, lengths='512', prompt='short'
+  )
+  keys = [cell.key for cell in needle.cells(options, asked)]
+  trained = {'length': 480, 'shortest': 128, 'early': '256', 'share': 0.25}
+  for changed, (family, path) in (
+    *(({k: x}, (False, True)) for k, x in trained.items()),
+    ({'background': 0.5}, (False, True)),
+    ({'rows': 3}, (True, False)),
+    ({'score': 'generated'}, (True, False)),
+    ({'lengths': '480'}, (False, False)),
+    ({'prompt': 'ruler', 'length': 1024}, (False, False)),
+  ):
+    other = dataclasses.replace(options, **changed)
+    same = [a.key == b for a, b in zip(needle.cells(other, asked), keys)]
+    assert same == [family, path], changed
+
+
 class _Named:
   tokenizer = BYTES
 

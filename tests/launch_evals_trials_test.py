@@ -108,6 +108,46 @@ def test_the_best_evaluation_is_scored_and_the_last_told(monkeypatch):
   assert row['last'] == {'rows': 60.0, 'again': 60.0}
 
 
+def test_what_changes_no_result_makes_no_other_cell(tmp_path, monkeypatch):
+  """But is what the next cell runs with."""
+  words = 'transformer:F=16', 'transformer:remat=full;F=16;memory.stride=4'
+  seen = []
+
+  def train(problem, cfg, training, seeds, say, kept):
+    seen.append(cfg)
+    return [{'seed': seed, 'scores': {'rows': 50.0}} for seed in range(seeds)]
+
+  monkeypatch.setattr(trials, 'train', train)
+
+  def run(*models, **options):
+    asked = suite.Asked(models, seeds=1, workdir=tmp_path)
+    training = dataclasses.replace(TRAINING, apart=True)
+    cells = list(trials.cells([PROBLEM], training, asked))
+    one = suite.Evaluation('some', None, lambda *_: iter(cells), '')
+    return suite.run([one], asked)
+
+  (row,) = run(words[1])
+  assert (seen[0].remat, seen[0].memory.stride) == ('full', 4)
+  assert row['model'] == words[0]
+  # of the other words, of both, and of others that change nothing either
+  more = 'transformer:F=16;unroll=2;cms.remat=groups;memory.remat=False'
+  assert run(words[0]) == run(*words) == run(more) == [row]
+  assert len(seen) == 1
+  assert [row['model'] for row in run(words[1], 'transformer')] == [
+    words[0],
+    'transformer',
+  ]
+  kept = [
+    trials._kept(suite.Asked(()), 'a', entrants.name(word), {
+      'seeds': 1,
+      'training': {'rates': [1], 'trial': 0},
+      'config': entrants.result_key(entrants.config(word, TRAINING.base(8))),
+    })
+    for word in (*words, 'transformer')
+  ]  # fmt: skip
+  assert kept[0] == kept[1] != kept[2]
+
+
 def test_runs_are_kept_for_their_device(tmp_path, monkeypatch):
   asked = suite.Asked(('transformer',), seeds=2, workdir=tmp_path)
   key = {'seeds': 2, 'training': {'rates': [1], 'trial': 0}}

@@ -14,6 +14,33 @@ from nestax.launch.benches import settings
 from nestax.models.config import FAMILIES, ModelConfig
 
 
+# What is recomputed or unrolled changes what a step takes, and no result.
+NO_RESULT = ('remat', 'unroll', 'cms.remat', 'memory.remat', 'memory.stride')
+
+
+def name(word: str) -> str:
+  """A word without keys that change no result: the name of its results."""
+  family, _, changes = word.partition(':')
+  kept = [
+    change
+    for change in changes.split(';')
+    if change and change.partition('=')[0] not in NO_RESULT
+  ]
+  return f'{family}:{";".join(kept)}' if kept else family
+
+
+def result_key(cfg: ModelConfig) -> dict:
+  """What results depend on of a config, as nested plain dicts."""
+  values = dataclasses.asdict(cfg)
+  for path in NO_RESULT:
+    *groups, last = path.split('.')
+    at = values
+    for group in groups:
+      at = at[group]
+    del at[last]
+  return values
+
+
 def config(word: str, base: dict, own: dict | None = None) -> ModelConfig:
   """The config of a family's small model.
 

@@ -15,7 +15,7 @@ models answer freely, and a value counts if it stands in what they say.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,10 @@ from nestax.models import language_model
 SCORES = ('forced', 'generated')
 PIECE = 512  # tokens that a trained model reads at once
 VOCABULARY = 272  # of bytes and their specials, rounded up
+# Options that say nothing about the others: of models that are trained here,
+# and of trained ones.
+TRAINED_ONLY = ('length', 'shortest', 'early', 'share', 'background')
+ASKED_ONLY = ('rows', 'score')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +161,7 @@ def problem(options: Options) -> problems.Problem:
       for L in options.length_list
     },
     needle_rows.values_said,
-    _key(options, text),
+    _key(options, text, but=ASKED_ONLY),
     early=[mixed(L, False) for L in options.early_list],
     share=options.share,
   )
@@ -172,9 +176,10 @@ def _text(options: Options) -> str:
   return text
 
 
-def _key(options: Options, text: str) -> dict:
+def _key(options: Options, text: str, but: Sequence[str]) -> dict:
+  """What results depend on: all options but the training's, and some."""
   key = dataclasses.asdict(options) | {'haystack': haystack.digest(text)}
-  return {name: value for name, value in key.items() if name != 'train'}
+  return {name: x for name, x in key.items() if name not in ('train', *but)}
 
 
 def ask(
@@ -249,7 +254,8 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
         for seed in range(asked.seeds)
       ]
 
-    key = _key(options, _text(options)) | {'seeds': asked.seeds}
+    key = _key(options, _text(options), but=TRAINED_ONLY)
+    key |= {'seeds': asked.seeds}
     yield suite.Cell('', path, key, run)
 
 

@@ -69,29 +69,31 @@ def cells(
   for problem in tasks:
     for steps in filter(None, (training.steps, training.trial)):
       sweep.plan(len(problem.early), problem.share, steps, training.every)
-    for word in asked.models:
+    # the last of those whose results are the same
+    words = {entrants.name(word): word for word in asked.models}
+    for name, word in words.items():
       base = training.base(problem.V) | problem.base
       cfg = entrants.config(word, base, problem.own)
       key = problem.key | {'training': dataclasses.asdict(training)}
-      key |= {'seeds': asked.seeds, 'config': dataclasses.asdict(cfg)}
+      key |= {'seeds': asked.seeds, 'config': entrants.result_key(cfg)}
 
-      kept = _kept(asked, problem.name, word, key) if training.apart else None
+      kept = _kept(asked, problem.name, name, key) if training.apart else None
 
       def run(say, problem=problem, cfg=cfg, kept=kept):
         return train(problem, cfg, training, asked.seeds, say, kept)
 
-      yield suite.Cell(problem.name, word, key, run)
+      yield suite.Cell(problem.name, name, key, run)
 
 
-def _kept(asked: suite.Asked, task: str, word: str, key: dict) -> serial.Kept:
+def _kept(asked: suite.Asked, task: str, name: str, key: dict) -> serial.Kept:
   """Of other rates, seeds or trials a run is the same one.
 
   Not of another device, since a row tells how long a step took.
   """
   key = json.loads(json.dumps(key | {'device': timing.device()}))
   del key['seeds'], key['training']['rates'], key['training']['trial']
-  name = suite.slug(task, word, haystack.digest(json.dumps(key)))
-  return serial.Kept(asked.workdir / 'runs' / name, key)
+  folder = suite.slug(task, name, haystack.digest(json.dumps(key)))
+  return serial.Kept(asked.workdir / 'runs' / folder, key)
 
 
 def train(
