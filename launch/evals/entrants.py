@@ -13,7 +13,6 @@ from nestax.launch import trained
 from nestax.launch.benches import settings
 from nestax.models.config import FAMILIES, ModelConfig
 
-
 # What is recomputed or unrolled changes what a step takes, and no result.
 NO_RESULT = ('remat', 'unroll', 'cms.remat', 'memory.remat', 'memory.stride')
 
