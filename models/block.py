@@ -9,7 +9,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from nestax.cms import chain, experts
 from nestax.cms.level import Own, Theta, Writes
-from nestax.models import attention, axes, hope, linear_rnn, titans
+from nestax.models import (
+  attention,
+  axes,
+  hope,
+  linear_rnn,
+  titans,
+  titans_context,
+)
 from nestax.models.config import ModelConfig
 from nestax.models.layers import RMSNorm
 from nestax.models.memory.types import SAVED
@@ -23,7 +30,7 @@ class BlockState(NamedTuple):
     | attention.AttentionState
     | linear_rnn.LinearState
     | titans.BothState
-    | titans.ContextState
+    | titans_context.ContextState
   )
 
 
@@ -32,7 +39,7 @@ MIXERS = {
   'hope': hope.SelfModifyingTitan,
   'hope_attention': attention.Attention,
   'transformer': attention.Attention,
-  'titans_mac': titans.MemoryAsContext,
+  'titans_mac': titans_context.MemoryAsContext,
   'titans_mag': titans.MemoryAsGate,
   'titans_mal': titans.MemoryAsLayer,
 }
@@ -47,7 +54,7 @@ def init_state(
   if cfg.family in ('titans_mag', 'titans_mal', 'samba'):
     return BlockState(titans.init_both(cfg, B, length, whole))
   if cfg.family == 'titans_mac':
-    return BlockState(titans.init_context(cfg, B))
+    return BlockState(titans_context.init_state(cfg, B))
   module = hope if cfg.family == 'hope' else linear_rnn
   return BlockState(module.init_state(cfg, B))
 

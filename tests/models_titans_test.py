@@ -8,7 +8,7 @@ import pytest
 import recurrence_cases as cases
 from recurrence_cases import H, from_heads, heads, rms, rotated, unit
 
-from nestax.models import block, linear_rnn, titans
+from nestax.models import block, linear_rnn, titans, titans_context
 from nestax.models.config import ModelConfig
 
 BESIDE = {'persistent': 3, 'window': 5}
@@ -89,7 +89,9 @@ def test_memory_as_layer_is_its_equations():
 
 
 def test_memory_as_context_is_its_equations():
-  mixer = titans.MemoryAsContext(cases.config('titans_mac', persistent=3))
+  mixer = titans_context.MemoryAsContext(
+    cases.config('titans_mac', persistent=3)
+  )
   cases.assert_is_its_equations(mixer, as_context)
 
 
@@ -102,7 +104,10 @@ def test_one_token_again_and_again_does_not_diverge(family, C, depth):
   cfg = cases.config(family, memory=memory | {'depth_mem': depth})
   mixer, fresh = linear_rnn.LinearRNN(cfg), linear_rnn.init_state
   if family == 'titans_mac':
-    mixer, fresh = titans.MemoryAsContext(cfg), titans.init_context
+    mixer, fresh = (
+      titans_context.MemoryAsContext(cfg),
+      titans_context.init_state,
+    )
   x = jnp.ones((1, 512, cases.D)) * jnp.linspace(-1, 1, cases.D)[None, None]
   boxed = jax.jit(mixer.init)(jax.random.key(0), None, x[:, :1])
   params = nn.unbox(boxed['params'])
