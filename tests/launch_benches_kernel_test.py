@@ -64,6 +64,15 @@ def test_a_rule_that_cannot_be_is_refused(words, said):
     kernel.rule(8, [words])
 
 
+def test_gates_are_handed_in():
+  words = ['adaptive=()', 'generated=False', 'given=("eta","alpha")']
+  cfg = kernel.rule(8, words)
+  args, g = kernel._inputs(cfg, SHAPE)
+  run = kernel.functions(cfg, SHAPE, ['scan'])['scan']
+  assert kernel.jax.eval_shape(run, *args).shape == g.shape
+  assert list(args[0]) == ['mem']
+
+
 def test_rules_are_changed():
   rule = kernel.rule(16, ['momentum=True', 'depth_mem=2', 'eta_max=1'])
   assert rule.momentum and rule.deep == ('mem',) and rule.eta_max == 1.0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import memory_cases as cases
 import pytest
 
+from nestax.models.families import FAMILY
 from nestax.models.memory import api, gpu_turn, pallas_gpu
 from nestax.models.memory.gpu_tile import Dots
 from nestax.models.memory.types import MemoryConfig, init_state
@@ -36,9 +37,23 @@ RULES = {
   },
   'titans': {'adaptive': (), 'generated': False, 'delta': False},
   'values_not_generated': {'adaptive': ('k', 'v'), 'generated': False},
+  'given_beside_own': {'adaptive': ('k', 'alpha'), 'given': ('eta',)},
+  'plain_keys': {
+    'key_norm': False,
+    'delta': False,
+    'objective': 'dot',
+    'identity': ('k', 'mem'),
+  },
+}
+RULES |= {
+  name: FAMILY[name].rule
+  for name in ('gated_deltanet', 'deltanet', 'retnet', 'ttt_linear')
 }
 # What they try, the others try too, beside something else.
-SLOW = 'mem_alone_dot', 'titans', 'values_not_generated'
+SLOW = (
+  'mem_alone_dot', 'titans', 'values_not_generated', 'given_beside_own',
+  'plain_keys', 'deltanet', 'ttt_linear',
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +64,18 @@ def wide_heads(monkeypatch):
 
 def rule(**options):
   return MemoryConfig(chunk_mem=C, chunk_rest=C, **options)
+
+
+def case(cfg, *args, **options):
+  """(Initial values, inputs), some of whose rates are zero."""
+  initial = cases.initial_values(cfg, jnp.float32)
+  initial = {name: x for name, x in initial.items() if name not in cfg.given}
+  inputs = cases.inputs(cfg, jnp.float32, *args, **options)
+  if inputs.eta is not None:
+    inputs = inputs._replace(eta=inputs.eta.at[:, 3].set(0.0))
+  if not cfg.key_norm:  # of length 1 or so, as others are
+    inputs = inputs._replace(key=inputs.key * cases.K**-0.5)
+  return initial, inputs
 
 
 def everything(cfg, initial, state, inputs, dtype, implementation, **options):
@@ -84,8 +111,9 @@ def everything(cfg, initial, state, inputs, dtype, implementation, **options):
     fast = {'boundary': state.boundary, 'running': state.running}
     if cfg.momentum:
       fast['momentum'] = state.momentum
-  names = ('query', 'key', 'value', 'log_beta')[: 3 + cfg.momentum]
-  return run(initial, fast, {name: getattr(inputs, name) for name in names})
+  streams = inputs._replace(reset=None)._asdict()
+  streams = {name: x for name, x in streams.items() if x is not None}
+  return run(initial, fast, streams)
 
 
 def apart(cfg, initial):
@@ -110,8 +138,7 @@ def apart(cfg, initial):
 )
 def test_kernels_equal_the_token_rule(name, resets):
   cfg = rule(**RULES[name])
-  initial = cases.initial_values(cfg, jnp.float32)
-  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=resets)
+  initial, inputs = case(cfg, LENGTH, resets=resets)
   args = cfg, initial, None, inputs, 'float32'
   got = everything(*args, 'gpu')
   cases.assert_close(got, everything(*args, 'token'), 3e-5)
@@ -128,9 +155,8 @@ def test_kernels_in_bfloat16_equal_the_token_rule():
 
 def test_kernels_with_momentum_alone_equal_the_token_rule():
   """Without documents."""
-  cfg = rule(momentum=True, **RULES['titans'])
-  initial = cases.initial_values(cfg, jnp.float32)
-  inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=False)
+  cfg = rule(**FAMILY['titans'].rule)
+  initial, inputs = case(cfg, LENGTH, resets=False)
   # momenta that last from chunk to chunk
   inputs = inputs._replace(log_beta=0.1 * inputs.log_beta)
   args = cfg, initial, None, inputs, 'float32'
@@ -220,19 +246,19 @@ def test_heads_of_128_fit_in_one_way_only(C, dtype, momentum):
 
 
 @pytest.mark.parametrize(
-  'dtype,resets,momentum',
+  'dtype,resets,options',
   [
-    ('float32', False, False),
-    ('float32', True, False),
-    ('bfloat16', True, False),
-    ('bfloat16', False, False),
-    ('bfloat16', True, True),
+    ('float32', False, {}),
+    ('float32', True, {}),
+    ('bfloat16', True, {}),
+    ('bfloat16', False, {}),
+    ('bfloat16', True, {'momentum': True}),
+    ('bfloat16', True, FAMILY['gated_deltanet'].rule),
   ],
 )
-def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets, momentum):
-  cfg = rule(momentum=momentum)
-  initial = cases.initial_values(cfg, jnp.float32)
-  inputs = cases.inputs(cfg, jnp.float32, resets=resets)
+def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets, options):
+  cfg = rule(**options)
+  initial, inputs = case(cfg, resets=resets)
   inputs = inputs._replace(query=inputs.query.astype(dtype))
 
   def loss(initial, query):
@@ -248,7 +274,7 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets, momentum):
     traced = jax.jit(jax.grad(loss, (0, 1))).trace(initial, inputs.query)
     text = traced.lower(lowering_platforms=('cuda',)).as_text()
   names = ('walk', 'link', 'carry', 'output', 'carry_back', 'parts', 'turn')
-  if momentum:
+  if cfg.momentum:
     names = (*names, 'write', 'read', 'over', 'last')
     names = tuple(f'momentum_{name}' for name in names)
   else:
@@ -267,8 +293,11 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets, momentum):
     ({'chunk_mem': 32}, '16 and 32 tokens.*equal'),
     ({'chunk_mem': 48, 'chunk_rest': 48}, '48 tokens.*one of'),
     ({'adaptive': ('q',)}, "without 'q'"),
-    ({'adaptive': (), 'given': ('eta',)}, "given=.'eta'"),
-    ({'key_norm': False}, 'key_norm=False'),
+    (
+      {'depth_mem': 2, 'adaptive': ('k',), 'given': ('eta',)},
+      "two-layer `mem`, given=.'eta'",
+    ),
+    ({'depth_mem': 2, 'key_norm': False}, 'two-layer `mem`.* key_norm=False'),
     ({'stride': 4}, 'stride=4: only 1'),
   ],
 )

@@ -35,6 +35,7 @@ PEAK_BYTES = (
   ('TPU v5', 2.77e12),
   ('TPU v6', 1.64e12),
 )
+BIASES = {'eta': -2.0, 'alpha': 5.0}  # of the gates' logits
 FLAGS = flags.FlagValues()
 _BATCH = flags.DEFINE_integer(
   'batch', 1, 'Sequences.', lower_bound=1, flag_values=FLAGS
@@ -56,7 +57,7 @@ _DTYPE = flags.DEFINE_enum(
   flag_values=FLAGS,
 )  # fmt: skip
 _SET = flags.DEFINE_multi_string(
-  'set', [], 'Of the rule: momentum=True, depth_mem=2.', flag_values=FLAGS
+  'set', [], 'Of the rule: momentum=True, given=("eta",).', flag_values=FLAGS
 )
 _IMPLEMENTATIONS = flags.DEFINE_list(
   'implementations', [], 'Of scan, pallas, attention; all, pallas only on an '
@@ -111,17 +112,18 @@ def initial_values(cfg: MemoryConfig, H: int, K: int, key):
       initial[box]['outer'] = normal(H, K, F)
     else:
       initial[box] = {'kernel': normal(H, K, K)}
-  for gate, bias in zip(GATES, (-2.0, 5.0)):
-    initial[gate] = {'kernel': normal(H, K), 'bias': jnp.full((H,), bias)}
+  for gate in GATES:
+    if gate not in cfg.given:
+      bias = jnp.full((H,), BIASES[gate])
+      initial[gate] = {'kernel': normal(H, K), 'bias': bias}
   return initial
 
 
 def functions(cfg: MemoryConfig, shape: Shape, names) -> dict[str, Callable]:
-  """Name -> `(initial, q, k, v, log_beta) -> output`."""
+  """Name -> `(initial, Inputs) -> output`."""
 
   def memory(name):
-    def run(initial, q, k, v, log_beta):
-      inputs = Inputs(q, k, v, log_beta, None)
+    def run(initial, inputs):
       return api.run(
         cfg, initial, None, inputs, dtype=jnp.dtype(shape.dtype),
         implementation=name,
@@ -131,11 +133,11 @@ def functions(cfg: MemoryConfig, shape: Shape, names) -> dict[str, Callable]:
 
   fused = jax.default_backend() == 'gpu' and shape.dtype == 'bfloat16'
 
-  def attention(initial, q, k, v, log_beta):
-    del initial, log_beta
+  def attention(initial, inputs):
+    del initial
     how = 'cudnn' if fused else 'xla'
     return jax.nn.dot_product_attention(
-      q, k, v, is_causal=True, implementation=how
+      *inputs[:3], is_causal=True, implementation=how
     )
 
   return {
@@ -144,14 +146,21 @@ def functions(cfg: MemoryConfig, shape: Shape, names) -> dict[str, Callable]:
 
 
 def _inputs(cfg: MemoryConfig, shape: Shape):
-  keys = jax.random.split(jax.random.key(0), 6)
+  keys = jax.random.split(jax.random.key(0), 8)
   size = (shape.B, shape.T, shape.H, shape.K)
   q, k, v, g = (jax.random.normal(k, size, shape.dtype) for k in keys[:4])
-  log_beta = None
-  if cfg.momentum:
-    log_beta = jax.nn.log_sigmoid(jax.random.normal(keys[4], size[:3]))
-  initial = initial_values(cfg, shape.H, shape.K, keys[5])
-  return (initial, q, k, v, log_beta), g
+
+  def log_gate(key, bias=0.0):
+    return jax.nn.log_sigmoid(jax.random.normal(key, size[:3]) + bias)
+
+  inputs = Inputs(q, k, v, log_gate(keys[4]) if cfg.momentum else None, None)
+  if 'eta' in cfg.given:
+    eta = cfg.eta_max * jnp.exp(log_gate(keys[6], BIASES['eta']))
+    inputs = inputs._replace(eta=eta)
+  if 'alpha' in cfg.given:
+    log_alpha = log_gate(keys[7], BIASES['alpha'])
+    inputs = inputs._replace(log_alpha=log_alpha)
+  return (initial_values(cfg, shape.H, shape.K, keys[5]), inputs), g
 
 
 def measure(cfg: MemoryConfig, shape: Shape, names, repeats: int) -> list[dict]:

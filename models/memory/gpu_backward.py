@@ -66,10 +66,11 @@ def backward(shape: Shape, given, stream, saved, gradients):
   )
   d_W = gpu_collect.collect_mem(shape, stream, walked, d_rhs, d_out)
   d_fast = together(shape, d_fast._replace(mem=d_first))
-  d_biases = jnp.sum(turned.d_logits, axis=(0, 2, 4))
+  d_biases, *d_handed = of_logits(shape, turned.d_logits)
+  nothing = (None,) * 4
   return (
     Given(*of_slow(shape, sums, d_W), d_biases, d_fast),
-    Stream(d_query, d_key, d_value, None, None, None),
+    Stream(d_query, d_key, d_value, *nothing, *d_handed),
   )
 
 
@@ -78,5 +79,16 @@ def of_slow(shape: Shape, sums, d_W):
   (maps, gates, rows), mem = jax.tree.map(
     lambda x: jnp.sum(x, axis=(0, 2)), (sums, d_W)
   )
-  rows = jnp.moveaxis(rows[..., : len(GATES)], -1, -2)
+  if rows is not None:
+    rows = jnp.moveaxis(rows[..., : len(GATES)], -1, -2)
   return together(shape, Fast(maps, gates, mem)), rows
+
+
+def of_logits(shape: Shape, d_logits):
+  """Of the gates' biases, and of each gate that is handed in; else None."""
+  biases = jnp.sum(d_logits, axis=(0, 2, 4)) if shape.own_gates else None
+  handed = (
+    d_logits[:, :, :, j] if gate in shape.cfg.given else None
+    for j, gate in enumerate(GATES)
+  )
+  return biases, *handed

@@ -19,6 +19,7 @@ from nestax.models.memory.gpu_layout import (
   marks_of,
   over_group,
   put_tokens,
+  query_of,
   scalars_of,
   tokens_of,
 )
@@ -57,7 +58,7 @@ def collect(shape: Shape, slow, stream, walked: Walked, turned):
     (slow, stream, walked, turned),
     (({box: sums(K, K) for box in shape.carried},
       sums(K, COLUMNS) if shape.cfg.gates else None,
-      sums(K, COLUMNS)), d_tokens),
+      sums(K, COLUMNS) if shape.own_gates else None), d_tokens),
     'memory_collect', WARPS, 1 if shape.cfg.momentum else STAGES,
   )  # fmt: skip
 
@@ -83,8 +84,7 @@ def _collect_mem_kernel(shape: Shape, stream, walked, d_rhs, d_out, d_W):
   def chunk(at, d):
     b, h, i = at
     lw = _left_side(shape, stream, walked, at)
-    query = tokens_of(shape, stream.query, at).astype(jnp.float32)
-    q, _ = gpu_tile.unit(query)
+    q, _ = query_of(shape, stream, at)
     d = d + dots.tn(d_rhs[b, h, i], lw)
     return d + dots.tn(tokens_of(shape, d_out, at), q)
 
@@ -153,7 +153,7 @@ def _collect_chunk(shape: Shape, slow, refs, at, d_slow):
       maps[box] = maps[box] + dots.tn(d_y, x)
       for E, moved in across:
         maps[box] = maps[box] + dots.nn(E.maps[box][b, h, i], moved)
-    if box == 'k':
+    if box == 'k' and rows is not None:
       d_x = d_x + dots.nt(d_logits, slow_rows[h, :, :])
       if walked.D.gates is not None:
         back = dots.nt(d_logits, walked.D.gates[b, h, i])
@@ -163,4 +163,6 @@ def _collect_chunk(shape: Shape, slow, refs, at, d_slow):
   if gates is not None:
     for E, moved in across:
       gates = gates + dots.tn(moved, E.gates[b, h, i])
-  return maps, gates, rows + dots.tn(key, d_logits)
+  if rows is not None:
+    rows = rows + dots.tn(key, d_logits)
+  return maps, gates, rows

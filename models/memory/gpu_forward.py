@@ -18,9 +18,9 @@ from nestax.models.memory.gpu_layout import (
   over_group,
   put,
   put_tokens,
+  query_of,
   scalars_of,
   together,
-  tokens_of,
 )
 
 WARPS = 4
@@ -93,8 +93,7 @@ def _output_chunk(shape: Shape, W, refs, at):
     Z = _written(shape, W, D, walked, decay, at)
   if Z_ref is not None:
     put(Z_ref, at, Z)
-  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
-  q, _ = gpu_tile.unit(query)
+  q, _ = query_of(shape, stream, at)
   if cfg.read == 'token':
     y = dots.nt(q, W) + dots.nt(decay.g[:, None] * q, D)
     qk = dots.nt(q, walked.k[b, h, i])

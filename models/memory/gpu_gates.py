@@ -27,7 +27,7 @@ class Gates(NamedTuple):
   log_eta: jax.Array
   total: jax.Array  # log g
   before: jax.Array  # log g_p
-  slope_eta: jax.Array  # of log eta by its logit
+  slope_eta: jax.Array  # of log eta by its logit; handed in: by itself
   slope_alpha: jax.Array
 
 
@@ -61,19 +61,22 @@ def log_sigmoid(x):
   return jnp.minimum(x, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-def gates(cfg: MemoryConfig, logits, marks: Marks) -> Gates:
+def gates(cfg: MemoryConfig, logits, handed, marks: Marks) -> Gates:
   """The gates of a chunk.
 
   Args:
     cfg: the rule.
     logits: of eta and of alpha, `[C]` float32, read at the chunk's boundary.
+    handed: the logarithms of those that are handed in, which have no logits.
     marks: of the tokens.
   """
-  log_eta = log_sigmoid(logits[0]) + jnp.log(jnp.float32(cfg.eta_max))
-  log_alpha = log_sigmoid(logits[1])
-  slopes = [1.0 / (1.0 + jnp.exp(logit)) for logit in logits]
-  if not cfg.retention:
-    log_alpha, slopes[1] = jnp.zeros_like(log_alpha), jnp.zeros_like(log_alpha)
+  most = jnp.log(jnp.float32(cfg.eta_max))
+  log_eta, eta_slope = _log(logits[0], most, handed[0])
+  if cfg.retention:
+    log_alpha, alpha_slope = _log(logits[1], 0.0, handed[1])
+  else:
+    log_alpha = alpha_slope = jnp.zeros_like(log_eta)
+  slopes = [eta_slope, alpha_slope]
   if marks.live is not None:
     live = marks.live != 0
     log_eta = jnp.where(live, log_eta, NEVER)
@@ -81,6 +84,13 @@ def gates(cfg: MemoryConfig, logits, marks: Marks) -> Gates:
     slopes = [jnp.where(live, slope, 0.0) for slope in slopes]
   total = jnp.cumsum(log_alpha)
   return Gates(log_eta, total, total - log_alpha, *slopes)
+
+
+def _log(logit, most, handed):
+  """(A gate's logarithm, its slope by the logit or by itself)."""
+  if handed is not None:
+    return handed, jnp.ones_like(handed)
+  return log_sigmoid(logit) + most, 1.0 / (1.0 + jnp.exp(logit))
 
 
 def decays(gate: Gates, marks: Marks) -> Decays:

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from nestax.models.memory.gpu_gates import Gates, Marks
-from nestax.models.memory.gpu_tile import COLUMNS, Dots
+from nestax.models.memory.gpu_tile import COLUMNS, Dots, unit
 from nestax.models.memory.types import GATES, MemoryConfig
 
 SCALARS = (*Gates._fields, 'k_norm', 'v_norm')
@@ -37,6 +37,13 @@ class Shape(NamedTuple):
     return tuple(box for box in self.cfg.boxes if box != 'mem')
 
   @property
+  def own_gates(self) -> tuple[str, ...]:
+    """The gates that are read from keys, not handed in."""
+    cfg = self.cfg
+    read = {*cfg.gates, 'eta', *(['alpha'] if cfg.retention else [])}
+    return tuple(g for g in GATES if g in read and g not in cfg.given)
+
+  @property
   def free(self) -> bool:
     """No chunk's keys, values or gates depend on the chunk before."""
     return not self.carried and not self.cfg.gates
@@ -46,8 +53,9 @@ class Given(NamedTuple):
   """What a walk starts from."""
 
   stack: jax.Array  # slow values, [H, R, K]; Weights where `mem` is deep
-  rows: jax.Array  # both gates' as their logits read them, [H, 2, K]
-  biases: jax.Array  # [H, 2]
+  # both gates' as their logits read them, [H, 2, K]; None: neither is read
+  rows: jax.Array | None
+  biases: jax.Array | None  # [H, 2]
   fast: jax.Array  # the same of fast parts, [B, H, R, K]
   momentum: jax.Array | None = None  # the same of momenta
 
@@ -63,6 +71,9 @@ class Stream(NamedTuple):
   filled: jax.Array | None  # [B, 1], chunks that the tokens fill
   # of the momentum's gate, the log of its product from each chunk's start
   total_b: jax.Array | None = None  # [B, H, n, C]
+  # gates that are handed in, float32
+  log_eta: jax.Array | None = None  # [B, H, n, C]
+  log_alpha: jax.Array | None = None
 
 
 class Fast(NamedTuple):
@@ -78,8 +89,8 @@ class Slow(NamedTuple):
 
   maps: dict[str, jax.Array]  # [H, K, K]
   gates: jax.Array | None  # of gates that are memories, [H, K, COLUMNS]
-  rows: jax.Array  # both gates', [H, K, COLUMNS] float32
-  biases: jax.Array  # [H, 2]
+  rows: jax.Array | None  # both gates', [H, K, COLUMNS] float32
+  biases: jax.Array | None  # [H, 2]
 
 
 def apart(shape: Shape, stack) -> Fast:
@@ -119,7 +130,9 @@ def lay(shape: Shape, given: Given) -> Slow:
     lambda w: w.astype(shape.dtype),
     (slow.maps | {'mem': slow.mem}, slow.gates),
   )
-  rows = _columns([given.rows[:, j] for j in range(len(GATES))])
+  rows = given.rows
+  if rows is not None:
+    rows = _columns([rows[:, j] for j in range(len(GATES))])
   return Slow(maps, gates, rows, given.biases)
 
 
@@ -153,6 +166,12 @@ def tokens_of(shape: Shape, x, at):
   return x[b, pl.ds(i * shape.C, shape.C), h, :]
 
 
+def query_of(shape: Shape, stream, at):
+  """(Query `[C, K]` float32, its reciprocal norm or None), as it reads."""
+  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
+  return unit(query) if shape.cfg.key_norm else (query, None)
+
+
 def put_tokens(shape: Shape, ref, at, x) -> None:
   b, h, i = at
   ref[b, pl.ds(i * shape.C, shape.C), h, :] = x.astype(ref.dtype)
@@ -168,10 +187,11 @@ def marks_of(stream, at) -> Marks:
 
 
 def scalars_of(shape: Shape, scalars, at):
-  """(Gates, reciprocal norms of k and v, the latter None where not taken)."""
+  """(Gates, reciprocal norms of k and v, None where not taken)."""
   b, h, i = at
   rows = [scalars[b, h, i, j, :] for j in range(len(SCALARS))]
   *gate, k_norm, v_norm = rows
+  k_norm = k_norm if shape.cfg.key_norm else None
   return Gates(*gate), k_norm, v_norm if shape.cfg.value_norm else None
 
 

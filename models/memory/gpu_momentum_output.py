@@ -19,7 +19,7 @@ from nestax.models.memory.gpu_layout import (
   call,
   put,
   put_tokens,
-  tokens_of,
+  query_of,
 )
 from nestax.models.memory.gpu_momentum_link import system_P
 
@@ -71,8 +71,7 @@ def _output_kernel(shape: Shape, W, stream, walked, both, out, saved):
     steps = _written(shape, W, D, S, walked, chunk, at)
   if saved is not None:
     jax.tree.map(lambda ref, x: put(ref, at, x), saved, steps)
-  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
-  q, _ = gpu_tile.unit(query)
+  q, _ = query_of(shape, stream, at)
   if cfg.read == 'token':
     y = dots.nt(q, W) + dots.nt(chunk.decay.g[:, None] * q, D)
     y = y + dots.nt(chunk.push.c[:, None] * q, S)

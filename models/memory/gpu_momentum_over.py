@@ -169,9 +169,8 @@ def finish_key(shape: Shape, walked, pieces: Piece, place, turned, at):
 def finish_value(shape: Shape, walked, pieces: Piece, place, turned, at):
   """The same of values."""
   *_, v_norm = scalars_of(shape, walked.scalars, at)
-  d_v = pieces.v[place].astype(jnp.float32)
-  if v_norm is not None:
-    d_v = gpu_tile.unit_back(d_v, walked.v[at].astype(jnp.float32), v_norm)
+  v = walked.v[at].astype(jnp.float32)
+  d_v = gpu_tile.unit_back(pieces.v[place].astype(jnp.float32), v, v_norm)
   d_v = d_v.astype(shape.dtype)
   put(turned.d_value, at, d_v)
   return d_v

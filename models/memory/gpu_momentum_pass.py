@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
 from nestax.models.memory import (
   gpu_backward,
   gpu_collect,
@@ -102,10 +100,10 @@ def backward(shape: Shape, given, stream, saved, gradients):
   )
   d_W = gpu_collect.collect_mem(shape, stream, walked, d_U, d_out)
   slow = gpu_backward.of_slow(shape, sums, d_W)
-  d_biases = jnp.sum(turned.d_logits, axis=(0, 2, 4))
+  d_biases, *d_handed = gpu_backward.of_logits(shape, turned.d_logits)
   d_total_b = turned.d_total_b[:, :, :, 0]
   nothing = None, None, None
   return (
     Given(*slow, d_biases, *_join(shape, d_rest, d_mem)),
-    Stream(d_query, d_key, d_value, *nothing, d_total_b),
+    Stream(d_query, d_key, d_value, *nothing, d_total_b, *d_handed),
   )

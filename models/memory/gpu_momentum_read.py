@@ -27,6 +27,7 @@ from nestax.models.memory.gpu_layout import (
   put,
   put_rows,
   put_tokens,
+  query_of,
   tokens_of,
 )
 from nestax.models.memory.gpu_momentum_link import system_P
@@ -147,10 +148,9 @@ def _to_gates(shape: Shape, refs, at):
 
 
 def _asked(shape: Shape, stream, d_out_ref, at):
-  """(Unit query, the output's gradient)."""
-  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
+  """(Query, the output's gradient)."""
   d_out = tokens_of(shape, d_out_ref, at).astype(shape.dtype)
-  return gpu_tile.unit(query)[0], d_out
+  return query_of(shape, stream, at)[0], d_out
 
 
 def _of_mem(shape: Shape, refs, at):

@@ -138,8 +138,7 @@ def _read(shape: Shape, refs, at, D: Fast):
   b, h, i = at
   marks = marks_of(stream, at)
   key = tokens_of(shape, stream.key, at)
-  logits = gpu_walk.read_logits(shape, slow, D.gates, key, marks, h)
-  gate = gpu_gates.gates(cfg, logits, marks)
+  gate = gpu_walk.read_gates(shape, slow, D.gates, stream, key, marks, at)
   decay = gpu_gates.decays(gate, marks)
   k, k_norm = gpu_walk.read_vector(shape, 'k', slow, D, key, decay.alive, h)
   put(walked.k, at, k)

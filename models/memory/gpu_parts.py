@@ -22,6 +22,7 @@ from nestax.models.memory.gpu_layout import (
   put,
   put_rows,
   put_tokens,
+  query_of,
   scalars_of,
   tokens_of,
 )
@@ -68,8 +69,7 @@ def _by_output_chunk(shape: Shape, refs, at):
   gate, *_ = scalars_of(shape, walked.scalars, at)
   decay = gpu_gates.decays(gate, marks)
   d_out = tokens_of(shape, d_out_ref, at).astype(shape.dtype)
-  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
-  q, _ = gpu_tile.unit(query)
+  q, _ = query_of(shape, stream, at)
   if cfg.read != 'token':
     q = q if decay.alive is None else decay.alive[:, None] * q
     put(d_mem, at, dots.tn(d_out, q))
@@ -179,9 +179,8 @@ def _through_output(shape: Shape, refs, gate, decay, marks, at):
 
 
 def asked(shape: Shape, W, stream, d_out_ref, at):
-  """(Unit query, its norm, the output's gradient, the query's by slow `W`)."""
-  query = tokens_of(shape, stream.query, at).astype(jnp.float32)
-  q, q_norm = gpu_tile.unit(query)
+  """(Query, its norm, the output's gradient, the query's by slow `W`)."""
+  q, q_norm = query_of(shape, stream, at)
   wide = tokens_of(shape, d_out_ref, at)
   d_out = wide.astype(shape.dtype)
   d_q = shape.dots.nn(d_out, W[at[1], :, :])

@@ -92,6 +92,9 @@ def unit(x):
 
 
 def unit_back(d_y, y, norm):
+  """Gradient of x, where y is x over its norm; norm None: y is x."""
+  if norm is None:
+    return d_y
   return norm[:, None] * (d_y - y * jnp.sum(d_y * y, axis=1)[:, None])
 
 

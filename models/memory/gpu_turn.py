@@ -141,9 +141,7 @@ def finish(shape: Shape, turned, at, tokens, gate, k, v, k_norm, v_norm):
   d_k = gpu_tile.unit_back(d_k, k, k_norm).astype(shape.dtype)
   put(turned.d_key, at, d_k)
   d_v = gpu_tile.settled(shape.dots, tokens.v)
-  if v_norm is not None:
-    d_v = gpu_tile.unit_back(d_v, v, v_norm)
-  d_v = d_v.astype(shape.dtype)
+  d_v = gpu_tile.unit_back(d_v, v, v_norm).astype(shape.dtype)
   put(turned.d_value, at, d_v)
   return d_k, d_v, d_logits
 

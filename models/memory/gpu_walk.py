@@ -118,8 +118,20 @@ def write(ref, place, x):
   ref[(*place, slice(None), slice(None))] = x
 
 
-def read_logits(shape: Shape, slow, D_gates, key, marks, h):
-  """Of eta and alpha, `[C]`."""
+def read_gates(shape: Shape, slow, D_gates, stream, key, marks, at):
+  """The gates of chunk `at`."""
+  logits = _logits(shape, slow, D_gates, key, marks, at[1])
+  handed = (
+    None if x is None else x[(*at, slice(None))]
+    for x in (stream.log_eta, stream.log_alpha)
+  )
+  return gpu_gates.gates(shape.cfg, logits, tuple(handed), marks)
+
+
+def _logits(shape: Shape, slow, D_gates, key, marks, h):
+  """Of eta and alpha, `[C]`; None where none is read."""
+  if slow.rows is None:
+    return None, None
   dots, rows = shape.dots, slow.rows[h, :, :]
   if D_gates is None:
     y = dots.exact(key, rows)
@@ -139,7 +151,7 @@ def read_vector(shape: Shape, box, slow, D: Fast, x, alive, h):
     out = gpu_tile.read(shape.dots, x, W, D.maps[box], alive)
     y = out + y if box in cfg.identity else out
   norm = jnp.ones((shape.C,), jnp.float32)
-  if box == 'k' or cfg.value_norm:
+  if cfg.key_norm if box == 'k' else cfg.value_norm:
     y, norm = gpu_tile.unit(y)
   return y.astype(shape.dtype), norm
 
@@ -156,8 +168,7 @@ def _chunk(shape: Shape, refs, at, D: Fast, zero=0) -> Fast:
   if walked.D_gates is not None:
     put(walked.D_gates, at, D.gates)
   key = tokens_of(shape, stream.key, at)
-  logits = read_logits(shape, slow, D.gates, key, marks, h)
-  gate = gpu_gates.gates(cfg, logits, marks)
+  gate = read_gates(shape, slow, D.gates, stream, key, marks, at)
   decay = gpu_gates.decays(gate, marks)
   k, k_norm = read_vector(shape, 'k', slow, D, key, decay.alive, h)
   put(walked.k, at, k)

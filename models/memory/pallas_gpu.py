@@ -26,6 +26,7 @@ from nestax.models.memory.types import GATES, MemoryConfig, Weights, named
 SIZES = (16, 32, 64)  # of chunks and heads
 WIDE = 128  # heads that fit with the longest chunks in the narrowest numbers
 WIDEST = 256  # hidden units of a two-layer `mem`
+LEAST_ETA = 1e-20  # of those handed in, of which logarithms are taken
 TRIED = ('9.0',)  # compute capabilities
 
 
@@ -44,11 +45,6 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
       f'momentum=True, identity={cfg.identity}, objective={cfg.objective!r}, '
       f"generated={cfg.generated}: only 'l2', generated values and identity "
       f'in all of {carried}'
-    )
-  if cfg.given or not cfg.key_norm:
-    raise DoesNotFit(
-      f'given={cfg.given}, key_norm={cfg.key_norm}: only gates of their own '
-      'and unit keys'
     )
   if cfg.stride > 1:
     raise DoesNotFit(
@@ -86,6 +82,11 @@ def _check_deep(cfg: MemoryConfig, K: int):
     raise DoesNotFit(
       f'a two-layer `mem`, generated={cfg.generated}, delta={cfg.delta}, '
       f'bounded={cfg.bounded}: only all of them'
+    )
+  if cfg.given or not cfg.key_norm:
+    raise DoesNotFit(
+      f'a two-layer `mem`, given={cfg.given}, key_norm={cfg.key_norm}: only '
+      'gates of its own and unit keys'
     )
   if cfg.objective != 'l2' or cfg.read != 'token':
     raise DoesNotFit(
@@ -164,18 +165,21 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   filled = None
   if boundary is not None:
     filled = jnp.sum(ends_nxB % C == 0, axis=0, dtype=jnp.int32)[:, None]
-  total_b = None
-  if cfg.momentum:
-    total_b = jnp.cumsum(xs.log_beta_C, axis=-1)  # [n, B, H, C]
-    total_b = jnp.transpose(total_b, (1, 2, 0, 3))
+  scalars = [
+    jnp.cumsum(xs.log_beta_C, axis=-1) if cfg.momentum else None,
+    None if xs.eta_C is None else _log(xs.eta_C),
+    xs.log_alpha_C,
+  ]
+  scalars = (  # from `[n, B, H, C]`
+    None if x is None else jnp.transpose(x, (1, 2, 0, 3)) for x in scalars
+  )
   stream = Stream(
-    *map(over_stream, xs[:3]), *_marks(xs.reset_C, xs.live_C), filled, total_b
+    *map(over_stream, xs[:3]), *_marks(xs.reset_C, xs.live_C), filled, *scalars
   )
   deep = bool(cfg.deep)
   given = Given(
     slow if deep else slow.stack,
-    jnp.stack([initial[gate]['kernel'] for gate in GATES], axis=-2),
-    jnp.stack([initial[gate]['bias'] for gate in GATES], axis=-1),
+    *_own_gates(shape, initial),
     running if deep else running.stack,
     momentum.stack if cfg.momentum else None,
   )
@@ -196,6 +200,23 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   out = jnp.transpose(out.reshape(B, n, C, H, K), (1, 0, 3, 2, 4))
   momentum = Weights(*pushed, {}) if cfg.momentum else None
   return (boundary, as_weights(running), momentum), out
+
+
+def _log(eta):
+  """Of rates that are handed in; those of zero get their gradient, too."""
+  least = jax.lax.stop_gradient(jnp.maximum(LEAST_ETA - eta, 0.0))
+  return jnp.log(eta + least)
+
+
+def _own_gates(shape: Shape, initial):
+  """(Rows, biases) of `Given`."""
+  own = shape.own_gates
+  if not own:
+    return None, None
+  nothing = jax.tree.map(jnp.zeros_like, initial[own[0]])
+  gates = [initial[gate] if gate in own else nothing for gate in GATES]
+  rows = jnp.stack([gate['kernel'] for gate in gates], axis=-2)
+  return rows, jnp.stack([gate['bias'] for gate in gates], axis=-1)
 
 
 def as_weights(stack) -> Weights:
