@@ -87,14 +87,18 @@ def through_errors(shape, decay, k, v, d_sides, d_targets) -> Tokens:
     decay: of the chunk.
     k: keys, float32.
     v: values, float32.
-    d_sides: of lw, and of ld for the tokens that read the fast parts.
+    d_sides: of lw, and of ld for the tokens that read the fast parts; None:
+      there is no point.
     d_targets: pairs of a memory and the gradient of its `rhs^T`.
   """
   cfg, eta = shape.cfg, decay.eta[:, None]
-  d_at = -eta * d_sides
-  d_eta = jnp.sum(d_at * gpu_tile.point(cfg, k, v), axis=1)
-  d_k = d_at if cfg.objective == 'l2' else jnp.zeros_like(d_at)
-  d_v = -d_at if cfg.generated else jnp.zeros_like(d_at)
+  if d_sides is None:
+    d_eta, d_k, d_v = jnp.zeros_like(decay.eta), 0.0, 0.0
+  else:
+    d_at = -eta * d_sides
+    d_eta = jnp.sum(d_at * gpu_tile.point(cfg, k, v), axis=1)
+    d_k = d_at if cfg.objective == 'l2' else jnp.zeros_like(d_at)
+    d_v = -d_at if cfg.generated else jnp.zeros_like(d_at)
   for box, d_rhs in d_targets:
     d_target = eta * d_rhs
     d_v = d_v + d_target

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nestax.models.memory import (
   gpu_carry,
   gpu_collect,
+  gpu_given,
   gpu_parts,
   gpu_turn,
 )
@@ -50,9 +51,6 @@ def backward(shape: Shape, given, stream, saved, gradients):
   parts, d_query, d_rhs = gpu_parts.parts(
     shape, slow, stream, saved, d_rhs, d_mem, d_out
   )
-  turned, d_fast = gpu_turn.turn(
-    shape, slow, stream, saved, parts, d_end._replace(mem=None), d_boundary
-  )
   walked = saved.walked
   walked = gpu_collect.Walked(
     walked.k,
@@ -61,16 +59,22 @@ def backward(shape: Shape, given, stream, saved, gradients):
     Fast(walked.D, walked.D_gates, None),
     saved.linked.turned_k,
   )
-  sums, (d_key, d_value) = gpu_collect.collect(
-    shape, slow, stream, walked, turned
-  )
+  if gpu_given.covers(shape):
+    sums, d_fast = ({}, None, None), Fast({}, None, None)
+    d_tokens, d_logits = gpu_given.finish(shape, stream, walked, parts)
+  else:
+    turned, d_fast = gpu_turn.turn(
+      shape, slow, stream, saved, parts, d_end._replace(mem=None), d_boundary
+    )
+    sums, d_tokens = gpu_collect.collect(shape, slow, stream, walked, turned)
+    d_logits = turned.d_logits
   d_W = gpu_collect.collect_mem(shape, stream, walked, d_rhs, d_out)
   d_fast = together(shape, d_fast._replace(mem=d_first))
-  d_biases, *d_handed = of_logits(shape, turned.d_logits)
+  d_biases, *d_handed = of_logits(shape, d_logits)
   nothing = (None,) * 4
   return (
     Given(*of_slow(shape, sums, d_W), d_biases, d_fast),
-    Stream(d_query, d_key, d_value, *nothing, *d_handed),
+    Stream(d_query, *d_tokens, *nothing, *d_handed),
   )
 
 

@@ -79,8 +79,9 @@ def _link_kernel(shape: Shape, W, stream, walked, linked):
   linked.kept[b, h, i] = decay.kept
   if W is None:
     return
-  write = dots.nt(side.lw, W[h, :, :])
-  write = write + gpu_tile.target(cfg, 'mem', k, v, decay.eta)
+  write = gpu_tile.target(cfg, 'mem', k, v, decay.eta)
+  if gpu_tile.has_point(cfg):
+    write = write + dots.nt(side.lw, W[h, :, :])
   put(linked.G, at, dots.tn(write, turned_k))
 
 

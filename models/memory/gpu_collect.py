@@ -83,9 +83,10 @@ def _collect_mem_kernel(shape: Shape, stream, walked, d_rhs, d_out, d_W):
 
   def chunk(at, d):
     b, h, i = at
-    lw = _left_side(shape, stream, walked, at)
     q, _ = query_of(shape, stream, at)
-    d = d + dots.tn(d_rhs[b, h, i], lw)
+    if gpu_tile.has_point(shape.cfg):
+      lw = _left_side(shape, stream, walked, at)
+      d = d + dots.tn(d_rhs[b, h, i], lw)
     return d + dots.tn(tokens_of(shape, d_out, at), q)
 
   zero = jnp.zeros((shape.K, shape.K), jnp.float32)

@@ -109,7 +109,10 @@ def _written(shape: Shape, W_KxK, D_KxK, walked, decay, at):
   b, h, i = at
   k, v = (x[b, h, i].astype(jnp.float32) for x in (walked.k, walked.v))
   side = gpu_tile.sides(cfg, dots, k, v, decay)
-  rhs = dots.nt(side.lw, W_KxK) + dots.nt(side.ld, D_KxK)
-  rhs = rhs + gpu_tile.target(cfg, 'mem', k, v, decay.eta)
+  rhs = gpu_tile.target(cfg, 'mem', k, v, decay.eta)
+  if gpu_tile.has_point(cfg):
+    rhs = rhs + dots.nt(side.lw, W_KxK)
+  if gpu_tile.has_point(cfg) or cfg.delta:
+    rhs = rhs + dots.nt(side.ld, D_KxK)
   Z = dots.nn(walked.T[b, h, i], rhs) if cfg.delta else rhs
   return Z.astype(shape.dtype)

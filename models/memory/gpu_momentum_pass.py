@@ -5,6 +5,7 @@ from typing import NamedTuple
 from nestax.models.memory import (
   gpu_backward,
   gpu_collect,
+  gpu_given,
   gpu_momentum_link,
   gpu_momentum_output,
   gpu_momentum_parts,
@@ -89,21 +90,24 @@ def backward(shape: Shape, given, stream, saved, gradients):
   parts, d_U = gpu_momentum_parts.parts(
     shape, slow, stream, of_mem, read, d_both
   )
-  turned, d_rest = gpu_momentum_turn.turn(
-    shape, slow, stream, walked, saved.linked, parts, d_rest, d_boundary
-  )
-  walked = gpu_collect.Walked(
+  left = gpu_collect.Walked(
     walked.k, walked.v, walked.scalars, walked.start.D, walked.ku
   )
-  sums, (d_key, d_value) = gpu_collect.collect(
-    shape, slow, stream, walked, turned
-  )
-  d_W = gpu_collect.collect_mem(shape, stream, walked, d_U, d_out)
+  if gpu_given.covers(shape):
+    sums = {}, None, None
+    d_tokens, d_scalars = gpu_given.finish(shape, stream, walked, parts)
+    d_logits, d_total_b = d_scalars[:, :, :, :2], d_scalars[:, :, :, 2]
+  else:
+    turned, d_rest = gpu_momentum_turn.turn(
+      shape, slow, stream, walked, saved.linked, parts, d_rest, d_boundary
+    )
+    sums, d_tokens = gpu_collect.collect(shape, slow, stream, left, turned)
+    d_logits, d_total_b = turned.d_logits, turned.d_total_b[:, :, :, 0]
+  d_W = gpu_collect.collect_mem(shape, stream, left, d_U, d_out)
   slow = gpu_backward.of_slow(shape, sums, d_W)
-  d_biases, *d_handed = gpu_backward.of_logits(shape, turned.d_logits)
-  d_total_b = turned.d_total_b[:, :, :, 0]
+  d_biases, *d_handed = gpu_backward.of_logits(shape, d_logits)
   nothing = None, None, None
   return (
     Given(*slow, d_biases, *_join(shape, d_rest, d_mem)),
-    Stream(d_query, d_key, d_value, *nothing, d_total_b, *d_handed),
+    Stream(d_query, *d_tokens, *nothing, d_total_b, *d_handed),
   )

@@ -140,8 +140,10 @@ def _parts_kernel(shape: Shape, W, stream, saved, d_rhs_ref, d_mem_ref,
   k, v = k.astype(jnp.float32), walked.v[b, h, i].astype(jnp.float32)
   d_ld = dots.nn(d_rhs, D)
   tokens = tokens + gpu_adjoint.through_system(shape, decay, k, d_ld)
-  d_sides = gpu_adjoint.alive_only(decay, d_ld)
-  d_sides = d_sides + dots.nn(d_rhs, W[h, :, :])
+  d_sides = None
+  if gpu_tile.has_point(shape.cfg):
+    d_sides = gpu_adjoint.alive_only(decay, d_ld)
+    d_sides = d_sides + dots.nn(d_rhs, W[h, :, :])
   tokens = tokens + gpu_adjoint.through_errors(
     shape, decay, k, v, d_sides, [('mem', d_rhs)]
   )

@@ -144,6 +144,11 @@ def point(cfg, k, v):
   return at - v if cfg.generated else at
 
 
+def has_point(cfg) -> bool:
+  """Whether memories are read for the inner gradients at all."""
+  return cfg.objective == 'l2' or cfg.generated
+
+
 def at_point(cfg, box) -> bool:
   """The target of a map's error is the point: `-eta target` is lw."""
   return cfg.objective == 'l2' and cfg.generated and box in cfg.identity
