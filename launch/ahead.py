@@ -176,8 +176,8 @@ def _implementations(config, platform: str, serve: bool) -> list[str]:
   if platform != 'tpu' or twice or serve:
     return ['']
   try:
-    n = pallas_tpu.chunks(rule, config.data.length)
-    pallas_tpu.check(rule, rule.chunks[0], cfg.head_width, cfg.compute_dtype, n)
+    size = config.data.length, cfg.head_width, cfg.compute_dtype
+    pallas_tpu.check_rows(rule, *size)
   except pallas_tpu.DoesNotFit:
     return ['']
   return ['pallas', '']

@@ -112,8 +112,7 @@ def count(
   """
   accelerator(topology)
   try:
-    n = pallas_tpu.chunks(cfg, shape.T)
-    pallas_tpu.check(cfg, cfg.chunks[0], shape.K, shape.dtype, n)
+    pallas_tpu.check_rows(cfg, shape.T, shape.K, shape.dtype)
   except pallas_tpu.DoesNotFit as reason:
     raise TpuError(f'there is no such kernel for TPUs: {reason}') from None
   if not available():

@@ -47,14 +47,13 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   if here not in ('tpu', 'gpu') or axes.platform() != here:
     return 'scan'
   kernels = _kernels()
-  size = cfg.chunks[0], inputs.query.shape[-1], dtype
+  _, L, _, K = inputs.query.shape
   try:
     if kernels is pallas_gpu:
-      pallas_gpu.check(cfg, *size)
+      pallas_gpu.check(cfg, cfg.chunks[0], K, dtype)
       pallas_gpu.check_tried(cfg)
     else:
-      n = pallas_tpu.chunks(cfg, inputs.query.shape[1])
-      pallas_tpu.check(cfg, *size, n)
+      pallas_tpu.check_rows(cfg, L, K, dtype)
   except kernels.DoesNotFit as reason:
     say_once(f'the memory runs by lax.scan, not in kernels: {reason}')
     return 'scan'

@@ -71,9 +71,10 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype, n: int | None = None):
     )
 
 
-def chunks(cfg: MemoryConfig, L: int) -> int:
-  """Most chunks that L tokens lie in, wherever the first one stands."""
-  return -(-(L + cfg.chunks[0] - 1) // cfg.chunks[0])
+def check_rows(cfg: MemoryConfig, L: int, K: int, dtype):
+  """`check` for rows of L tokens, wherever in a chunk the first one stands."""
+  C = cfg.chunks[0]
+  check(cfg, C, K, dtype, -(-(L + C - 1) // C))
 
 
 def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
@@ -83,7 +84,7 @@ def run(cfg, initial, state, inputs, dtype, length_B=None, aligned=False):
     DoesNotFit: for a rule or shape that they do not cover.
   """
   _, L, _, K = inputs.query.shape
-  check(cfg, cfg.chunks[0], K, dtype, chunks(cfg, L))
+  check_rows(cfg, L, K, dtype)
   return scan.run(
     cfg, initial, state, inputs, dtype, length_B, aligned, walk=_walk
   )

@@ -37,9 +37,9 @@ def turn(shape: Shape, given, stream, kept, i, d_out, totals, outs):
   """
   d_state, d_slow, d_logit = totals
   cfg, dtype = shape.cfg, jnp.dtype(shape.dtype)
-  given, heads = Given(*given, None), []
+  without_state, heads = Given(*given, None), []
   for p in range(shape.heads):
-    slow, bias, tokens = head_of(shape, given, stream, p)
+    slow, bias, tokens = head_of(shape, without_state, stream, p)
     lanes = lanes_of(shape, d_out, p)
     saved = jax.tree.map(lambda ref: ref[i, p], kept)  # noqa: B023
     of_state = jax.tree.map(lambda ref: ref[0, p], d_state)  # noqa: B023
