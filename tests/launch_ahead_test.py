@@ -30,7 +30,8 @@ def config_of(family='transformer', **mesh):
   'family,options,tried',
   [
     ('hope', {'momentum': True}, ['pallas', '']),
-    ('hope', {'depth_mem': 2}, ['']),
+    ('hope', {'depth_mem': 2}, ['pallas', '']),
+    ('hope', {'chunk_mem': 4, 'chunk_rest': 4}, ['']),
     ('titans', {}, ['pallas', '']),
     ('titans_mac', {}, ['']),
     ('transformer', {}, ['']),
