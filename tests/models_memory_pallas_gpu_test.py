@@ -338,6 +338,7 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
     for deep in (False, True, True):
       ask(rule(depth_rest=1 + deep))
     ask(rule(momentum=True))
+    ask(rule(**FAMILY['retnet'].rule))
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.6')
     ask(rule())
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
@@ -350,7 +351,7 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
     auto = (jax.sharding.AxisType.Auto,)
     with jax.set_mesh(jax.make_mesh((1,), ('data',), axis_types=auto)):
       ask(rule(momentum=True))
-  assert calls == [(1, False), (1, True), (1, False)]
+  assert calls == [(1, False), (1, True), (1, False), (1, False)]
   assert caplog.text.count('lax.scan') == 2
   assert 'two-layer' in caplog.text
   assert "capability '8.6'" in caplog.text

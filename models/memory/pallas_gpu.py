@@ -118,11 +118,6 @@ def check_tried(cfg: MemoryConfig):
       'a two-layer `mem`: four times as fast, but takes more memory; '
       "implementation='pallas' asks for the kernels"
     )
-  if cfg.given or not cfg.key_norm:
-    raise DoesNotFit(
-      f'given={cfg.given}, key_norm={cfg.key_norm}: not tried on a GPU; '
-      "implementation='pallas' asks for the kernels"
-    )
   if capability() not in TRIED:
     raise DoesNotFit(
       f'a GPU of compute capability {capability()!r}: tried on {TRIED} only'
