@@ -84,7 +84,8 @@ def head(cfg):
   streams = [jax.random.normal(next(keys), (C, K)) for _ in range(3)]
   for name in tile_front.handed(cfg):
     log = jax.nn.log_sigmoid(jax.random.normal(next(keys), (C,)))
-    streams.append(jnp.exp(log) if name == 'eta' else log)
+    # a rate of zero has a gradient, too
+    streams.append(jnp.exp(log).at[3].set(0.0) if name == 'eta' else log)
   return initial, state, streams
 
 

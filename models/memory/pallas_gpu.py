@@ -21,7 +21,7 @@ from nestax.models.memory import (
   scan,
 )
 from nestax.models.memory.gpu_layout import Given, Shape, Stream
-from nestax.models.memory.types import GATES, MemoryConfig, Weights, named
+from nestax.models.memory.types import GATES, MemoryConfig, Weights, named, wide
 
 SIZES = (16, 32, 64)  # of chunks and heads
 WIDE = 128  # heads that fit with the longest chunks in the narrowest numbers
@@ -171,7 +171,7 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
     xs.log_alpha_C,
   ]
   scalars = (  # from `[n, B, H, C]`
-    None if x is None else jnp.transpose(x, (1, 2, 0, 3)) for x in scalars
+    None if x is None else jnp.transpose(wide(x), (1, 2, 0, 3)) for x in scalars
   )
   stream = Stream(
     *map(over_stream, xs[:3]), *_marks(xs.reset_C, xs.live_C), filled, *scalars

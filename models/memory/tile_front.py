@@ -103,12 +103,24 @@ def read(x_CxK, slow, fast, alive_Cx1, dtype):
   return nn(x_CxK, slow, dtype) + alive_Cx1 * nn(x_CxK, fast, dtype)
 
 
+@jax.custom_vjp
+def log_rate(eta):
+  """Of rates that are handed in; those of zero get their gradient, too."""
+  return jnp.log(jnp.maximum(eta, LEAST_ETA))
+
+
+log_rate.defvjp(
+  lambda eta: (log_rate(eta), eta),
+  lambda eta, d: (d / jnp.maximum(eta, LEAST_ETA),),
+)
+
+
 def _log_gates(cfg, logit_8xC, given, live_1xC):
   """Rows log eta and log alpha of the chunk's tokens."""
   log = jax.nn.log_sigmoid(logit_8xC)
   log_eta = log[0:1] + jnp.log(jnp.asarray(cfg.eta_max, log.dtype))
   if 'eta' in given:
-    log_eta = jnp.log(jnp.maximum(given['eta'], LEAST_ETA))
+    log_eta = log_rate(given['eta'])
   log_alpha = log[1:2] if cfg.retention else jnp.zeros_like(log_eta)
   log_alpha = given.get('alpha', log_alpha)
   if live_1xC is not None:

@@ -241,8 +241,8 @@ class Inputs(NamedTuple):
   value: jax.Array
   log_beta: jax.Array | None  # [B, L, H], float32
   reset: jax.Array | None  # [B, L], bool
-  eta: jax.Array | None = None  # [B, L, H], float32
-  log_alpha: jax.Array | None = None
+  eta: jax.Array | None = None  # [B, L, H], float32, at least 0
+  log_alpha: jax.Array | None = None  # the same, at most 0 and finite
 
 
 def stack_initial(cfg: MemoryConfig, initial) -> Weights:
