@@ -1,6 +1,7 @@
 """Families are trained on one text, with one number of parameters."""
 
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +105,14 @@ def test_all_families_have_as_many_parameters():
   with pytest.raises(ValueError, match='mixers have more parameters'):
     narrow = dataclasses.replace(options, train=narrow)
     language.own(narrow, 272, ('hope',))
+
+
+def test_what_takes_other_time_is_another_cell(options):
+  words = 'transformer', 'transformer:remat=full', 'transformer:unroll=2'
+  cells = list(language.cells(options, suite.Asked(words)))
+  assert tuple(cell.model for cell in cells) == words
+  keys = [cell.key['config'] for cell in cells]
+  assert all(x != y for x, y in itertools.combinations(keys, 2))
 
 
 def test_less_is_better(options, tmp_path, monkeypatch):

@@ -148,6 +148,12 @@ def test_what_changes_no_result_makes_no_other_cell(tmp_path, monkeypatch):
   assert kept[0] == kept[1] != kept[2]
 
 
+def test_words_of_the_same_result_are_all_checked():
+  words = 'transformer:remat=perhaps', 'transformer'
+  with pytest.raises(ValueError, match='perhaps'):
+    next(trials.cells([PROBLEM], TRAINING, suite.Asked(words)))
+
+
 def test_runs_are_kept_for_their_device(tmp_path, monkeypatch):
   asked = suite.Asked(('transformer',), seeds=2, workdir=tmp_path)
   key = {'seeds': 2, 'training': {'rates': [1], 'trial': 0}}
@@ -228,18 +234,23 @@ def test_the_first_steps_read_as_many_shorter_rows_as_are_as_long():
 def test_no_more_early_rows_are_drawn_than_are_read():
   problem = PROBLEM._replace(early=(echo, echo), share=0.5)
   many = dataclasses.replace(TRAINING, examples=1000, evaluations=8, apart=True)
-  for trial, read in ((0, range(10, 20)), (20, range(5, 20))):
+  run, batches = [*range(10, 20)], []
+  for trial, more in ((0, []), (20, [*range(5, 10)])):
     training = dataclasses.replace(many, trial=trial)
-    assert problems.steps_of(problem, training, 1) == [*read]
+    assert problems.steps_of(problem, training, 1) == (run, more)
     data = problems.data(problem, training, 2)
     rows = data['early 1']['tokens']
-    assert len(rows) == 8 * len(read)
+    assert len(rows) == 8 * len(run)
     for order in data['early 1 order']:
       assert order.shape == (40, 8)
       # each of them once, in an order of the seed's own
-      assert sorted(order[read].reshape(-1)) == [*range(len(rows))]
-    first, second = (order[read] for order in data['early 1 order'])
+      assert sorted(order[run].reshape(-1)) == [*range(len(rows))]
+    first, second = (order[run] for order in data['early 1 order'])
     assert (first != second).any()
+    assert not more or (first[:5] != data['early 1 order'][0][more]).any()
+    batches.append(rows[data['early 1 order'][:, run]])
+  # a run is the same one, whatever trial there was
+  np.testing.assert_array_equal(*batches)
 
 
 def test_what_is_measured_every_time_is_what_is_measured_at_the_end():

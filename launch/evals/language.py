@@ -236,7 +236,7 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
   runs = 1 if training.apart else asked.seeds * len(training.rates)
   tokens = training.batch * options.length * runs
   made = problem(options, asked.models)
-  for cell in trials.cells([made], training, asked):
+  for cell in trials.cells([made], training, asked, timed=True):
     yield cell._replace(run=functools.partial(_timed, cell.run, tokens))
 
 

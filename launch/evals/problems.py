@@ -100,16 +100,16 @@ def data(problem: Problem, training: Training, seeds: int) -> dict:
   return drawn
 
 
-def steps_of(problem: Problem, training: Training, part: int) -> list[int]:
-  """Steps that read the early rows of a part, in a run or in a trial."""
+def steps_of(problem: Problem, training: Training, part: int):
+  """Steps that read the early rows of a part: (in a run, only in a trial)."""
   early, every = len(problem.early), training.every
-  stretches = {
-    i
-    for steps in filter(None, (training.steps, training.trial))
-    for i, which in enumerate(sweep.plan(early, problem.share, steps, every))
-    if which == part
-  }
-  return [i * every + step for i in sorted(stretches) for step in range(every)]
+
+  def read(steps):
+    plan = sweep.plan(early, problem.share, steps, every) if steps else []
+    return [i for i in range(steps) if plan[i // every] == part]
+
+  run, trial = read(training.steps), read(training.trial)
+  return run, [i for i in trial if i not in set(run)]
 
 
 def _early(name, draw: Draw, training: Training, read, seeds: int, L: int, rng):
@@ -117,7 +117,10 @@ def _early(name, draw: Draw, training: Training, read, seeds: int, L: int, rng):
   of_one = draw(rng(), 1)['tokens'].size
   times = max(1, L // of_one)
   batch = training.batch * times
-  most = min(training.examples, len(read) * training.batch) * times
+  run, trial = read
+  # a run reads the same rows whatever trial there is: its steps come first
+  most = min(training.examples, len(run) * training.batch) * times
+  read = run + trial
   made = _ordered(name, draw(rng(), most), batch, len(read), seeds)
   order = np.zeros((seeds, training.steps, batch), np.int32)
   order[:, read] = made[f'{name} order']

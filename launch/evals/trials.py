@@ -57,9 +57,18 @@ def language(cfg: ModelConfig) -> Net:
 
 
 def cells(
-  tasks: Sequence[Problem], training: Training, asked: suite.Asked
+  tasks: Sequence[Problem],
+  training: Training,
+  asked: suite.Asked,
+  timed: bool = False,
 ) -> Iterator[suite.Cell]:
   """Makes the cells of problems, one for each and each of `asked.models`.
+
+  Args:
+    tasks: what is trained and tested.
+    training: how.
+    asked: by the command line.
+    timed: scores tell how long steps take, so that no two words are the same.
 
   Raises:
     ValueError: for a model that is none of the families, or steps too few for
@@ -69,13 +78,16 @@ def cells(
   for problem in tasks:
     for steps in filter(None, (training.steps, training.trial)):
       sweep.plan(len(problem.early), problem.share, steps, training.every)
+    base = training.base(problem.V) | problem.base
+    configs = {w: entrants.config(w, base, problem.own) for w in asked.models}
+    named = (lambda word: word) if timed else entrants.name
     # the last of those whose results are the same
-    words = {entrants.name(word): word for word in asked.models}
+    words = {named(word): word for word in configs}
     for name, word in words.items():
-      base = training.base(problem.V) | problem.base
-      cfg = entrants.config(word, base, problem.own)
+      cfg = configs[word]
       key = problem.key | {'training': dataclasses.asdict(training)}
-      key |= {'seeds': asked.seeds, 'config': entrants.result_key(cfg)}
+      of = dataclasses.asdict if timed else entrants.result_key
+      key |= {'seeds': asked.seeds, 'config': of(cfg)}
 
       kept = _kept(asked, problem.name, name, key) if training.apart else None
 
