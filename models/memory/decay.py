@@ -7,6 +7,9 @@ import jax.numpy as jnp
 
 from nestax.models.memory.types import MemoryConfig
 
+# Of rates handed in to kernels, where products of gates are sums of logs.
+LEAST_ETA = 1e-20
+
 
 class Chunk(NamedTuple):
   """Inputs of one chunk of one head."""
@@ -81,3 +84,15 @@ def decays(cfg: MemoryConfig, log_alpha_C, chunk: Chunk) -> Decay:
     G, G_p, g, g_p, anchor, anchor_p,
     G_live @ B, G_p_live @ B, G_live @ b, G_p_live @ b, B[-1], b[-1],
   )  # fmt: skip
+
+
+@jax.custom_vjp
+def log_rate(eta):
+  """Of rates that are handed in; those of zero get their gradient, too."""
+  return jnp.log(jnp.maximum(eta, LEAST_ETA))
+
+
+log_rate.defvjp(
+  lambda eta: (log_rate(eta), eta),
+  lambda eta, d: (d / jnp.maximum(eta, LEAST_ETA),),
+)

@@ -20,13 +20,13 @@ from nestax.models.memory import (
   gpu_tile,
   scan,
 )
+from nestax.models.memory.decay import log_rate
 from nestax.models.memory.gpu_layout import Given, Shape, Stream
 from nestax.models.memory.types import GATES, MemoryConfig, Weights, named, wide
 
 SIZES = (16, 32, 64)  # of chunks and heads
 WIDE = 128  # heads that fit with the longest chunks in the narrowest numbers
 WIDEST = 256  # hidden units of a two-layer `mem`
-LEAST_ETA = 1e-20  # of those handed in, of which logarithms are taken
 TRIED = ('9.0',)  # compute capabilities
 
 
@@ -167,7 +167,7 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
     filled = jnp.sum(ends_nxB % C == 0, axis=0, dtype=jnp.int32)[:, None]
   scalars = [
     jnp.cumsum(xs.log_beta_C, axis=-1) if cfg.momentum else None,
-    None if xs.eta_C is None else _log(xs.eta_C),
+    None if xs.eta_C is None else log_rate(xs.eta_C),
     xs.log_alpha_C,
   ]
   scalars = (  # from `[n, B, H, C]`
@@ -200,12 +200,6 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   out = jnp.transpose(out.reshape(B, n, C, H, K), (1, 0, 3, 2, 4))
   momentum = Weights(*pushed, {}) if cfg.momentum else None
   return (boundary, as_weights(running), momentum), out
-
-
-def _log(eta):
-  """Of rates that are handed in; those of zero get their gradient, too."""
-  least = jax.lax.stop_gradient(jnp.maximum(LEAST_ETA - eta, 0.0))
-  return jnp.log(eta + least)
 
 
 def _own_gates(shape: Shape, initial):

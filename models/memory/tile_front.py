@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nestax.models.memory.decay import log_rate
 from nestax.models.memory.tile_ops import (
   as_columns,
   columns_of,
@@ -29,8 +30,6 @@ from nestax.models.memory.tile_push import (
   push_steps,
 )
 from nestax.models.memory.types import GATES, MemoryConfig, wide
-
-LEAST_ETA = 1e-20  # of those handed in: products of gates are sums of logs
 
 
 class Maps(NamedTuple):
@@ -101,18 +100,6 @@ def read(x_CxK, slow, fast, alive_Cx1, dtype):
   if alive_Cx1 is None:
     return nn(x_CxK, slow + fast, dtype)
   return nn(x_CxK, slow, dtype) + alive_Cx1 * nn(x_CxK, fast, dtype)
-
-
-@jax.custom_vjp
-def log_rate(eta):
-  """Of rates that are handed in; those of zero get their gradient, too."""
-  return jnp.log(jnp.maximum(eta, LEAST_ETA))
-
-
-log_rate.defvjp(
-  lambda eta: (log_rate(eta), eta),
-  lambda eta, d: (d / jnp.maximum(eta, LEAST_ETA),),
-)
 
 
 def _log_gates(cfg, logit_8xC, given, live_1xC):

@@ -9,8 +9,8 @@ gradient a difference of row and column sums.
 import jax
 import jax.numpy as jnp
 
+from nestax.models.memory.decay import LEAST_ETA
 from nestax.models.memory.tile_front import (
-  LEAST_ETA,
   handed,
   handed_rows,
   own_triangle,
