@@ -63,7 +63,7 @@ def test_training_ends_where_it_is_enough():
     dataclasses.replace(training, enough=101)
 
 
-@pytest.mark.parametrize('best', [False, True])
+@pytest.mark.parametrize('best', ['', 'valid', 'loss'])
 def test_the_better_rate_is_picked_and_scored(best):
   asked = suite.Asked(('transformer',), seeds=2)
   training = dataclasses.replace(TRAINING, best=best)
@@ -100,7 +100,7 @@ def test_the_best_evaluation_is_scored_and_the_last_told(monkeypatch):
   monkeypatch.setattr(
     trials, '_together', lambda *args: (found, [], lambda run: 1.0)
   )
-  training = dataclasses.replace(TRAINING, rates=(0.1,), best=True)
+  training = dataclasses.replace(TRAINING, rates=(0.1,), best='valid')
   asked = suite.Asked(('transformer',), seeds=1)
   (cell,) = trials.cells([PROBLEM], training, asked)
   (row,) = cell.run(lambda done, of: None)
@@ -256,7 +256,7 @@ def test_no_more_early_rows_are_drawn_than_are_read():
 def test_what_is_measured_every_time_is_what_is_measured_at_the_end():
   cfg = entrants.config('transformer', TRAINING.base(8))
   said = []
-  for best in (False, True):
+  for best in ('', 'valid'):
     training = dataclasses.replace(TRAINING, best=best)
     task = trials.make_task(PROBLEM, cfg, training, 1)
     params = jax.jit(task.init)(task.data, 0)
@@ -403,15 +403,69 @@ def test_a_run_is_scored_at_its_end_or_where_it_was_best():
     for seed in (0, 1)
     if (valid is None) <= seed
   ]
-  last = picking.scored(rows, False)
+  Rule = picking.Rule
+  last = picking.scored(rows, Rule())
   assert [(row['seed'], row['valid']) for row in last] == [(0, 60.0), (1, None)]
-  best = picking.scored(rows, True)
-  assert [(row['seed'], row['step']) for row in best] == [(0, 30), (1, 30)]
+  for best, step in (('valid', 30), ('loss', 40)):
+    found = picking.scored(rows, Rule(best))
+    assert [(row['seed'], row['step']) for row in found] == [
+      (0, step),
+      (1, step),
+    ]
   # the first that is enough; where there is none, as without
   for enough, steps in ((50.0, [10, 10]), (90.0, [20, 20]), (99.0, [40, 40])):
-    found = picking.scored(rows, False, enough)
+    found = picking.scored(rows, Rule('', enough))
     assert [row['step'] for row in found] == steps
-    assert picking.all_reached(rows, enough) is (enough < 99)
-  assert not picking.all_reached(rows, 0.0)
+    assert picking.all_ended(rows, Rule('', enough)) is (enough < 99)
+  assert not picking.all_ended(rows, Rule())
   other = dict(rows[0], rate=0.2, valid=1.0)
-  assert not picking.all_reached([*rows, other], 50.0)
+  assert not picking.all_ended([*rows, other], Rule('', 50.0))
+
+
+def test_a_run_that_gets_no_better_ends_and_what_comes_later_does_not_count():
+  losses = [3.0, 2.0, 2.5, 2.2, 2.1, None, 1.0]
+  run = [
+    {'rate': 0.1, 'seed': 0, 'step': i, 'valid': 10.0 * i, 'loss': loss}
+    for i, loss in enumerate(losses)
+  ]
+  for patience, end, step in ((1, 2, 1), (3, 4, 1), (4, 5, 1), (5, None, 6)):
+    rule = picking.Rule('loss', 0.0, patience)
+    ends = [rule.ended(run[: i + 1]) for i in range(len(run))]
+    assert ends == [end is not None and i >= end for i in range(len(run))]
+    assert picking.scored(run, rule)[0]['step'] == step
+    better = [dict(row, seed=1, loss=9.0 - i) for i, row in enumerate(run)]
+    assert not picking.all_ended(run + better, rule)
+  # of those until it was enough
+  assert picking.scored(run, picking.Rule('loss', 40.0))[0]['step'] == 1
+  assert picking.scored(run, picking.Rule('valid', 40.0))[0]['step'] == 4
+
+
+def test_training_refuses_what_does_not_go_together():
+  for name, value, words in (
+    ('best', True, "best=True: one of \\('', 'valid', 'loss'\\)"),
+    ('patience', 3, "patience=3: .* only with best='valid'"),
+    ('patience', -1, 'patience=-1: .* 0 or more'),
+    ('warmup', 1.0, 'warmup=1.0: 0 or more, below 1'),
+    ('b2', -0.1, 'b2=-0.1: 0 or more, below 1'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      dataclasses.replace(TRAINING, **{name: value})
+
+
+def test_a_training_may_begin_at_its_peak_and_end_at_any_rate():
+  def rates(**changes):
+    training = dataclasses.replace(TRAINING, decay=0.0, **changes)
+    tx = trials.optimizer({'w': jnp.ones(2)}, training)(1.0)
+    params = {'w': jnp.ones(2)}
+    state, found = tx.init(params), []
+    for _ in range(training.steps):
+      updates, state = tx.update({'w': jnp.ones(2)}, state, params)
+      found.append(float(-updates['w'][0]))
+    return found
+
+  # of a constant gradient AdamW's step is the rate
+  usual, changed = rates(), rates(warmup=0.0, final=0.5)
+  assert usual[0] == pytest.approx(1 / 4, rel=1e-4)
+  assert usual[-1] == pytest.approx(0.1, abs=0.01)
+  assert changed[0] == pytest.approx(1.0, rel=1e-4)
+  assert changed[-1] == pytest.approx(0.5, abs=0.01)

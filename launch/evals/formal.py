@@ -65,7 +65,7 @@ class Options:
     rates=(1e-3, 3e-3, 1e-2, 3e-2),
     decay=0.0,
     evaluations=24,
-    best=True,
+    best='valid',
   )
 
   def __post_init__(self):

@@ -2,28 +2,61 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 
-def scored(rows: Sequence[dict], best: bool, enough: float = 0.0) -> list[dict]:
+class Rule(NamedTuple):
+  """Which evaluation of a run counts, and when a run has ended.
+
+  Attributes:
+    best: the one whose `valid` ('valid') or `loss` ('loss') is best, of equal
+      ones that of the better other; '': the last one.
+    enough: a run ends once `valid` is no less; 0: not asked.
+    patience: a run ends after so many evaluations that were not better than
+      the best before; 0: never so.
+  """
+
+  best: str = ''
+  enough: float = 0.0
+  patience: int = 0
+
+  def score(self, run: Sequence[dict]) -> dict:
+    """The row that counts; those after a run's end do not."""
+    best, end, _ = self._follow(run)
+    return run[best if self.best else end]
+
+  def ended(self, run: Sequence[dict]) -> bool:
+    """Whether a run is over before its last step."""
+    return self._follow(run)[2]
+
+  def _follow(self, run) -> tuple[int, int, bool]:
+    """Where a run was best and where it ended, and whether it did."""
+    best = 0
+    for i, row in enumerate(run):
+      if self._worth(row) > self._worth(run[best]):
+        best = i
+      tired = self.patience and i - best >= self.patience
+      if tired or (self.enough and _number(row, 'valid') >= self.enough):
+        return best, i, True
+    return best, len(run) - 1, False
+
+  def _worth(self, row: dict) -> tuple[float, float]:
+    """Larger for the better evaluation."""
+    worth = _number(row, 'valid'), _number(row, 'loss', -1)
+    return worth[::-1] if self.best == 'loss' else worth
+
+
+def scored(rows: Sequence[dict], rule: Rule) -> list[dict]:
   """Gives of every run the evaluation that counts.
 
   Args:
     rows: of all runs in the order of steps, with `rate`, `seed`, `valid` and
       `loss`; None for what is not finite.
-    best: that whose `valid` is best, of equal ones that of the lowest loss;
-      False: the last one.
-    enough: the first one whose `valid` is no less, if any is; 0: not asked.
+    rule: which one that is.
   """
-  runs = by_run(rows).values()
-  return [
-    next(
-      (row for row in run if reached(row, enough)),
-      max(run, key=_worth) if best else run[-1],
-    )
-    for run in runs
-  ]
+  return [rule.score(run) for run in by_run(rows).values()]
 
 
 def by_run(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
@@ -34,22 +67,13 @@ def by_run(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
   return runs
 
 
-def reached(row: dict, enough: float) -> bool:
-  """Whether `valid` is `enough` in a row; never if that is 0."""
-  return bool(enough) and row['valid'] is not None and row['valid'] >= enough
+def all_ended(rows: Sequence[dict], rule: Rule) -> bool:
+  """Whether every run is over before its last step."""
+  return all(rule.ended(run) for run in by_run(rows).values())
 
 
-def all_reached(rows: Sequence[dict], enough: float) -> bool:
-  """Whether every run has been there."""
-  runs = by_run(rows).values()
-  return all(any(reached(row, enough) for row in run) for run in runs)
-
-
-def _worth(row):
-  return tuple(
-    -math.inf if x is None else sign * x
-    for sign, x in ((1, row['valid']), (-1, row['loss']))
-  )
+def _number(row: dict, name: str, sign: int = 1) -> float:
+  return -math.inf if row[name] is None else sign * row[name]
 
 
 def pick(scored: Sequence[dict], rates: Sequence[float]):

@@ -176,7 +176,7 @@ def compare(
   tried = []
   if trial:
     tried = [row for rate in rates for row in one(rate, 0, trial)]
-    rates = [picking.pick(picking.scored(tried, False), rates)[0]]
+    rates = [picking.pick(picking.scored(tried, picking.Rule()), rates)[0]]
   runs = [one(rate, seed, steps) for rate in rates for seed in range(seeds)]
   return [row for rows in runs for row in rows], tried
 

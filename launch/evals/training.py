@@ -3,7 +3,9 @@
 import dataclasses
 import math
 
-from nestax.launch.evals import suite, sweep
+from nestax.launch.evals import picking, suite, sweep
+
+BEST = ('', 'valid', 'loss')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +24,14 @@ class Training:
     decay: weight decay of matrices, times the learning rate.
     evaluations: on the way, for the curves; fewer where they do not divide the
       steps.
-    best: the scores are those of the evaluation whose `valid` is best (of equal
-      ones that of the lowest loss), as if training had stopped there.
-    enough: training ends, and the scores are those of the first evaluation
-      there, once `valid` of every run has been so much, in %; 0: never.
+    warmup: share of the steps in which the rate rises, before half a cosine.
+    final: what is left of the rate in the end, as a share of its peak.
+    b2: of AdamW, how slowly its second moments move; the first is 0.9.
+    best: the scores are those of the evaluation on the way whose `valid` is
+      best ('valid') or whose loss is lowest ('loss'); '': of the last one.
+    enough: a run ends once its `valid` has been so much, in %; 0: never.
+    patience: a run ends after so many evaluations none of which was better than
+      the best one before; 0: never.
     apart: runs go one after another and are kept in the workdir, so that the
       same command goes on at the run where it stopped.
     trial: if apart, steps of shorter trainings, of the first seed alone, that
@@ -44,8 +50,12 @@ class Training:
   rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
   decay: float = 0.1
   evaluations: int = 8
-  best: bool = False
+  warmup: float = 0.1
+  final: float = 0.1
+  b2: float = 0.95
+  best: str = ''
   enough: float = 0.0
+  patience: int = 0
   apart: bool = False
   trial: int = 0
 
@@ -57,6 +67,16 @@ class Training:
       raise ValueError(f'tests={self.tests}: at least 2')
     if not 0 <= self.enough <= 100:
       raise ValueError(f'enough={self.enough}: 0 to 100, in %')
+    for name in ('warmup', 'final', 'b2'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)}: 0 or more, below 1')
+    if self.best not in BEST:
+      raise ValueError(f'best={self.best!r}: one of {BEST}')
+    if self.patience < 0 or (self.patience and not self.best):
+      raise ValueError(
+        f'patience={self.patience}: evaluations that may pass without a better '
+        "one, 0 or more, and only with best='valid' or best='loss'"
+      )
     if not self.rates or not all(0 < r < math.inf for r in self.rates):
       raise ValueError(f'rates={self.rates}: one or more, above 0 and finite')
 
@@ -83,6 +103,11 @@ class Training:
         f'trial={self.trial}: a multiple of {self.every}, the steps between '
         f'two of evaluations={self.evaluations}'
       )
+
+  @property
+  def rule(self) -> picking.Rule:
+    """Which evaluation of a run counts."""
+    return picking.Rule(self.best, self.enough, self.patience)
 
   @property
   def every(self) -> int:

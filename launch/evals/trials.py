@@ -9,7 +9,8 @@ that was best by `valid` (`Training.best`).
 
 Rows are drawn once, by a generator seeded with what they are for; seeds of
 runs choose first parameters and the order of rows. AdamW for all, clipped at
-norm 1, warm-up over a tenth of the steps, then half a cosine.
+norm 1; unless an evaluation says otherwise a warm-up over a tenth of the steps,
+then half a cosine.
 """
 
 import dataclasses
@@ -133,11 +134,11 @@ def train(
   trains = functools.partial(_apart, kept) if training.apart else _together
 
   def enough(rows):
-    return picking.all_reached(rows, training.enough)
+    return picking.all_ended(rows, training.rule)
 
   rows, tried, ms = trains(task, make, training, seeds, say, enough)
-  scored = picking.scored(rows, training.best, training.enough)
-  compared = picking.scored(tried, False) if tried else scored
+  scored = picking.scored(rows, training.rule)
+  compared = picking.scored(tried, picking.Rule()) if tried else scored
   rate, means = picking.pick(compared, training.rates)
   ends = min(training.rates), max(training.rates)
   edge = len(training.rates) > 1 and rate in ends
@@ -203,7 +204,9 @@ def optimizer(shapes, training: Training) -> serial.Make:
   for `training.trial`.
   """
   whole, short = (
-    schedules.warmup_cosine(1.0, steps // 10, steps)
+    schedules.warmup_cosine(
+      1.0, int(training.warmup * steps), steps, training.final
+    )
     for steps in (training.steps, training.trial or training.steps)
   )
 
@@ -218,7 +221,11 @@ def optimizer(shapes, training: Training) -> serial.Make:
       return jnp.where(is_whole, whole(count), short(count))
 
     adamw = optax.adamw(
-      schedule, 0.9, 0.95, weight_decay=training.decay, mask=decayed(shapes)
+      schedule,
+      0.9,
+      training.b2,
+      weight_decay=training.decay,
+      mask=decayed(shapes),
     )
     tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
     return optax.chain(tx, optax.scale(rate))
