@@ -108,7 +108,9 @@ def test_the_best_evaluation_is_scored_and_the_last_told(monkeypatch):
   assert row['last'] == {'rows': 60.0, 'again': 60.0}
 
 
-def test_what_changes_no_result_makes_no_other_cell(tmp_path, monkeypatch):
+def test_what_changes_no_result_makes_no_other_cell(
+  tmp_path, monkeypatch, caplog
+):
   """But is what the next cell runs with."""
   words = 'transformer:F=16', 'transformer:remat=full;F=16;memory.stride=4'
   seen = []
@@ -133,6 +135,8 @@ def test_what_changes_no_result_makes_no_other_cell(tmp_path, monkeypatch):
   more = 'transformer:F=16;unroll=2;cms.remat=groups;memory.remat=False'
   assert run(words[0]) == run(*words) == run(more) == [row]
   assert len(seen) == 1
+  # what is left out is said, once
+  assert caplog.text.count(f'{words[0]}: not run, as it gives what') == 1
   assert [row['model'] for row in run(words[1], 'transformer')] == [
     words[0],
     'transformer',

@@ -16,6 +16,7 @@ then half a cosine.
 import dataclasses
 import functools
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 
@@ -84,6 +85,11 @@ def cells(
     named = (lambda word: word) if timed else entrants.name
     # the last of those whose results are the same
     words = {named(word): word for word in configs}
+    for word in asked.models:
+      if word != words[named(word)]:
+        _say_once(
+          f'{word}: not run, as it gives what {words[named(word)]} does'
+        )
     for name, word in words.items():
       cfg = configs[word]
       key = problem.key | {'training': dataclasses.asdict(training)}
@@ -96,6 +102,11 @@ def cells(
         return train(problem, cfg, training, asked.seeds, say, kept)
 
       yield suite.Cell(problem.name, name, key, run)
+
+
+@functools.cache
+def _say_once(words: str) -> None:
+  logging.getLogger(__name__).warning('--models=%s', words)
 
 
 def _kept(asked: suite.Asked, task: str, name: str, key: dict) -> serial.Kept:
