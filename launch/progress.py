@@ -78,7 +78,10 @@ class Bar:
       rich_progress.TextColumn('{task.fields[words]}'),
       rich_progress.TimeRemainingColumn(),
     )
-    self._task = self._bar.add_task('', total=steps, completed=done, words='')
+    words = 'compiling' if done < steps else ''
+    self._task = self._bar.add_task(
+      '', total=steps, completed=done, words=words
+    )
     self._known: dict[str, float] = {}
     self._bar.start()
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import re
 import time
 from collections.abc import Callable
 
@@ -31,9 +32,15 @@ from nestax.launch.signals import Interrupted as Interrupted
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
+
+class OutOfMemory(RuntimeError):
+  """A device has no room for what the run needs at once."""
+
+
 # What ends a run that was well begun, each in words.
 FAILURES = (
   BadSteps,
+  OutOfMemory,
   checkpoint.CheckpointError,
   corpora.DataError,
   distributed.Elsewhere,
@@ -54,6 +61,7 @@ def train(plan: Plan) -> dict[str, float]:
   Raises:
     Interrupted: after saving, when SIGTERM or SIGINT came.
     BadSteps: after `train.max_bad_steps` of them in a row.
+    OutOfMemory: if a device has no room for the state or a step.
     checkpoint.CheckpointError: if checkpoints cannot be written or read.
     lock.InUse: if another run is going on in the workdir.
     distributed.Elsewhere: if another process could not begin.
@@ -65,8 +73,27 @@ def train(plan: Plan) -> dict[str, float]:
       take = jax.process_index() == 0
       held.enter_context(lock.held(plan.workdir, take=take))
     distributed.check_shared(plan.workdir)
-    with distributed.others_needed():
+    with distributed.others_needed(), _memory_in_words(plan):
       return _train(plan)
+
+
+@contextlib.contextmanager
+def _memory_in_words(plan: Plan):
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    asked = re.search(r'allocat\w+ (\d+) ?bytes', str(error))
+    much = f', {int(asked[1]) / 2**30:.1f} GiB at once' if asked else ''
+    train = plan.config.train
+    raise OutOfMemory(
+      f'the device has no room for a step of train.batch={train.batch} rows of '
+      f'data.length={plan.config.data.length}{much}. Fewer rows need less, and '
+      f'so does train.accumulate={2 * train.accumulate} (the batch in more '
+      'pieces) or model.remat=full; nestax-compile says beforehand what a step '
+      'needs'
+    ) from error
 
 
 def _train(plan: Plan) -> dict[str, float]:
@@ -152,7 +179,15 @@ def _introduce(loop: loops.Loop, parameters: int) -> None:
   say(
     f'{plan.config.name}: {parameters:,} parameters on {plan.mesh.size} '
     f'{jax.devices()[0].device_kind}, step {loop.done} of {loop.last}'
+    + (', compiling' if loop.done < loop.last else '')
   )
+  untrained = _untrained(plan)
+  if untrained:
+    say(
+      f'levels of periods {untrained} write nothing that a row of '
+      f'{plan.config.data.length} tokens still reads, so their inner rates are '
+      'not trained; give longer rows (data.length) or train.carry_state=True'
+    )
   if jax.process_count() > plan.config.data.shards:
     say(
       f'data.shards is {plan.config.data.shards}: some of the '
@@ -160,6 +195,13 @@ def _introduce(loop: loops.Loop, parameters: int) -> None:
       'One shard a process shares it out; a run keeps the number it began '
       'with'
     )
+
+
+def _untrained(plan: Plan) -> str:
+  """Periods of levels that no row is long enough to learn from."""
+  stream, length = plan.model.cfg.stream, plan.config.data.length
+  periods = stream.periods if stream and plan.carried is None else ()
+  return ', '.join(str(period) for period in periods if period >= length)
 
 
 def _sum_up(

@@ -45,12 +45,14 @@ def evaluation(done, stop_at=None, **fields):
   return suite.Evaluation('made', Options(), make, **fields)
 
 
-def test_a_stopped_suite_goes_on_with_the_cell_it_was_in(tmp_path):
+def test_a_stopped_suite_goes_on_with_the_cell_it_was_in(tmp_path, capfd):
   asked = suite.Asked(('a', 'b'), seeds=2, workdir=tmp_path)
   done = []
   with pytest.raises(Stopped):
     suite.run([evaluation(done, ('hard', 'a'))], asked)
   assert done == [('easy', 'a'), ('easy', 'b')]
+  # who waits is told what for
+  assert capfd.readouterr().err.count(': begun\n') == 3
   done = []
   rows = suite.run([evaluation(done)], asked)
   assert done == [('hard', 'a'), ('hard', 'b')]

@@ -36,6 +36,7 @@ def test_skipped_steps_are_shown(capsys):
 
 def test_the_bar_keeps_the_last_speed_and_what_is_said(capsys):
   bar = progress.Bar(done=0, steps=3)
+  assert bar._bar.tasks[0].fields['words'] == 'compiling'
   bar.update(1, NUMBERS | {'tokens_per_second': 1000.0})
   bar.update(3, NUMBERS)
   bar.say('[saved]')

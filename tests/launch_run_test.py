@@ -290,3 +290,34 @@ def test_a_bad_value_is_refused_before_anything_is_made(
 def test_rows_are_json(whole):
   for line in (whole[0] / 'metrics.jsonl').read_text().splitlines():
     assert json.loads(line, parse_constant=pytest.fail)['step']
+
+
+def test_a_device_without_room_ends_the_run_in_words(
+  corpus, tmp_path, monkeypatch
+):
+  plan = run.prepare(cases.make_config(corpus), tmp_path)
+  words = 'RESOURCE_EXHAUSTED: Out of memory allocating 37067674760 bytes.'
+
+  def full(plan):
+    raise jax.errors.JaxRuntimeError(words)
+
+  monkeypatch.setattr(run, '_train', full)
+  at_once = r'34\.5 GiB at once\. .*train\.accumulate=2 .*model\.remat=full'
+  with pytest.raises(run.FAILURES, match=at_once):
+    run.train(plan)
+  words = 'INTERNAL: something else'
+  with pytest.raises(jax.errors.JaxRuntimeError, match='something else'):
+    run.train(plan)
+
+
+def test_levels_that_no_row_trains_are_named(corpus, tmp_path):
+  config = cases.make_config(corpus, 'hope')
+  config.model.cms.blocks = 'all'
+  config.model.cms.periods = (8, 16, 64)
+  for length, words in ((16, '16, 64'), (24, '64'), (72, '')):
+    config.data.length = length
+    assert run._untrained(run.prepare(config, tmp_path)) == words
+  config.train.carry_state, config.data.length = True, 16
+  assert not run._untrained(run.prepare(config, tmp_path))
+  config.model.cms.blocks, config.train.carry_state = 'none', False
+  assert not run._untrained(run.prepare(config, tmp_path))

@@ -187,6 +187,7 @@ def measure(made, batch: int, tokens: int, repeats: int) -> list[dict]:
   runs, peaks = {}, {}
   for case, cfg in made.items():
     room = window * (repeats + 1)
+    timing.say(f'compiling {case.name}, and reading {window} tokens')
     runs[case.name], peaks[case.name] = prepare(cfg, batch, case.position, room)
     jax.block_until_ready(runs[case.name]())
   seconds = timing.interleaved(runs, repeats, window, warmup=0)

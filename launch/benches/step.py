@@ -221,6 +221,7 @@ def measure(
   """
   runs, texts, rows, dearest = {}, {}, [], {}
   for case, (config, cfg) in made.items():
+    timing.say(f'compiling {case.name}')
     made_step = prepare(config, cfg, repeats > 0, documents)
     runs[case.name], texts[case.name] = made_step.run, made_step.hlo
     tokens = config.train.batch * case.length

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,6 +10,11 @@ import jax
 import numpy as np
 from rich import console as rich_console
 from rich import table as rich_table
+
+
+def say(words: str) -> None:
+  """Tells who waits what goes on; not part of a table that is piped away."""
+  print(words, file=sys.stderr, flush=True)
 
 
 def interleaved(

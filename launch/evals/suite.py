@@ -230,6 +230,8 @@ class _Shown:
 
   def begin(self, words: str) -> Say:
     self._bar.reset(self._one, description=words, total=1, visible=True)
+    if not self._terminal:  # it compiles first, which can take minutes
+      self._line(f'{words}: begun')
 
     def say(done: int, of: int) -> None:
       self._bar.update(self._one, completed=done, total=of)
@@ -239,7 +241,9 @@ class _Shown:
   def end(self, words: str, rows: list[dict]) -> None:
     self._bar.advance(self._all)
     self._bar.update(self._one, visible=False)
-    line = f'{words}: {summary(rows)}'
+    self._line(f'{words}: {summary(rows)}')
+
+  def _line(self, line: str) -> None:
     self._bar.console.print(line, highlight=False, soft_wrap=True)
 
 
