@@ -293,14 +293,14 @@ def test_what_cannot_be_is_refused_in_words(options, made):
 def test_the_table_has_nats_to_two_places_and_no_average():
   scores = {
     ('single', 'exact'): scoreboard.Score(12.5, 0.0, 1),
-    ('single', 'log-likelihood'): scoreboard.Score(-3.214, 0.106, 1),
+    ('single', 'log-likelihood'): scoreboard.Score(-3.214, 0.106, 2),
   }
   board = scoreboard.Board(
     incorporation.EVALUATION, {'sleep, m': scores}, list(scores)
   )
   lines = scoreboard.table(board).splitlines()
   rows = [[x.strip() for x in line.split('|')[1:-1]] for line in lines]
-  assert ['sleep, m', '12.50 ± 0.00', '-3.21 ± 0.11', '-', '1'] in rows
+  assert ['sleep, m', '12.50', '-3.21 ± 0.11', '-', '1/2'] in rows
   paper = 'Sleep of two levels, graded (Sleep, Table 3)'
   assert [paper, '48.1', '-', '-', '-'] in rows
 

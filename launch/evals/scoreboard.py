@@ -198,12 +198,13 @@ def table(board: Board) -> str:
 
 
 def _cells(line, columns, decimals: int) -> list[str]:
-  return [
-    f'{line[c].mean:.{decimals}f} ± {line[c].spread:.{decimals}f}'
-    if c in line
-    else '-'
-    for c in columns
-  ]
+  return [_words(line[c], decimals) if c in line else '-' for c in columns]
+
+
+def _words(score: Score, decimals: int) -> str:
+  """The mean, and the spread where there are seeds to spread."""
+  mean = f'{score.mean:.{decimals}f}'
+  return f'{mean} ± {score.spread:.{decimals}f}' if score.seeds > 1 else mean
 
 
 def _average(line, columns) -> str:
