@@ -72,7 +72,7 @@ def _link_kernel(shape: Shape, W, stream, walked, linked):
   turned_k = side.last_k
   if cfg.delta:
     if linked.coupling is not None:
-      put(linked.coupling, at, gpu_gates.coupling(gate, marks))
+      put(linked.coupling, at, gpu_gates.coupling(shape.dots, gate, marks))
     turned_k = dots.tn(walked.T[b, h, i], turned_k).astype(shape.dtype)
   put(linked.turned_k, at, turned_k)
   put(linked.A, at, dots.tn(side.ld, turned_k))

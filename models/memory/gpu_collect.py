@@ -135,7 +135,7 @@ def _collect_chunk(shape: Shape, slow, refs, at, d_slow):
     turned_k = dots.tn(walked.turned_k[b, h, i], lw).astype(shape.dtype)
     across.append((turned.E, turned_k))
     if cfg.momentum:
-      kb = gpu_momentum.key_b(k, stream.total_b[b, h, i, :], marks)
+      kb = gpu_momentum.key_b(shape, k, stream, at)
       across.append((turned.F, dots.tn(kb, lw).astype(shape.dtype)))
   d_logits = gpu_tile.columns(
     [turned.d_logits[b, h, i, j, :] for j in range(2)]

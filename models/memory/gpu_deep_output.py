@@ -77,7 +77,7 @@ def _ask(shape: Shape, stream, written, chunk, at) -> _Asked:
   dots = shape.dots
   query = tokens_of(shape, stream.query, at).astype(jnp.float32)
   q, norm = gpu_tile.unit(query)
-  G = gpu_gates.within(chunk.gate, chunk.marks)
+  G = gpu_gates.within(dots, chunk.gate, chunk.marks)
   qk = (G * dots.nt(q, chunk.k)).astype(dots.dtype)
   return _Asked(q, norm, G, qk, gpu_deep.norms_at(written.norms, at)[0])
 

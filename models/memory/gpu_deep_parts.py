@@ -108,7 +108,7 @@ def _parts_kernel(shape: Shape, slow, stream, walked, written, read, turned,
   total = total + read.total[b, h, i, 0, :] + by_system - d_last
   total = total + gpu_gates.at_end(shape.C, end)
 
-  coupling = gpu_gates.coupling(chunk.gate, chunk.marks)
+  coupling = gpu_gates.coupling(dots, chunk.gate, chunk.marks)
   d_kk = -coupling * sums.d_L
   d_uu = -coupling * dots.nt(
     turned.rhs_outer[b, h, i], written.Z_outer[b, h, i]

@@ -160,7 +160,7 @@ def _errors_kernel(shape: Shape, step, slow, stream, walked, written, read,
   new.rows[b, h, j, 2, :] = jnp.sum(d_u * wide_u, axis=1)
   d_system = -decay.eta_g[:, None] * dots.nn(d_outer, of.D.outer)
   new.rows[b, h, j, 3, :] = jnp.sum(d_system * wide_u, axis=1)
-  coupling = gpu_gates.coupling(chunk.gate, chunk.marks)
+  coupling = gpu_gates.coupling(dots, chunk.gate, chunk.marks)
   d_uu = (-coupling * dots.nt(d_outer, Z)).astype(dots.dtype)
   d_u = d_u + d_system + dots.tn(read.hu[b, h, i], read.h_q[b, h, i, :, those])
   d_u = d_u + dots.nn(d_uu, u) + dots.tn(d_uu, u)

@@ -185,7 +185,7 @@ def _system(shape: Shape, chunk, e, sums: _Sums, zero):
   dots, decay = shape.dots, chunk.decay
   scale = jax.lax.rsqrt(sums.h2 + gpu_deep.EPS)
   uu = sums.hh * scale[:, None] * scale[None, :]
-  coupling = gpu_gates.coupling(chunk.gate, chunk.marks)
+  coupling = gpu_gates.coupling(dots, chunk.gate, chunk.marks)
   T = gpu_tile.inverse(dots, coupling * uu, zero).astype(dots.dtype)
   gain = jnp.sqrt(jnp.maximum(sums.h2, 1.0))
   rhs = -(decay.eta / gain)[:, None] * e

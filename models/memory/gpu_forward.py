@@ -97,7 +97,7 @@ def _output_chunk(shape: Shape, W, refs, at):
   if cfg.read == 'token':
     y = dots.nt(q, W) + dots.nt(decay.g[:, None] * q, D)
     qk = dots.nt(q, walked.k[b, h, i])
-    y = y + dots.nn(gpu_gates.within(gate, marks) * qk, Z)
+    y = y + dots.nn(gpu_gates.within(dots, gate, marks) * qk, Z)
   else:
     y = gpu_tile.read(dots, q, W, D, decay.alive)
   put_tokens(shape, out, at, y + q if 'mem' in cfg.identity else y)

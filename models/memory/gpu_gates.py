@@ -4,14 +4,17 @@ In log space; `[C]` are the chunk's tokens, and what has a row for each token
 and a column for each earlier one is `[C, C]`.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import triton as plgpu
 
 from nestax.models.memory.types import MemoryConfig
 
 NEVER = -1e30  # the logarithm of zero, without its infinities
+PER_E = math.log2(math.e)
 
 
 class Marks(NamedTuple):
@@ -93,8 +96,9 @@ def _log(logit, most, handed):
   return log_sigmoid(logit) + most, 1.0 / (1.0 + jnp.exp(logit))
 
 
-def decays(gate: Gates, marks: Marks) -> Decays:
-  end = end_of(gate.total)
+def decays(gate: Gates, marks: Marks, end=None) -> Decays:
+  """Of a chunk, at whose end `total` is `end` where that is known."""
+  end = end_of(gate.total) if end is None else end
   eta, g = jnp.exp(gate.log_eta), jnp.exp(gate.total)
   eta_g = jnp.exp(gate.log_eta + gate.before)
   last, kept = jnp.exp(end - gate.total), jnp.exp(end)
@@ -107,22 +111,38 @@ def decays(gate: Gates, marks: Marks) -> Decays:
   return Decays(eta, g * alive, eta_g * alive, last, alive, kept)
 
 
-def inside(rows, columns, marks: Marks, strict: bool):
+def _exp2(dots, x):
+  """Of the machine: what would be below its normal numbers is 0."""
+  if dots.interpret:
+    return jnp.exp2(x)
+  like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+  (y,) = plgpu.elementwise_inline_asm(
+    'ex2.approx.ftz.f32 $0, $1;', args=[x], constraints='=f,f', pack=1,
+    result_shape_dtypes=[like],
+  )  # fmt: skip
+  return y
+
+
+def inside(dots, rows, columns, marks: Marks, strict: bool):
   """`exp(rows[t] - columns[i])` for i up to t, of the same document."""
   C = rows.shape[0]
   row, column = iota((C, C), 0), iota((C, C), 1)
   mask = row > column if strict else row >= column
   if marks.document is not None:
     mask = mask & (marks.document[:, None] == marks.document[None, :])
-  # masked before the exponential: above the diagonal it would overflow
-  return jnp.exp(jnp.where(mask, rows[:, None] - columns[None, :], NEVER))
+  # of base two, which the machine has; masked before: above the diagonal it
+  # would overflow
+  rows, columns = PER_E * rows[:, None], PER_E * columns[None, :]
+  return _exp2(dots, jnp.where(mask, rows - columns, NEVER))
 
 
-def within(gate: Gates, marks: Marks):
+def within(dots, gate: Gates, marks: Marks):
   """`G[t, i]`, the decay from token i to the running memory after t."""
-  return inside(gate.total, gate.total, marks, strict=False)
+  return inside(dots, gate.total, gate.total, marks, strict=False)
 
 
-def coupling(gate: Gates, marks: Marks):
+def coupling(dots, gate: Gates, marks: Marks):
   """`eta_t G_p[t, i]`, by which earlier keys enter the system."""
-  return inside(gate.log_eta + gate.before, gate.total, marks, strict=True)
+  return inside(
+    dots, gate.log_eta + gate.before, gate.total, marks, strict=True
+  )

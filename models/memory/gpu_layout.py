@@ -195,6 +195,12 @@ def scalars_of(shape: Shape, scalars, at):
   return Gates(*gate), k_norm, v_norm if shape.cfg.value_norm else None
 
 
+def end_of(shape: Shape, scalars, at, name: str):
+  """A row's last entry, read alone: to find it among others takes longer."""
+  b, h, i = at
+  return scalars[b, h, i, SCALARS.index(name), shape.C - 1]
+
+
 def put(ref, at, x) -> None:
   b, h, i = at
   ref[b, h, i, :, :] = x.astype(ref.dtype)

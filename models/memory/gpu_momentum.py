@@ -24,6 +24,7 @@ from nestax.models.memory.gpu_gates import Decays, Gates, Marks
 from nestax.models.memory.gpu_layout import (
   SCALARS,
   Shape,
+  end_of,
   marks_of,
   scalars_of,
 )
@@ -73,14 +74,14 @@ def _live(marks: Marks):
   return None if marks.live is None else (marks.live != 0).astype(jnp.float32)
 
 
-def pushes(total_b, marks: Marks):
+def pushes(dots, total_b, marks: Marks):
   """`B[t, i]`, by which token i's step is in the momentum after t."""
-  return gpu_gates.inside(total_b, total_b, marks, strict=False)
+  return gpu_gates.inside(dots, total_b, total_b, marks, strict=False)
 
 
-def before(gate: Gates, marks: Marks):
+def before(dots, gate: Gates, marks: Marks):
   """`G_p[t, s]`, for tokens s that count."""
-  G_p = gpu_gates.inside(gate.before, gate.total, marks, strict=True)
+  G_p = gpu_gates.inside(dots, gate.before, gate.total, marks, strict=True)
   live = _live(marks)
   return G_p if live is None else G_p * live[None, :]
 
@@ -98,31 +99,53 @@ def last_live(decay: Decays, marks: Marks):
 
 def built(dots, gate: Gates, decay: Decays, total_b, marks: Marks):
   """(G_p, A_p, both `[C, C]`; c_p and last_A, `[C]`)."""
-  B, G_p = pushes(total_b, marks), before(gate, marks)
+  B, G_p = pushes(dots, total_b, marks), before(dots, gate, marks)
   c_p = jnp.sum(G_p * _boundary_b(total_b, decay)[None, :], axis=1)
   last_A = jnp.sum(last_live(decay, marks)[:, None] * B, axis=0)
   return G_p, dots.nn(G_p, B), c_p, last_A
 
 
-def _last_b(total_b, marks: Marks):
-  last_b = jnp.exp(gpu_gates.end_of(total_b) - total_b)
+def _last_b(total_b, end, marks: Marks):
+  last_b = jnp.exp(end - total_b)
   if marks.document is None:
     return last_b
   return jnp.where(marks.document == jnp.max(marks.document), last_b, 0.0)
 
 
-def key_b(k, total_b, marks: Marks):
+def key_b(shape: Shape, k, stream, at):
   """Keys as the momentum at the chunk's end takes steps."""
-  return _last_b(total_b, marks)[:, None] * k
+  b, h, i = at
+  total_b, end = (
+    stream.total_b[b, h, i, x] for x in (slice(None), shape.C - 1)
+  )
+  return _last_b(total_b, end, marks_of(stream, at))[:, None] * k
 
 
-def push(gate, decay, total_b, c_p, last_A, marks: Marks) -> Push:
+def push(gate, decay, total_b, c_p, last_A, marks: Marks, ends) -> Push:
+  """`ends`: of total_b, and weights of the boundary's momentum c and b."""
   b, live = _boundary_b(total_b, decay), _live(marks)
   alpha = jnp.exp(gate.total - gate.before)
   c = alpha * c_p + (b if live is None else live * b)
-  last_b = _last_b(total_b, marks)
-  ends = gpu_gates.end_of(c), gpu_gates.end_of(b)
+  end, *ends = ends
+  last_b = _last_b(total_b, end, marks)
   return Push(b, c, c_p, last_A, last_b, alpha, live, *ends)
+
+
+def _ends(shape: Shape, stream, scalars, at):
+  """See `push`."""
+  (b, h, i), last = at, shape.C - 1
+  end = stream.total_b[b, h, i, last]
+  total, before = (
+    end_of(shape, scalars, at, name) for name in ('total', 'before')
+  )
+  b_end = jnp.exp(end)
+  if stream.document is not None:
+    b_end = jnp.where(stream.document[b, i, last] == 0, b_end, 0.0)
+  new = b_end
+  if stream.live is not None:
+    new = jnp.where(stream.live[b, i, last] != 0, b_end, 0.0)
+  c_p = scalars[b, h, i, len(SCALARS) + MORE.index('c_p'), last]
+  return end, jnp.exp(total - before) * c_p + new, b_end
 
 
 def here(shape: Shape, stream, walked, at) -> Here:
@@ -130,19 +153,21 @@ def here(shape: Shape, stream, walked, at) -> Here:
   b, h, i = at
   marks = marks_of(stream, at)
   gate, *_ = scalars_of(shape, walked.scalars, at)
-  decay = gpu_gates.decays(gate, marks)
+  end = end_of(shape, walked.scalars, at, 'total')
+  decay = gpu_gates.decays(gate, marks, end)
   total_b = stream.total_b[b, h, i, :]
   more = (
     walked.scalars[b, h, i, len(SCALARS) + j, :] for j in range(len(MORE))
   )
-  pushed = push(gate, decay, total_b, *more, marks)
+  ends = _ends(shape, stream, walked.scalars, at)
+  pushed = push(gate, decay, total_b, *more, marks, ends)
   k, v = walked.k[b, h, i], walked.v[b, h, i]
   return Here(gate, decay, pushed, marks, total_b, k, v)
 
 
-def running_A(chunk: Here, A_p):
+def running_A(dots, chunk: Here, A_p):
   """`A[t, i]`, to the running memory after t."""
-  B = pushes(chunk.total_b, chunk.marks)
+  B = pushes(dots, chunk.total_b, chunk.marks)
   live = chunk.push.live
   B = B if live is None else live[:, None] * B
   return chunk.push.alpha[:, None] * A_p.astype(jnp.float32) + B

@@ -108,9 +108,11 @@ def through_written(shape: Shape, chunk, d: Written) -> Piece:
   d_A = _rows(d_last_Ak, k)
   d_last_A = d_A * push.last_A
   d_k = push.last_A[:, None] * d_last_Ak
-  B = gpu_momentum.pushes(chunk.total_b, chunk.marks)
-  d_B = last[:, None] * d_A[None, :]
-  between, total_b = _rows(d_B, B), of_ratios(B, d_B)
+  B = gpu_momentum.pushes(shape.dots, chunk.total_b, chunk.marks)
+  d_B = B * (last[:, None] * d_A[None, :])
+  between = jnp.sum(d_B, axis=1)
+  # both of the same products, see `of_ratios`
+  total_b = between - jnp.sum(d_B, axis=0)
   # of the momentum at the boundary, in the memory at the end
   of_c = last * push.b * d.c
   between, total_b = between + of_c, total_b + of_c
@@ -133,8 +135,8 @@ def through_P(shape: Shape, chunk, A_p, d_P) -> Piece:
   of_P = (A_p.astype(jnp.float32) * d_P).astype(shape.dtype)
   d_k = dots.nn(of_P, chunk.k) + dots.tn(of_P, chunk.k)
   d_A_p = dots.nt(chunk.k, chunk.k) * d_P
-  B = gpu_momentum.pushes(chunk.total_b, chunk.marks)
-  G_p = gpu_momentum.before(chunk.gate, chunk.marks)
+  B = gpu_momentum.pushes(shape.dots, chunk.total_b, chunk.marks)
+  G_p = gpu_momentum.before(shape.dots, chunk.gate, chunk.marks)
   of_G_p = G_p * dots.nt(d_A_p, B)
   enters = jnp.sum(of_G_p, axis=1)
   total_b = of_ratios(B, dots.tn(G_p, d_A_p))
@@ -146,7 +148,7 @@ def through_system(shape: Shape, chunk, d: System) -> Piece:
   """Through L, ld and ls, and the keys that Z is written with."""
   decay, push, dots = chunk.decay, chunk.push, shape.dots
   k, coupling = chunk.k.astype(jnp.float32), None
-  coupling = gpu_gates.coupling(chunk.gate, chunk.marks)
+  coupling = gpu_gates.coupling(shape.dots, chunk.gate, chunk.marks)
   d_last_k = d.last_k()
   d_last = decay.last * _rows(d_last_k, k)
   d_k = decay.last[:, None] * d_last_k

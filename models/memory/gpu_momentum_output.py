@@ -76,10 +76,10 @@ def _output_kernel(shape: Shape, W, stream, walked, both, out, saved):
     y = dots.nt(q, W) + dots.nt(chunk.decay.g[:, None] * q, D)
     y = y + dots.nt(chunk.push.c[:, None] * q, S)
     qk = dots.nt(q, chunk.k)
-    A = gpu_momentum.running_A(chunk, walked.A_p[b, h, i])
+    A = gpu_momentum.running_A(shape.dots, chunk, walked.A_p[b, h, i])
     y = y + dots.nn(A * qk, steps.U)
     if steps.Z is not None:
-      G = gpu_gates.within(chunk.gate, chunk.marks)
+      G = gpu_gates.within(shape.dots, chunk.gate, chunk.marks)
       y = y + dots.nn(G * qk, steps.Z)
   else:
     y = gpu_tile.read(dots, q, W, D, chunk.decay.alive)

@@ -109,11 +109,11 @@ def _to_tokens(shape: Shape, refs, at):
   d_read = chunk.decay.g[:, None] * dots.nn(d_out, both[0][at])
   total = jnp.sum(d_read * q, axis=1)
   d_q = d_q + d_read + chunk.push.c[:, None] * dots.nn(d_out, both[1][at])
-  A = gpu_momentum.running_A(chunk, walked.A_p[at])
+  A = gpu_momentum.running_A(shape.dots, chunk, walked.A_p[at])
   of_A = (A * dots.nt(d_out, steps.U[at])).astype(shape.dtype)
   rows, columns = dots.nn(of_A, chunk.k), dots.tn(of_A, q)
   if shape.cfg.delta:
-    G = gpu_gates.within(chunk.gate, chunk.marks)
+    G = gpu_gates.within(shape.dots, chunk.gate, chunk.marks)
     of_G = (G * dots.nt(d_out, steps.Z[at])).astype(shape.dtype)
     more_rows, more = dots.nn(of_G, chunk.k), dots.tn(of_G, q)
     total = total + jnp.sum(more_rows * q, axis=1)
@@ -134,8 +134,8 @@ def _to_gates(shape: Shape, refs, at):
   # of A itself, in which c is the first column times the first gate
   d_A = dots.nt(q, chunk.k) * dots.nt(d_out, steps.U[at])
   d_A = d_A + _first_column(_first(push.b) * d_c)
-  G_p = gpu_momentum.before(chunk.gate, chunk.marks)
-  B = gpu_momentum.pushes(chunk.total_b, chunk.marks)
+  G_p = gpu_momentum.before(shape.dots, chunk.gate, chunk.marks)
+  B = gpu_momentum.pushes(shape.dots, chunk.total_b, chunk.marks)
   d_B = dots.tn(G_p, push.alpha[:, None] * d_A)
   d_B = d_B + (d_A if push.live is None else push.live[:, None] * d_A)
   total = gpu_momentum_adjoint.of_ratios(
@@ -161,11 +161,11 @@ def _of_mem(shape: Shape, refs, at):
   side = gpu_momentum.sides_of(shape, chunk)
   q, d_out = _asked(shape, stream, d_out_ref, at)
   qk, A_p = dots.nt(q, chunk.k), walked.A_p[b, h, i]
-  d_U = dots.tn(gpu_momentum.running_A(chunk, A_p) * qk, d_out)
+  d_U = dots.tn(gpu_momentum.running_A(shape.dots, chunk, A_p) * qk, d_out)
   of_D = dots.tn(d_out, chunk.decay.g[:, None] * q)
   of_S = dots.tn(d_out, chunk.push.c[:, None] * q)
   if cfg.delta:
-    G = gpu_gates.within(chunk.gate, chunk.marks)
+    G = gpu_gates.within(shape.dots, chunk.gate, chunk.marks)
     d_R = dots.tn(walked.T[b, h, i], dots.tn(G * qk, d_out))
     d_R = d_R.astype(shape.dtype)
     put(read.steps.Z, at, d_R)

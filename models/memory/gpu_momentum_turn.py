@@ -146,10 +146,12 @@ def _sum(shape: Shape, sums: dict[str, Sums], name: str, at):
   refs = [getattr(x, name) for x in sums.values()]
   if refs[0] is None:
     return None
-  total = 0.0
-  for ref in refs:
-    total = total + ref[at[:2]].astype(jnp.float32)
-  return total if name in ('kept', 'c', 'b') else total.astype(shape.dtype)
+  if name in ('kept', 'c', 'b'):
+    return sum(ref[at[:2]] for ref in refs)
+  total = refs[0][at[:2]]
+  for ref in refs[1:]:
+    total = total + ref[at[:2]]
+  return total
 
 
 def _written(shape: Shape, walked, linked, chunk, at, sums) -> Piece:

@@ -76,7 +76,7 @@ def _by_output_chunk(shape: Shape, refs, at):
     return
   k, v = (x[b, h, i].astype(jnp.float32) for x in (walked.k, walked.v))
   side = gpu_tile.sides(cfg, dots, k, v, decay)
-  qk = gpu_gates.within(gate, marks) * dots.nt(q, side.k)
+  qk = gpu_gates.within(dots, gate, marks) * dots.nt(q, side.k)
   d_rhs = dots.tn(qk, d_out)
   if cfg.delta:
     # all gradients come by way of it: rounded once, at last
@@ -168,7 +168,7 @@ def _through_output(shape: Shape, refs, gate, decay, marks, at):
     return gpu_adjoint.Tokens(none, none, zero, zero, zero)
   d_read = decay.g[:, None] * d_read
   k, Z = saved.walked.k[b, h, i], saved.Z[b, h, i]
-  d_qk = gpu_gates.within(gate, marks) * dots.nt(d_out, Z)
+  d_qk = gpu_gates.within(dots, gate, marks) * dots.nt(d_out, Z)
   d_qk = d_qk.astype(shape.dtype)
   of_q, of_k = dots.nn(d_qk, k), dots.tn(d_qk, q)
   d_q = d_q + d_read + of_q

@@ -178,7 +178,7 @@ def _chunk(shape: Shape, refs, at, D: Fast, zero=0) -> Fast:
   put_rows(walked.scalars, at, (*gate, k_norm, v_norm))
   T = None
   if cfg.delta:
-    L = gpu_gates.coupling(gate, marks) * dots.nt(k, k)
+    L = gpu_gates.coupling(dots, gate, marks) * dots.nt(k, k)
     T = gpu_tile.inverse(dots, L, zero).astype(dots.dtype)
     put(walked.T, at, T)
   k, v = k.astype(jnp.float32), v.astype(jnp.float32)
