@@ -6,7 +6,13 @@ import memory_cases as cases
 import numpy as np
 import pytest
 
-from nestax.models.memory import api, gpu_deep, pallas_gpu
+from nestax.models.memory import (
+  api,
+  gpu_deep,
+  gpu_deep_output,
+  gpu_deep_turn,
+  pallas_gpu,
+)
 from nestax.models.memory.gpu_tile import Dots
 from nestax.models.memory.types import MemoryConfig, init_state
 
@@ -18,11 +24,14 @@ LENGTH = 2 * C + 5  # the last chunk is not filled
 def wide_heads(monkeypatch):
   """The kernels' smallest head."""
   monkeypatch.setattr(cases, 'K', 16)
-  monkeypatch.setattr(gpu_deep, 'SLICE', 16)  # two slices
+  # four slices, but two for the kernel that takes more
+  monkeypatch.setattr(gpu_deep, 'SLICE', 16)
+  monkeypatch.setattr(gpu_deep_turn, 'BROAD', 32)
+  monkeypatch.setattr(gpu_deep_output, 'BACK', 16)
 
 
 def rule(**options):
-  options = {'depth_mem': 2, 'expansion': 2} | options
+  options = {'depth_mem': 2, 'expansion': 4} | options
   return MemoryConfig(chunk_mem=C, chunk_rest=C, **options)
 
 

@@ -23,6 +23,7 @@ from jax.experimental.pallas import triton as plgpu
 from nestax.models.memory import gpu_gates
 from nestax.models.memory.gpu_layout import (
   Shape,
+  end_of,
   marks_of,
   scalars_of,
 )
@@ -138,7 +139,8 @@ def here(shape: Shape, stream, walked, at) -> Here:
   b, h, i = at
   marks = marks_of(stream, at)
   gate, *_ = scalars_of(shape, walked.scalars, at)
-  decay = gpu_gates.decays(gate, marks)
+  end = end_of(shape, walked.scalars, at, 'total')
+  decay = gpu_gates.decays(gate, marks, end)
   return Here(gate, decay, marks, walked.k[b, h, i], walked.v[b, h, i])
 
 
@@ -146,12 +148,6 @@ def needed(walked, written: Written):
   """Of both walks, once they are over; the rest does not reach the kernels."""
   walked = walked._replace(T=None, D=None, D_gates=None, Z=None, Z_gates=None)
   return walked, written._replace(r_v=None, m=None, e=None, T=None)
-
-
-def place(shape: Shape, i):
-  """(Chunk i, a slice of the hidden units, its number) of a walk's program."""
-  b, h, j = (pl.program_id(axis) for axis in range(3))
-  return (b, h, i), units(shape, j), j
 
 
 def part(refs: Pair, at, those) -> Pair:
@@ -174,18 +170,18 @@ class Slice(NamedTuple):
   units: pl.Slice
 
 
-def slices(shape: Shape) -> int:
-  """Into how many the hidden units fall."""
-  return max(1, width(shape) // SLICE)
+def slices(shape: Shape, size=None) -> int:
+  """Into how many the hidden units fall, `size` each, SLICE if not given."""
+  return max(1, width(shape) // (size or SLICE))
 
 
-def units(shape: Shape, j):
-  size = min(width(shape), SLICE)
+def units(shape: Shape, j, size=None):
+  size = min(width(shape), size or SLICE)
   return pl.ds(j * size, size)
 
 
-def slice_of(shape: Shape, slow: Pair, D: Pair, at, j) -> Slice:
-  (b, h, i), those = at, units(shape, j)
+def slice_of(shape: Shape, slow: Pair, D: Pair, at, those) -> Slice:
+  b, h, i = at
   return Slice(
     Pair(slow.inner[h, those, :], slow.outer[h, :, those]),
     Pair(D.inner[b, h, i, those, :], D.outer[b, h, i, :, those]),

@@ -22,7 +22,7 @@ from nestax.models.memory.gpu_layout import (
 )
 
 WARPS = 4
-BACK = 8  # warps on the way back, whose sums take twice the registers
+BACK = 32  # hidden units at a time on the way back, which adds up more
 STAGES = 2
 
 
@@ -82,9 +82,9 @@ def _ask(shape: Shape, stream, written, chunk, at) -> _Asked:
   return _Asked(q, norm, G, qk, gpu_deep.norms_at(written.norms, at)[0])
 
 
-def _units(shape: Shape, slow, written, asked, chunk, at, j) -> _Units:
+def _units(shape: Shape, slow, written, asked, chunk, at, those) -> _Units:
   (b, h, i), dots = at, shape.dots
-  of = gpu_deep.slice_of(shape, slow, written.D, at, j)
+  of = gpu_deep.slice_of(shape, slow, written.D, at, those)
   Z = written.Z_inner[b, h, i, :, of.units]
   r = dots.nt(asked.q, of.slow.inner)
   r = r + dots.nt(chunk.decay.g[:, None] * asked.q, of.D.inner)
@@ -104,7 +104,8 @@ def _output_kernel(shape: Shape, slow, stream, walked, written, out):
 
   def add(j, sums):
     y, hu = sums
-    those = _units(shape, slow, written, asked, chunk, at, j)
+    those = gpu_deep.units(shape, j)
+    those = _units(shape, slow, written, asked, chunk, at, those)
     h_q = those.query.value
     y = y + dots.nt(h_q, those.of.slow.outer)
     y = y + dots.nt(g * h_q, those.of.D.outer)
@@ -135,7 +136,7 @@ def output_back(shape: Shape, slow, stream, walked, written, d_out):
     _output_back_kernel, shape, (shape.n, H, B),
     (slow, stream, *gpu_deep.needed(walked, written), d_out),
     (read, jax.ShapeDtypeStruct(stream.query.shape, stream.query.dtype)),
-    'memory_deep_output_back', BACK, STAGES,
+    'memory_deep_output_back', WARPS, STAGES,
   )  # fmt: skip
 
 
@@ -164,7 +165,8 @@ def _output_back_kernel(shape: Shape, slow, stream, walked, written, d_out_ref,
   put(read.hu, at, d_hu)
 
   def add(j, sums: _Sums) -> _Sums:
-    those = _units(shape, slow, written, asked, chunk, at, j)
+    those = gpu_deep.units(shape, j, BACK)
+    those = _units(shape, slow, written, asked, chunk, at, those)
     W, D = those.of.slow, those.of.D
     h_q, slope, _ = those.query
     read.h_q[b, h, i, :, those.of.units] = h_q.astype(dots.dtype)
@@ -183,7 +185,7 @@ def _output_back_kernel(shape: Shape, slow, stream, walked, written, d_out_ref,
 
   tile = jnp.zeros((shape.C, shape.C), jnp.float32)
   none = _Sums(tile, tile, jnp.zeros_like(asked.q), jnp.zeros_like(g[:, 0]))
-  sums = jax.lax.fori_loop(0, gpu_deep.slices(shape), add, none)
+  sums = jax.lax.fori_loop(0, gpu_deep.slices(shape, BACK), add, none)
   put(read.Z_outer, at, dots.tn(asked.G * sums.hu, d_out))
   total = sums.total - jnp.sum(sums.hu * d_hu.astype(jnp.float32), axis=0)
   d_qk = (asked.G * sums.d_qk).astype(dots.dtype)

@@ -27,6 +27,7 @@ from nestax.models.memory.gpu_parts import Parts
 
 WARPS = 4
 STAGES = 2
+COLLECT = 1  # stages of `collect`: with more its programs run one by one
 
 
 def parts(shape: Shape, slow, stream, walked, written, read, turned) -> Parts:
@@ -138,7 +139,7 @@ def collect(shape: Shape, stream, walked, written, read, turned, d_out) -> Pair:
     (stream, walked, written, read.r_q, read.h_q,
      turned._replace(E=None, rhs_inner=None, rhs_outer=None, tokens=None),
      d_out),
-    (sums(F, K), sums(K, F)), 'memory_deep_collect', WARPS, STAGES,
+    (sums(F, K), sums(K, F)), 'memory_deep_collect', WARPS, COLLECT,
   )  # fmt: skip
   return Pair(*(jnp.sum(x, axis=(0, 2)) for x in pairs))
 

@@ -27,6 +27,7 @@ from nestax.models.memory.gpu_layout import (
 )
 
 WARPS = 4
+BROAD, MANY = 128, 8  # hidden units and warps where a few tiles are enough
 
 
 def turn(shape: Shape, slow, stream, walked, written, read, d_out, d_end,
@@ -55,7 +56,9 @@ def turn(shape: Shape, slow, stream, walked, written, read, d_out, d_end,
   kernels = (
     gpu_steps.Kernel(_over_kernel, 'memory_deep_over', WARPS, count),
     gpu_steps.Kernel(_errors_kernel, 'memory_deep_errors', WARPS, count),
-    gpu_steps.Kernel(_turn_kernel, 'memory_deep_turn', WARPS, count),
+    gpu_steps.Kernel(
+      _turn_kernel, 'memory_deep_turn', MANY, gpu_deep.slices(shape, BROAD)
+    ),
   )
   last = gpu_steps.Kernel(_last_kernel, 'memory_deep_last', WARPS, count)
   walked = walked._replace(D=None, D_gates=None, Z=None, Z_gates=None)
@@ -75,9 +78,10 @@ def _nothing(shape: Shape, B: int, H: int, d: Pair) -> Carried:
   return Carried(d, part, part, u, rows)
 
 
-def _place(shape: Shape, step):
-  """See `gpu_deep.place`."""
-  return gpu_deep.place(shape, shape.n - 1 - step[0])
+def _place(shape: Shape, step, size=None):
+  """(Chunk, a slice of the hidden units, its number) of a program."""
+  b, h, j = (pl.program_id(axis) for axis in range(3))
+  return (b, h, shape.n - 1 - step[0]), gpu_deep.units(shape, j, size), j
 
 
 def _after(shape: Shape, refs, at, those) -> Pair:
@@ -152,7 +156,7 @@ def _errors_kernel(shape: Shape, step, slow, stream, walked, written, read,
   d_outer = wide_outer.astype(dots.dtype)
   pl.when(j == 0)(lambda: put(turned.rhs_outer, at, d_outer))
   act, u, _ = gpu_deep_adjoint.keys(shape, written, at, those)
-  of = gpu_deep.slice_of(shape, slow, written.D, at, j)
+  of = gpu_deep.slice_of(shape, slow, written.D, at, those)
 
   Z, wide_u = written.Z_outer[b, h, i], u.astype(jnp.float32)
   E = start.d.outer[b, h, :, those]
@@ -184,7 +188,7 @@ def _errors_kernel(shape: Shape, step, slow, stream, walked, written, read,
 def _turn_kernel(shape: Shape, step, slow, stream, walked, written, read,
                  d_out, change, start: Carried, turned: Turned,
                  new: Carried):  # fmt: skip
-  at, those, j = _place(shape, step)
+  at, those, j = _place(shape, step, BROAD)
   (b, h, i), dots = at, shape.dots
   chunk = gpu_deep.here(shape, stream, walked, at)
   decay = chunk.decay
@@ -205,7 +209,7 @@ def _turn_kernel(shape: Shape, step, slow, stream, walked, written, read,
       gpu_deep_adjoint.tokens(shape, decay, gained, start.rows, at),
     )
 
-  of = gpu_deep.slice_of(shape, slow, written.D, at, j)
+  of = gpu_deep.slice_of(shape, slow, written.D, at, those)
   d_p = gpu_deep.read_back(dots, d_e, of.slow.outer, of.D.outer, decay.alive)
   act, u, scale = gpu_deep_adjoint.keys(shape, written, at, those)
   d_u = start.u[b, h, :, those].astype(jnp.float32)
