@@ -1,11 +1,13 @@
 """Command lines of programs whose flags are their own."""
 
 import sys
+import textwrap
 from collections.abc import Callable
 
 from absl import flags
 
-from nestax.launch.configs import common
+from nestax.launch.configs import common, sizes
+from nestax.models import config as models
 
 
 def parser(
@@ -13,7 +15,8 @@ def parser(
 ) -> Callable[[list[str]], list[str]]:
   """Makes what `absl.app.run` takes as its `flags_parser`.
 
-  It ends the process with 0 after `--help`, and with 2 for a wrong flag.
+  It ends the process with 0 after `--help`, and with 2 for a wrong flag. The
+  help of a command with a config also says which configs there are.
 
   Args:
     name: of the command, before what it says on stderr.
@@ -23,8 +26,8 @@ def parser(
   """
 
   def parse(argv: list[str]) -> list[str]:
-    if '--help' in argv:
-      print(f'{words}\n{values.get_help()}')
+    if helps(argv):
+      print(f'{words}\n{configs() if config else ""}{listed(values)}')
       sys.exit(0)
     try:
       flags.FLAGS(argv[:1])  # absl's own, at their defaults
@@ -38,3 +41,40 @@ def parser(
     return rest
 
   return parse
+
+
+def helps(argv: list[str]) -> bool:
+  """Whether a command line asks for help."""
+  return '--help' in argv or '-h' in argv
+
+
+def listed(values: flags.FlagValues) -> str:
+  """The flags with their words and defaults, without those of absl."""
+  return values.get_help(include_special_flags=False)
+
+
+def configs() -> str:
+  """What `--config` may be, and where the keys of a config are explained."""
+  names = common.names()
+  sized = [name for name in names if name in models.FAMILIES]
+  plain = [name for name in names if name not in sized]
+  sizes_ = ', '.join(sizes.TRANSFORMERS)
+  return '\n'.join(
+    [
+      'Configs that come along:',
+      _wrapped(', '.join(plain)),
+      f'With a size behind a colon, as in {sized[0]}:340m ({sizes_}):',
+      _wrapped(', '.join(sized)),
+      'Keys of a config, their defaults and what they may be:',
+      f'  {common.__file__}',
+      f'  {models.__file__} (those of config.model)',
+      '',
+    ]
+  )
+
+
+def _wrapped(words: str) -> str:
+  return textwrap.fill(
+    words, 80, initial_indent='  ', subsequent_indent='  ',
+    break_on_hyphens=False,
+  )  # fmt: skip

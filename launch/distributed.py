@@ -17,6 +17,9 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+# `--help` lists the flags of a job under the command that has them.
+flags.disclaim_key_flags()
+
 
 class Job(NamedTuple):
   """What the command line says of the processes; by default there is one."""
@@ -36,7 +39,7 @@ class Lost(RuntimeError):
   """Another process of the run has ended, or cannot be reached any more."""
 
 
-def define(values: flags.FlagValues = flags.FLAGS) -> Callable[[], Job]:
+def define(values: flags.FlagValues) -> Callable[[], Job]:
   """Defines the flags of a job; gives what reads them once they are parsed."""
   holders = (
     flags.DEFINE_string(

@@ -10,19 +10,20 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from nestax.launch import distributed, last_words, lock, run
-from nestax.launch.configs import common
+from nestax.launch import command, distributed, last_words, lock, run
 
 _NAME = 'nestax-train'
+# Its own, so that `--help` lists these and no others.
+FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, or the bare name of one that comes along.'
-)
+  'config', None, 'Name of a config, see above, or file; quickstart if none.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; ./runs/<config.name> if not given.'
-)
-
-
-_JOB = distributed.define()
+  'workdir', None, 'Folder of the run; ./runs/<config.name> if not given.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_JOB = distributed.define(FLAGS)
 
 
 def main(argv: list[str]) -> int:
@@ -62,15 +63,9 @@ def _say(words: object, code: int) -> int:
   return code
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return common.parse_flags(argv)
-  except common.FlagsError as error:
-    sys.exit(_say(error, 2))
-
-
 def cli() -> None:
-  app.run(main, flags_parser=_parse)
+  parse = command.parser(_NAME, __doc__, FLAGS, 'quickstart')
+  app.run(main, flags_parser=parse)
 
 
 if __name__ == '__main__':

@@ -26,9 +26,19 @@ def test_a_wrong_flag_is_said_and_ends_with_2(wrong, capsys):
   assert capsys.readouterr().err.startswith('counting: ')
 
 
-def test_help_lists_the_flags_and_ends_with_0(capsys):
+@pytest.mark.parametrize('word', ['--help', '-h'])
+def test_help_lists_the_flags_and_ends_with_0(word, capsys):
   with pytest.raises(SystemExit) as stop:
-    make()[0](['prog', '--help'])
+    make()[0](['prog', word])
   assert stop.value.code == 0
   said = capsys.readouterr().out
   assert said.startswith('Counts.\n') and '--steps' in said
+  assert 'flagfile' not in said and 'quickstart' not in said
+
+
+def test_help_of_a_command_with_a_config_names_those_that_come_along(capsys):
+  values = flags.FlagValues()
+  with pytest.raises(SystemExit):
+    command.parser('x', 'X.', values, 'tiny')(['prog', '--help'])
+  said = capsys.readouterr().out
+  assert 'hope_30m' in said and 'configs/common.py' in said

@@ -43,8 +43,10 @@ def start(*arguments, cwd, **environment):
 @pytest.fixture(scope='module')
 def refusals(tmp_path_factory):
   cwd = tmp_path_factory.mktemp('refused')
-  lines = [[word] for word in REFUSED]
-  return dict(zip(REFUSED, cases.forked('nestax.launch.train', cwd, lines)))
+  (cwd / 'mine.py').write_text('def get_config():\n  return get_config(1)\n')
+  words = [*REFUSED, '--help']
+  lines = [[word] for word in words]
+  return dict(zip(words, cases.forked('nestax.launch.train', cwd, lines)))
 
 
 @pytest.mark.parametrize('word', REFUSED)
@@ -52,6 +54,27 @@ def test_what_is_wrong_is_refused_in_one_line(refusals, word):
   out, err, code = refusals[word]
   assert code == 2 and not out
   assert re.fullmatch(f'nestax-train: .*{REFUSED[word]}.*\n', err), err
+
+
+def test_help_says_what_can_be_given_and_where_the_keys_stand(refusals):
+  out, err, code = refusals['--help']
+  assert code == 0 and not err
+  assert out.startswith('Trains a model: ')
+  flags = 'config', 'workdir', '[no]distributed', 'coordinator', 'heartbeat'
+  assert all(f'  --{flag}: ' in out for flag in flags)
+  assert not re.search('absl|pdb|profile_file|flagfile|helpfull', out)
+  for name in (
+    'quickstart',
+    'novels',
+    'hope_1_3b',
+    'retnet',
+    'configs/common.py',
+  ):
+    assert name in out
+  assert 'models/config.py' in out and '1_3b' in out
+  # its own and those of a job, under one heading
+  assert len(re.findall(r'^\S*train(?:\.py)?:$', out, re.M)) == 1
+  assert 'distributed:' not in out.split()
 
 
 def test_a_config_file_trains_and_its_keys_can_be_set(tmp_path):

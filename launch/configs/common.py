@@ -127,6 +127,12 @@ LEAST = {
 NO_CONFIGS = {'__init__', 'common', 'sizes'}  # of the modules of this folder
 
 
+def names() -> list[str]:
+  """The configs of this folder, by name."""
+  here = pathlib.Path(__file__).parent
+  return sorted({p.stem for p in here.glob('*.py')} - NO_CONFIGS)
+
+
 def path(name: str) -> str:
   """Finds a config file: a path, or the bare name of one in this folder.
 
@@ -136,11 +142,10 @@ def path(name: str) -> str:
   Raises:
     FileNotFoundError: listing the names there are.
   """
-  here = pathlib.Path(__file__).parent
-  known = sorted({p.stem for p in here.glob('*.py')} - NO_CONFIGS)
+  known = names()
   bare, colon, word = name.partition(':')
   if bare in known:
-    return f'{here / bare}.py{colon}{word}'
+    return f'{pathlib.Path(__file__).parent / bare}.py{colon}{word}'
   file = name if pathlib.Path(name).is_file() else bare
   if not pathlib.Path(file).is_file():
     raise FileNotFoundError(
@@ -234,7 +239,7 @@ def quiet() -> None:
 
 def parse_flags(
   argv: list[str],
-  values: flags.FlagValues = flags.FLAGS,
+  values: flags.FlagValues,
   default: str = 'quickstart',
 ) -> list[str]:
   """Parses a command line whose `--config` may be the bare name of a config.
