@@ -22,6 +22,8 @@ REFUSED = {
   '--config.opt.clip=nan': 'opt.clip is nan: it has to be 0 or above',
   '--config.seed=-1': 'seed is -1: it has to be 0',
   '--config=nonsense': 'no config file .nonsense.* quickstart.* tiny',
+  '--config=gated_deltanet:341m': '--config=gated_deltanet:341m: no such size',
+  '--config=mine.py': r'mine.py: mine.py, line 2: TypeError: .* 0 positional',
   '--bogus': "Unknown command line flag 'bogus'",
   'bogus': "unexpected argument 'bogus'",
   '--workdir=/proc/run': 'cannot write in the workdir /proc/run',

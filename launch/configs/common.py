@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import traceback
 from typing import Any
 
 import ml_collections
@@ -266,7 +267,27 @@ def parse_flags(
     hint = '. '.join(str(inner.args[0]).split('\n'))
     raise FlagsError(f'unknown key of the config: {hint}') from error
   except (flags.Error, OSError, TypeError, ValueError) as error:
-    raise FlagsError(str(error)) from error
+    raise FlagsError(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+  """What an error says; for a config file's own, without the traceback.
+
+  ml_collections puts a file's traceback into a message, absl that message into
+  another; what the file raised is the context of both.
+  """
+  said = str(error)
+  if 'Error whilst parsing config file' not in said:
+    return said
+  cause: BaseException = error
+  while cause.__context__:
+    cause = cause.__context__
+  if str(cause).startswith('--config='):  # in words of ours
+    return str(cause)
+  last = traceback.extract_tb(cause.__traceback__)[-1]
+  place = f'{pathlib.Path(last.filename).name}, line {last.lineno}'
+  flag = said.partition(': Error whilst')[0].removeprefix('flag ')
+  return f'{flag}: {place}: {type(cause).__name__}: {cause}'
 
 
 def _expand(argv: list[str], default: str) -> list[str]:
