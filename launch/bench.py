@@ -1,9 +1,11 @@
-"""Times parts of nestax beside their peers: `nestax-bench optim --help`."""
+"""Times parts of nestax beside their peers: `nestax-bench NAME --help`."""
 
 import importlib
 import sys
 
 from absl import flags
+
+from nestax.launch import command
 
 # A module of this name in `launch/benches` has `FLAGS` and `main() -> None`.
 NAMES = ('optim', 'kernel', 'step', 'decode', 'fits')
@@ -12,11 +14,14 @@ NAMES = ('optim', 'kernel', 'step', 'decode', 'fits')
 def main(argv: list[str]) -> int:
   """Runs a benchmark; returns 0, or 2 if what is asked for cannot be."""
   name = argv[1] if len(argv) > 1 else ''
+  if name not in NAMES and command.helps(argv):
+    print(_help())
+    return 0
   if name not in NAMES:
     return _refuse(f'{name!r} is no benchmark: give one of {", ".join(NAMES)}')
-  module = importlib.import_module(f'nestax.launch.benches.{name}')
-  if '--help' in argv:
-    print(f'{module.__doc__}\n{module.FLAGS.get_help()}')
+  module = _module(name)
+  if command.helps(argv):
+    print(f'{module.__doc__}\n{command.listed(module.FLAGS)}')
     return 0
   try:
     for flag in module.FLAGS:  # of an earlier call
@@ -28,6 +33,16 @@ def main(argv: list[str]) -> int:
   except (flags.Error, ValueError, OSError) as error:
     return _refuse(error)
   return 0
+
+
+def _module(name: str):
+  return importlib.import_module(f'nestax.launch.benches.{name}')
+
+
+def _help() -> str:
+  """The benchmarks, a line each: the first of their docstrings."""
+  lines = [f'  {n:8}{_module(n).__doc__.partition(chr(10))[0]}' for n in NAMES]
+  return '\n'.join([__doc__, '', *lines])
 
 
 def _refuse(error: object) -> int:

@@ -9,6 +9,7 @@ small models and scores them; each has its own flags.
 
 from absl import app
 
+from nestax.launch import command
 from nestax.launch.evals import novel_command, suites
 
 
@@ -23,9 +24,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  if '--help' in argv and not _suite(argv):
+  if command.helps(argv) and not _suite(argv):
     print(f'{__doc__}\nWith --suite:\n\n{suites.__doc__}')
-    print(f'{suites.FLAGS.get_help()}\n\nWithout:\n')
+    print(f'{command.listed(suites.FLAGS)}\n\nWithout:\n')
   return (suites if _suite(argv) else novel_command).parse(argv)
 
 

@@ -18,6 +18,17 @@ def test_help_names_the_flags(capsys):
   assert '--shapes' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('word', ['--help', '-h'])
+def test_help_says_what_each_benchmark_is(word, capsys):
+  assert bench.main(['nestax-bench', word]) == 0
+  result = capsys.readouterr()
+  assert not result.err
+  lines = {x.split()[0]: x for x in result.out.splitlines() if x[:2] == '  '}
+  assert tuple(lines) == bench.NAMES
+  assert 'Times the memory beside attention' in lines['kernel']
+  assert '--length=4096' in lines['kernel']
+
+
 @pytest.mark.parametrize(
   'words,said',
   [
