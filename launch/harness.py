@@ -6,15 +6,16 @@ Everything is as `lm-eval` has it; `--model nestax` is what it does not know:
       --tasks my_task --include_path my_tasks
 """
 
+import importlib
 import sys
 
 
 def cli() -> None:
   """Registers the model class, then leaves everything to lm-eval."""
   try:
+    # first: it says how to install what is missing
+    importlib.import_module('nestax.launch.evals.harness')
     from lm_eval.__main__ import cli_evaluate
-
-    import nestax.launch.evals.harness  # noqa: F401
   except ImportError as error:
     print(f'nestax-lm-eval: {error}', file=sys.stderr)
     sys.exit(2)

@@ -20,7 +20,7 @@ try:
   from tqdm import tqdm
 except ImportError as error:
   raise ImportError(
-    f"lm-eval cannot be imported ({error}): pip install 'nestax[eval]'"
+    f"lm-eval cannot be imported ({error}): pip install '.[eval]'"
   ) from error
 
 _AUTO = 8  # rows where --batch_size is auto
