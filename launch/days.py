@@ -115,7 +115,7 @@ def _named(paths: Sequence[str]) -> dict[str, str]:
 def _owners(paths, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
   read = {}
   for name, path in _named(paths).items():
-    text = sampling.read_prompt('', path)
+    text = sampling.read_prompt('', path, '--text')
     if not text.strip():
       raise ValueError(f'{path}: nothing to read in it')
     read[name] = np.asarray(tokenizer.document(text)[0], np.int32)

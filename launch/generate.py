@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
       raise ValueError(f'unexpected argument {argv[1]!r}')
     limits = _TOP_K.value, _TOP_P.value
     how = sampling.Sampling(_TEMPERATURE.value, *limits, _SEED.value)
-    prompt = sampling.read_prompt(_PROMPT.value, _FILE.value)
+    prompt = sampling.read_prompt(_PROMPT.value, _FILE.value, '--prompt_file')
     made = trained.choose(_WORKDIR.value, _MODEL.value, _OWNER.value)
     model, params, tokenizer = made[:3]
     drawn = sampling.text(model, params, tokenizer, prompt, _TOKENS.value, how)

@@ -283,7 +283,7 @@ def prepare(
   owners.check(made.model.cfg, options.night.full)
   words = words_of(made)
   tools = tools_.of_model(made.model.cfg, options.night, words)
-  core_ids = made.tokenizer.encode(sampling.read_prompt('', core))
+  core_ids = made.tokenizer.encode(sampling.read_prompt('', core, '--core'))
   length = options.night.texts.length
   if len(core_ids) < 2:
     raise ValueError(f'--core={core}: nothing to read in it')

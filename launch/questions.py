@@ -79,7 +79,7 @@ def load(
     ValueError: naming the file, the line, what is wrong and what would be
       right.
   """
-  found, text = [], sampling.read_prompt('', path)
+  found, text = [], sampling.read_prompt('', path, flag)
   lines = text.split('\n')  # splitlines would cut a text at its U+2028
   for number, line in enumerate(lines, 1):
     if not line.strip():

@@ -84,7 +84,8 @@ def cut(tokenizer: Tokenizer, path: str, length: int, count: int = 0):
 
 
 def _encoded(tokenizer: Tokenizer, path: str):
-  return np.array(tokenizer.encode(sampling.read_prompt('', path)), np.int32)
+  text = sampling.read_prompt('', path, '--rehearse')
+  return np.array(tokenizer.encode(text), np.int32)
 
 
 def _cut(ids, path: str, length: int, count: int):

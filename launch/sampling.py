@@ -126,12 +126,17 @@ def stream(
     yield int(token)
 
 
-def read_prompt(prompt: str, path: str | None) -> str:
+def read_prompt(prompt: str, path: str | None, flag: str) -> str:
   """The prompt itself, or the text of a UTF-8 file.
+
+  Args:
+    prompt: '' for the file's.
+    path: of the file; '' or None for the prompt.
+    flag: that names the file, for messages.
 
   Raises:
     ValueError: if both are given, or naming the byte that is not UTF-8.
-    OSError: if there is no such file.
+    OSError: naming flag and file, if it cannot be read.
   """
   if not path:
     return prompt
@@ -139,6 +144,10 @@ def read_prompt(prompt: str, path: str | None) -> str:
     raise ValueError('give a prompt or a file that holds one, not both')
   try:
     return pathlib.Path(path).read_text(encoding='utf-8')
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f'{flag}={path}: there is no such file') from error
+  except OSError as error:
+    raise OSError(f'{flag}={path}: {error.strerror}') from error
   except UnicodeDecodeError as error:
     raise ValueError(
       f'{path} is not UTF-8 text: byte {error.start} cannot be decoded'

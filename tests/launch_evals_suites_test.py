@@ -40,7 +40,10 @@ def run(*words):
     (['--suite=mad', '--rates=a'], '--rates=a: numbers'),
     (['--suite=mad', '--tasks=recall'], 'the tasks are compression, in-'),
     (['--suite=mad', 'more'], "unexpected argument 'more'"),
-    (['--suite=needle', '--set=needle.haystack=/no/book'], '/no/book'),
+    (
+      ['--suite=needle', '--set=needle.haystack=/no/book'],
+      '--set=needle.haystack=/no/book: there is no such file',
+    ),
     (['--text=/no/book', '--levels=of'], '--levels=of: on, off or reset'),
   ],
 )

@@ -62,6 +62,13 @@ def test_a_text_is_read_every_way_and_written_down(made, tmp_path):
   assert again['on']['perplexity'] == got['on']['perplexity']
 
 
+def test_a_text_that_is_not_there_is_named_with_its_flag(made, tmp_path):
+  with pytest.raises(
+    FileNotFoundError, match='--text=nowhere: there is no such file'
+  ):
+    novel.run(made, 'nowhere', novel.modes(['on'], 8, 32), tmp_path)
+
+
 def test_levels_that_do_not_learn_are_refused(made, tmp_path):
   plain = made._replace(model=streaming.frozen(made.model))
   with pytest.raises(ValueError, match='no level of this model learns'):

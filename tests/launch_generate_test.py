@@ -22,7 +22,7 @@ WAYS = '--prompt_file=prompt.txt', '--prompt=chunk tok'
 REFUSED = {
   '--workdir=/nowhere': 'no checkpoint in /nowhere',
   '--temperature=-1': 'temperature=-1.0',
-  '--prompt_file=/nowhere.txt': '/nowhere.txt',
+  '--prompt_file=/nowhere.txt': '--prompt_file=/nowhere.txt: there is no',
   '--tokens=many': 'many',
   '--prompt=a|--prompt_file=/nowhere.txt': 'not both',
   'stray': "unexpected argument 'stray'",

@@ -134,7 +134,8 @@ def _of_stacking(counts) -> tuple[dict, dict]:
     if not count:
       return stacked(0, 0.0), {}
     stacks = {rate: stacked(count, rate) for rate in rates}
-    tokens = reading.encode(stacks[rates[0]], _TUNE.value, _TUNE_TOKENS.value)
+    tune = _TUNE.value, _TUNE_TOKENS.value, '--tune'
+    tokens = reading.encode(stacks[rates[0]], *tune)
     return reading.pick(stacks, tokens, _WINDOW.value)
 
   names = (_MODEL, _STACK, _BLOCKS, _PERIODS, _RATES, _TUNE, _TUNE_TOKENS)

@@ -170,7 +170,7 @@ def problem(options: Options) -> problems.Problem:
 def _text(options: Options) -> str:
   if not options.haystack:
     return ''
-  text = sampling.read_prompt('', options.haystack)
+  text = sampling.read_prompt('', options.haystack, '--set=needle.haystack')
   if not text.strip():
     raise ValueError(f'haystack={options.haystack}: the file holds no text')
   return text

@@ -128,7 +128,7 @@ def run(
         '--levels=off, a run trained with --config.model.cms.blocks=..., or '
         '--stack=groups for a pretrained model'
       )
-  tokens = made.tokenizer.encode(sampling.read_prompt('', text))
+  tokens = made.tokenizer.encode(sampling.read_prompt('', text, '--text'))
   tokens = np.asarray(tokens, np.int32)[: limit or None]
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)

@@ -62,9 +62,11 @@ def cell(
   }
 
 
-def encode(made: trained.Trained, text: str, limit: int) -> np.ndarray:
-  """Ids of a text file, at most `limit` of them; 0 for all."""
-  ids = made.tokenizer.encode(sampling.read_prompt('', text))
+def encode(
+  made: trained.Trained, text: str, limit: int, flag: str = '--novel'
+) -> np.ndarray:
+  """Ids of the text file of a flag, at most `limit` of them; 0 for all."""
+  ids = made.tokenizer.encode(sampling.read_prompt('', text, flag))
   return np.asarray(ids, np.int32)[: limit or None]
 
 
