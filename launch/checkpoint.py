@@ -47,7 +47,13 @@ class Checkpoints:
   Each holds the train state, the position in the data and the config.
   """
 
-  def __init__(self, workdir, config, say: Callable[[str], None] = print):
+  def __init__(
+    self,
+    workdir,
+    config,
+    say: Callable[[str], None] = print,
+    flag: str = 'workdir',
+  ):
     """Opens `workdir/checkpoints`.
 
     Args:
@@ -55,11 +61,12 @@ class Checkpoints:
       config: ConfigDict of the run; reads `checkpoint.keep` and, if they are
         there, `checkpoint.keep_every` and `checkpoint.keep_best`.
       say: what to tell the user, a line at a time.
+      flag: the folder's on the command line, for messages.
     """
     damage.silence_stack_traces()
     self._folder = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._config = common.plain(config)
-    self._say = say
+    self._say, self._flag = say, flag
     self._saving: int | None = None
     for name in damage.unfinished(self._folder):
       say(f'checkpoint {name} was interrupted while it was saved: left out')
@@ -167,7 +174,9 @@ class Checkpoints:
       # What one process cannot read, all leave out.
       with distributed.together():
         about = _about(self._manager, step)
-        _check_config(about['config'], self._config, self._folder / str(step))
+        _check_config(
+          about['config'], self._config, self._folder / str(step), self._flag
+        )
         position = _position(self._folder / str(step) / 'data')
         found = self._manager.restore(step, args=args)
         fingerprints.check(about['fingerprints'], found.state._asdict())
@@ -286,13 +295,15 @@ def _is_checkpoint(folder: pathlib.Path) -> bool:
   return named and folder.is_dir()
 
 
-def _check_config(there: dict, here: dict, path: pathlib.Path) -> None:
+def _check_config(
+  there: dict, here: dict, path: pathlib.Path, flag: str
+) -> None:
   lines = common.differing(there, here)
   if lines:
     raise OtherConfigError(
       f'the checkpoint {path} was written by another config: '
       f'{"; ".join(lines)}. Give the values it was written with, or another '
-      '--workdir.'
+      f'--{flag}.'
     )
 
 

@@ -108,7 +108,7 @@ class Store:
       'checkpoint': {'keep': options.keep or None},
     }
     config = ml_collections.ConfigDict(config)
-    self._checkpoints = checkpoint.Checkpoints(out, config, say)
+    self._checkpoints = checkpoint.Checkpoints(out, config, say, flag='out')
 
   def save(self, being: Being, past: Past) -> None:
     """Writes the next checkpoint; all of it is on the disk on return."""

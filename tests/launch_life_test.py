@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import nights_cases as cases
 import numpy as np
+import pytest
 
-from nestax.launch import life
+from nestax.launch import checkpoint, life
 from nestax.models import language_model
 from nestax.sleep.replay import Piece, Replay
 
@@ -74,3 +75,16 @@ def test_every_token_is_paid_for_once_wherever_calls_are_cut():
   # before anything is read every id is as likely as another
   _, _, first = read(*born(1), tokens[:, :1], one_B)
   np.testing.assert_allclose(first[0, 0], np.log(272), rtol=1e-5)
+
+
+def test_another_model_in_a_folder_is_told_to_take_another_out(tmp_path):
+  being = life.Being(cases.made().params, None, np.zeros((1, 1)))
+  past = life.Past([], Replay(2))
+  store = life.Store(tmp_path, cases.made(), cases.OPTIONS, print)
+  store.save(being, past)
+  store.close()
+  store = life.Store(tmp_path, cases.made(slots=4), cases.OPTIONS, print)
+  words = 'cms.slots is 8 there and 4 here.*or another --out'
+  with pytest.raises(checkpoint.OtherConfigError, match=words):
+    store.restore(being, past)
+  store.close()
