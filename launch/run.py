@@ -181,6 +181,11 @@ def _introduce(loop: loops.Loop, parameters: int) -> None:
     f'{jax.devices()[0].device_kind}, step {loop.done} of {loop.last}'
     + (', compiling' if loop.done < loop.last else '')
   )
+  if loop.done == loop.last:
+    say(
+      f'nothing to train: the run in {plan.workdir} has {loop.done} steps '
+      f'already, and train.steps={plan.config.train.steps}; more of them go on'
+    )
   untrained = _untrained(plan)
   if untrained:
     say(
@@ -215,7 +220,8 @@ def _sum_up(
   rows = ending.summary(plan, log, final, loop.last, bigram, kept)
   rows += ending.speed(loop.speed)
   rows.append(('time', progress.clock(time.perf_counter() - began)))
-  rows.append(('of it', loop.spent.words()))
+  if loop.last > loop.done:
+    rows.append(('of it', loop.spent.words()))
   rows += ending.levels(plan, final) + ending.files(plan.workdir)
   progress.summarise(rows, f'{plan.config.name}: done')
   distributed.told('')  # nobody leaves while the first is drawing

@@ -108,11 +108,13 @@ def assert_resumed(resumed, whole, config):
   assert got[1] == want[1]
 
 
-def test_two_steps_and_two_more_equal_four(whole, corpus, tmp_path):
+def test_two_steps_and_two_more_equal_four(whole, corpus, tmp_path, capsys):
   config = cases.make_config(corpus)
   resumed = cut(whole[0], tmp_path / 'cut')
   train(resumed, config)
   assert_resumed(resumed, whole[0], config)
+  said = capsys.readouterr().out
+  assert re.search(r'of it: .*\d% other', said) and 'nothing to' not in said
 
 
 def test_carried_memory_goes_on_where_it_was(corpus, tmp_path):
@@ -125,12 +127,16 @@ def test_carried_memory_goes_on_where_it_was(corpus, tmp_path):
   assert jax.tree.leaves(state_of(resumed, config)[0].memory)
 
 
-def test_a_finished_run_is_left_as_it_is(whole, corpus, capsys):
+@pytest.mark.parametrize('asked', [3, 4])
+def test_a_finished_run_is_left_as_it_is(asked, whole, corpus, capsys):
   workdir, rows = whole
-  assert train(workdir, cases.make_config(corpus)) == rows
+  config = cases.make_config(corpus)
+  config.train.steps = asked
+  assert train(workdir, config) == rows
   said = capsys.readouterr().out
   assert 'step 4 of 4' in said and 'bigram entropy' in said
-  assert re.search(r'of it: .*\d% other', said)
+  assert f'has 4 steps already, and train.steps={asked}; more of them' in said
+  assert 'of it:' not in said
 
 
 def test_another_mesh_and_microbatches_go_on_with_the_run(
