@@ -116,6 +116,20 @@ def write(out: pathlib.Path, plan: Plan, past: Past) -> None:
   report.write(out, past.rows, names, plan.made.model.cfg.stream.periods)
 
 
+def nothing_left(past: Past, count: int) -> str:
+  """What to say of a life that has read all its `count` days."""
+  if past.replay.owners:
+    return (
+      f'nothing to do: days read: {count} of {count}, nights slept: '
+      f'{past.nights}; --nights={past.nights + 1} sleeps on what is left, and '
+      'another day with --text goes on'
+    )
+  return (
+    f'nothing to do: days slept on: {count} of {count}; another day with '
+    '--text, after those, goes on'
+  )
+
+
 def check_days(past: Past, read, out) -> None:
   """Refuses texts that are not those that a life has read.
 

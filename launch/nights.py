@@ -117,6 +117,7 @@ class Life:
   def go_on(self) -> None:
     """Reads what is left of the days; sleeps when it is time, or asked to."""
     past, options = self.past, self.plan.options
+    begun = past.step
     if past.dusk:  # the last night was not slept to its end
       self.sleep()
     while past.day < len(self.plan.days):
@@ -129,6 +130,8 @@ class Life:
         self.store.save(self.being, past)
     if past.nights < options.nights and past.replay.owners:  # asked to
       self.sleep()
+    if past.step == begun:  # whatever is done ends with a checkpoint
+      self.show.say(history.nothing_left(past, len(self.plan.days)))
 
   def _read_on(self) -> bool:
     """Reads to the end of the day (True), or until it is time to sleep."""

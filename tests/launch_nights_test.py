@@ -1,5 +1,6 @@
 """A life of days and nights: read, slept, gone on with, forgotten."""
 
+import shutil
 import signal
 
 import jax
@@ -278,6 +279,24 @@ def test_what_contradicts_the_slow_levels_stays_in_the_fast_ones(
   assert life.past.replay.owners == ['bob']
   delta = life.being.state.levels.levels[0].delta
   assert all(x[:, 1].any() and not x[:, 0].any() for x in delta)
+
+
+def test_a_life_that_has_slept_all_days_says_so(whole, texts, tmp_path, capsys):
+  shutil.copytree(whole, tmp_path / 'life')
+  nights.live(cases.plan(texts), tmp_path / 'life')
+  words = 'nothing to do: days slept on: 2 of 2; another day with --text'
+  assert words in capsys.readouterr().out
+
+
+def test_a_life_whose_nights_are_slept_says_what_is_left(
+  texts, tmp_path, capsys
+):
+  plan = cases.plan(texts, count=1, nights=0)
+  for nothing in (False, True):
+    nights.live(plan, tmp_path)
+    said = capsys.readouterr().out
+    words = 'nothing to do: days read: 1 of 1, nights slept: 0; --nights=1'
+    assert (words in said) == nothing
 
 
 def test_nothing_of_a_forgotten_owner_is_left(texts, tmp_path, capsys):
