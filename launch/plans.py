@@ -200,8 +200,9 @@ def of_flags(values: Mapping) -> Plan:
   elif not made.model.cfg.cms.slots:
     raise ValueError(
       'the levels of this model have no slots to grow into; give them some, '
-      'such as --slots=16: one a level is used up a night, merged when all are '
-      'with --set=night.full=merge'
+      'such as --slots=16: an accepted night uses up two of the slowest level '
+      '(one of an only level), so that 16 are for 8 nights; the next is '
+      'refused, or with --set=night.full=merge folds them into the MLP first'
     )
   tokenizer = made.tokenizer
   paths = sorted(glob.glob(options.arc)) if options.arc else []

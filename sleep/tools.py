@@ -31,8 +31,11 @@ class CycleConfig:
     dream: how it dreams, if it is given tasks.
     every: the pair with sender k is due in nights that are multiples of
       `every ** k`.
-    full: if a receiver has no free slot, 'error' ends the night, 'merge' folds
-      its slots into its MLP first.
+    full: if a receiver has no free slot, 'error' refuses the night, before
+      anything is done, and 'merge' folds its slots into its MLP first. A night
+      uses up two slots of the slowest levels, for what they have written
+      themselves and for what the next faster ones held; one if there are no
+      others. All others' slots are emptied, and then hold one night.
     lost: greatest error of a merge, see `experts.fold`; above it, an error.
   """
 

@@ -143,3 +143,15 @@ def test_questions_are_filled_up_with_an_id_that_the_model_has(tmp_path):
   (part,) = plans._quiz(made, str(path), asked)
   ids = np.asarray(part.sheet.rows.tokens_BxL)
   assert ids.max() < V and made.tokenizer.eos in ids
+
+
+def test_a_model_without_slots_is_told_how_many_a_night_uses_up(monkeypatch):
+  monkeypatch.setattr(plans.novel, 'load', lambda *_: cases.made(slots=0))
+  values = {
+    'model': '', 'workdir': 'run', 'stack': None, 'periods': None,
+    'rate': None, 'scope': 'shared', 'slots': 0, 'nights': 3,
+    'sleep_every': 0, 'set': [], 'text': ['a.txt'], 'core': 'c.txt',
+  }  # fmt: skip
+  words = 'night uses up two of the slowest level .one of an only level.'
+  with pytest.raises(ValueError, match=words):
+    plans.of_flags(values)
