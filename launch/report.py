@@ -12,6 +12,8 @@ from rich import progress as bars
 
 from nestax.launch import plots
 
+# Of a night's table; the command's --help says what they mean.
+HEAD = 'level', 'goes to', 'had written', 'divergence', 'slots used', 'merged'
 EVERY = 20.0  # seconds between lines where there is no terminal
 
 
@@ -108,8 +110,7 @@ def show_night(row: dict, periods: Sequence[int], out=None) -> None:
   grid = table.Table(
     title=f'night {row["night"]}, after day {row["after_day"]}'
   )
-  head = 'level', 'goes to', 'had written', 'divergence', 'slots used', 'merged'
-  for name in head:
+  for name in HEAD:
     grid.add_column(name, no_wrap=name == 'divergence')
   for k, period in enumerate(periods):
     to = periods[min(k + 1, len(periods) - 1)]

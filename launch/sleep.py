@@ -2,6 +2,27 @@
 
 The model reads, each file as a day (or as an owner, cut into `--days=N`), and
 sleeps after each one. Stopped in whatever way, the same command goes on.
+
+A night moves what each level holds into a new slot of the next slower one, and
+what the slowest has written into a slot of its own. An accepted night so uses
+up two slots of the slowest level (one of an only level). The fastest uses none;
+levels between are emptied and hold one. When a level is full the next night is
+refused, and nothing is lost; with --set=night.full=merge its slots are folded
+into its MLP first, unless more than night.lost=0.2 of what they say is lost.
+
+The table of a night has a row for each level, which is called by its period:
+
+  goes to      whose new slot took what the level held
+  had written  norm of all that it had learned when the model fell asleep
+  divergence   from the model that fell asleep to the one that learns by that
+               slot, nats a token, at the first update -> at the last
+  slots used   by the level that wakes up, of those that it has
+  merged       whether its slots were full and folded into its MLP, with the
+               share of what they said that was lost
+
+While it goes on: divergence on what the sleeper says, on_policy_divergence on
+what the learner says, reward of that, norm of the gradient, and kept, the
+divergence on texts that are to stay as they were: near 0 is right.
 """
 
 import sys

@@ -120,7 +120,7 @@ def night(
   for k in due:
     metrics[f'written_{k}'] = float(norm(context[k]).mean())
     kept = consolidate.reset(kept, k)
-    with clock(f'consolidate {k}'):
+    with clock(f'consolidate every {grow.period(cfg, k)}'):
       grown, index[grow.receiver(cfg, k)], said = consolidate.move(
         tools, teacher, Side(grown, kept), k, day, made, kept_texts, key, tell
       )

@@ -7,6 +7,7 @@ import math
 from rich import console
 
 from nestax.launch import report
+from nestax.launch import sleep as program
 from nestax.sleep import cycle
 from nestax.sleep.gate import Decision
 
@@ -76,6 +77,15 @@ def test_the_table_says_what_went_where_and_what_it_cost():
   ):
     assert words in said, words
   assert 'dreams' not in said
+
+
+def test_help_says_what_is_in_the_table_and_in_progress():
+  row = report.night_row(3, slept(), '2', [], [0, 2], 6)
+  said, words = printed(row), program.__doc__
+  for name in ('goes to', 'had written', 'divergence', 'slots used', 'merged'):
+    assert name in said and f'\n  {name} ' in words, name
+  for name in ('on_policy_divergence', 'reward', 'gradient', 'kept'):
+    assert name in words, name
 
 
 def test_levels_that_were_not_due_and_dreams_are_named():

@@ -190,7 +190,8 @@ def _distil(cfg: ModelConfig, how: CycleConfig, words: Words):
     trained = jax.block_until_ready(trained)
     numbers = {f'{name}_0': float(x) for name, x in numbers.items()}
     seconds = time.perf_counter() - start
-    return _put(params, trained), numbers, {'consolidate 0': seconds}
+    phase = f'consolidate every {cfg.stream.periods[0]}'
+    return _put(params, trained), numbers, {phase: seconds}
 
   return night
 
