@@ -43,6 +43,17 @@ def _number(value: float | None) -> float:
   return float('nan') if value is None else value
 
 
+def _mark(k: int, points: int) -> dict:
+  """How level k is drawn: what lies behind is larger, and all are hollow."""
+  return {
+    'marker': 'osD^vP'[k % 6],
+    'markersize': 4 + 2 * max(0, 3 - k),
+    'markevery': max(1, points // 20),
+    'markerfacecolor': 'none',
+    'linewidth': 0.8,
+  }
+
+
 def levels(
   readings, periods: Sequence[int], path: str | os.PathLike, title: str
 ) -> None:
@@ -93,6 +104,8 @@ def trained_levels(
 ) -> None:
   """Draws over the steps of a run what its levels do, as a PNG.
 
+  A panel for each number of the levels, and for the surprise, if it is there.
+
   Args:
     rows: of `metrics.Log`; the numbers of `metrics.of_levels` are drawn.
     periods: of the levels that learn.
@@ -100,23 +113,35 @@ def trained_levels(
     title: above the picture.
   """
   shown = (
-    ('rate', 'inner learning rate'),
-    ('moved', 'norm of the last update'),
-    ('size', 'norm of all written'),
+    ('rate', 'inner learning rate', 'rate'),
+    ('moved', 'last update', 'norm'),
+    ('size', 'all that is written', 'norm'),
   )
-  picture = figure.Figure(figsize=(7, 7.5), dpi=120, layout='constrained')
   rows = [row for row in rows if 'level_0_rate' in row]
-  for (name, words), axes in zip(shown, picture.subplots(len(shown), 1)):
+  surprising = any('surprise' in row for row in rows)
+  count = len(shown) + surprising
+  size = (7, 2.5 * count)
+  picture = figure.Figure(figsize=size, dpi=120, layout='constrained')
+  panels = picture.subplots(count, 1, sharex=True)
+  at = [row['step'] for row in rows]
+  for (name, words, unit), axes in zip(shown, panels):
     for k, period in enumerate(periods):
-      axes.plot(
-        [row['step'] for row in rows],
-        [_number(row[f'level_{k}_{name}']) for row in rows],
-        marker='.',
-        label=f'every {period}',
-      )
-    axes.set(ylabel=words, xlabel='step')
-    axes.grid(alpha=0.3)
+      values = [_number(row[f'level_{k}_{name}']) for row in rows]
+      axes.plot(at, values, label=f'every {period}', **_mark(k, len(at)))
+    axes.set(title=words, ylabel=unit)
     axes.legend(fontsize='small')
+  if surprising:
+    values = [_number(row.get('surprise')) for row in rows]
+    panels[-1].plot(at, values, 'k.-')
+    panels[-1].set(
+      title='surprise: loss of the levels on their last chunk', ylabel='loss'
+    )
+  for axes in panels:
+    axes.margins(y=0.12)
+    axes.grid(alpha=0.3)
+  panels[-1].set(xlabel='step')
+  # a run of one validation would have an axis of a few steps about it
+  panels[-1].set_xlim(0, 1.05 * max(at, default=1))
   picture.suptitle(title, fontsize='medium')
   picture.savefig(path)
 
@@ -197,9 +222,12 @@ def usage(
     written = [_number(row['metrics'].get(f'written_{k}')) for row in rows]
     used = [row['used'][k] for row in rows]
     for axes, values in ((above, written), (below, used)):
-      axes.plot(nights, values, marker='.', label=f'every {period}')
-  above.set(ylabel='norm written at dusk', title='levels over nights')
-  below.set(xlabel='nights slept', ylabel='slots used', xticks=nights)
+      axes.plot(
+        nights, values, label=f'every {period}', **_mark(k, len(nights))
+      )
+  above.set(ylabel='norm', title='what levels had written before each night')
+  below.set(ylabel='slots', title='slots that levels use after it')
+  below.set(xlabel='nights slept', xticks=nights)
   for axes in (above, below):
     axes.grid(alpha=0.3)
     axes.legend(fontsize='small')

@@ -59,3 +59,50 @@ def test_what_levels_did_in_training_is_drawn_level_by_level(tmp_path):
     pictures.append(matplotlib.image.imread(tmp_path / 'l.png'))
   for other in pictures[1:]:
     assert np.abs(pictures[0] - other).max() > 0.5
+
+
+def drawn(monkeypatch, draw, *args):
+  """The axes that a picture is made of."""
+  pictures, save = [], plots.figure.Figure.savefig
+  monkeypatch.setattr(
+    plots.figure.Figure,
+    'savefig',
+    lambda picture, path: pictures.append(picture) or save(picture, path),
+  )
+  draw(*args)
+  (picture,) = pictures
+  return picture.axes
+
+
+def test_levels_of_one_validation_are_told_apart(tmp_path, monkeypatch):
+  row = {'step': 60, 'split': 'valid', 'surprise': 1.9} | {
+    f'level_{k}_{name}': 1.0
+    for k in range(3)
+    for name in ('rate', 'moved', 'size')
+  }
+  levels = plots.trained_levels, [row], (4, 8, 16), tmp_path / 'l.png', 'small'
+  axes = drawn(monkeypatch, *levels)
+  assert [x.get_title().split(':')[0] for x in axes] == [
+    'inner learning rate', 'last update', 'all that is written', 'surprise'
+  ]  # fmt: skip
+  assert all(x.get_xlim()[0] == 0 for x in axes)
+  for lines in (x.lines for x in axes[:3]):
+    assert len({line.get_marker() for line in lines}) == 3
+    sizes = [line.get_markersize() for line in lines]
+    assert sizes == sorted(set(sizes), reverse=True)
+  assert axes[3].lines[0].get_ydata() == [1.9]
+
+
+def test_without_a_surprise_it_has_no_panel(tmp_path, monkeypatch):
+  row = {'step': 60, 'level_0_rate': 1, 'level_0_moved': 1, 'level_0_size': 1}
+  levels = plots.trained_levels, [row], (4,), tmp_path / 'l.png', 'small'
+  assert len(drawn(monkeypatch, *levels)) == 3
+
+
+def test_each_panel_of_nights_has_a_title(tmp_path, monkeypatch):
+  rows = [{'night': 1, 'metrics': {'written_0': 1.0}, 'used': [0, 2]}]
+  usage = plots.usage, rows, (4, 8), tmp_path / 'u.png'
+  above, below = drawn(monkeypatch, *usage)
+  assert above.get_title().startswith('what levels had written')
+  assert below.get_title().startswith('slots')
+  assert len({line.get_marker() for line in below.lines}) == 2
