@@ -26,6 +26,9 @@ def run(*words):
   return evaluate.main(evaluate._parse(['nestax-evaluate', *words]))
 
 
+TRAIN = '--set=incremental.train=/no/file'  # not reached
+
+
 @pytest.mark.parametrize(
   'words,said',
   [
@@ -43,6 +46,14 @@ def run(*words):
     (
       ['--suite=needle', '--set=needle.haystack=/no/book'],
       '--set=needle.haystack=/no/book: there is no such file',
+    ),
+    (
+      ['--suite=incremental', '--models=m.gguf:stack=group', TRAIN],
+      '--models=m.gguf:stack=group: stack is one of groups, copies',
+    ),
+    (
+      ['--suite=incremental', '--models=m.gguf:stack=copies;periods=x', TRAIN],
+      'stack=copies;periods=x: periods=x: whole numbers such as 128+512',
     ),
     (['--text=/no/book', '--levels=of'], '--levels=of: on, off or reset'),
   ],

@@ -78,3 +78,16 @@ def test_levels_that_do_not_learn_are_refused(made, tmp_path):
     novel.load(None, None, stack)
   with pytest.raises(ValueError, match='pretrained'):
     novel.load('run', None, stack)
+
+
+@pytest.mark.parametrize(
+  'wrong, words',
+  [
+    ({'how': 'group'}, '^--stack=group: one of groups, copies$'),
+    ({'periods': ('4', 'x')}, '^--periods=4,x: whole numbers of tokens$'),
+  ],
+)
+def test_a_stack_is_checked_before_a_model_is_loaded(wrong, words):
+  stack = novel.Stack('groups', ('4',), 'all', 0.1)._replace(**wrong)
+  with pytest.raises(ValueError, match=words):
+    novel.load(None, 'nowhere.gguf', stack)

@@ -94,9 +94,10 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
       )
   if not options.train:
     raise ValueError('--set=incremental.train=FILE: the examples are needed')
+  for word in asked.models:
+    learners.parse(word)  # before the files, which may be long
   _stages(options, 0)  # says at once what is wrong with the files
   for word in asked.models:
-    learners.parse(word)
     for name in methods:
       key = dataclasses.asdict(options) | {'method': name}
       key |= {'seeds': asked.seeds}

@@ -62,6 +62,11 @@ def parse(word: str) -> tuple[str, Way]:
     raise ValueError(f'--models={word}: {error}') from None
   if way.levels not in ('on', 'off'):
     raise ValueError(f'--models={word}: levels are on or off')
+  if way.stack not in ('', *stacking.HOW):
+    raise ValueError(
+      f'--models={word}: stack is one of {", ".join(stacking.HOW)}'
+    )
+  numbers(way.periods, f'--models={word}: periods')
   own = ('periods', 'blocks', 'rate', 'optimizer')
   if not way.stack and any(
     getattr(way, name) != getattr(Way(), name) for name in own

@@ -77,18 +77,27 @@ def load(
       raise ValueError('--stack is for a pretrained --model')
     return _computing(trained.load(workdir, owner=owner), dtype)
   trained.refuse_owner(owner)
+  periods = _periods(stack)  # before what takes long
   made = _computing(trained.load_pretrained(model), dtype)
   if not stack.how:
     return made
+  cms = CMSConfig(periods=periods, blocks=stack.blocks, rate=stack.rate)
+  cfg, params = stacking.stack(made.model.cfg, made.params, stack.how, cms)
+  return made._replace(model=language_model.LanguageModel(cfg), params=params)
+
+
+def _periods(stack: Stack) -> tuple[int, ...]:
+  """The periods as numbers, of a stack whose words are right."""
+  if not stack.how:
+    return ()
+  if stack.how not in stacking.HOW:
+    raise ValueError(f'--stack={stack.how}: one of {", ".join(stacking.HOW)}')
   try:
-    periods = tuple(int(word) for word in stack.periods)
+    return tuple(int(word) for word in stack.periods)
   except ValueError:
     raise ValueError(
       f'--periods={",".join(stack.periods)}: whole numbers of tokens'
     ) from None
-  cms = CMSConfig(periods=periods, blocks=stack.blocks, rate=stack.rate)
-  cfg, params = stacking.stack(made.model.cfg, made.params, stack.how, cms)
-  return made._replace(model=language_model.LanguageModel(cfg), params=params)
 
 
 def _computing(made: trained.Trained, dtype: str | None) -> trained.Trained:
