@@ -37,6 +37,16 @@ TRAIN = '--set=incremental.train=/no/file'  # not reached
       '--suite=formel: of formal, mad, mqar, needle, arc, babilong, ',
     ),
     (['--suite=mad', '--models=hop'], 'give families, of'),
+    (
+      ['--suite=needle', '--models=runs/mine'],
+      '--models=runs/mine: no such run or file; or give a family, of hope, ',
+    ),
+    (
+      ['--suite=needle', '--models=.:levels=off'],
+      '--models=.:levels=off: needle asks a trained model as it is: leave out',
+    ),
+    ([], 'give --text=FILE, or --suite=NAME'),
+    (['--levels=off'], 'give --text=FILE, or --suite=NAME'),
     (['--suite=mad', '--set=formal.longest=9'], 'begin with the evaluation'),
     (['--suite=mad', '--set=mad.shrink=9'], 'shrink=9: 1 to 8'),
     (['--suite=mad', '--set=mad.train.D=0'], 'D=0: at least 1'),
@@ -59,14 +69,15 @@ TRAIN = '--set=incremental.train=/no/file'  # not reached
   ],
 )
 def test_what_is_wrong_is_said_in_words(words, said, tmp_path, capsys):
-  if '--text' not in words[0]:
+  if any('--suite' in word for word in words):
     words = [*words, f'--workdir={tmp_path}']
   assert run(*words) == 2
   assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-  'words,said', [([], 'text'), (['--suite=mad', '--seed=1'], "'seed'")]
+  'words,said',
+  [(['--sweet=mad'], "'sweet'"), (['--suite=mad', '--seed=1'], "'seed'")],
 )
 def test_flags_are_those_of_what_is_run(words, said, capsys):
   with pytest.raises(SystemExit) as stop:

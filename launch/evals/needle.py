@@ -32,6 +32,7 @@ from nestax.launch.evals import (
   trials,
 )
 from nestax.models import language_model
+from nestax.models.config import FAMILIES
 
 SCORES = ('forced', 'generated')
 PIECE = 512  # tokens that a trained model reads at once
@@ -242,6 +243,8 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
   """Families are trained, the models of paths asked."""
   paths = [word for word in asked.models if entrants.is_trained(word)]
   families = tuple(word for word in asked.models if word not in paths)
+  for word in families:
+    _check_family(word)
   if families:
     named = dataclasses.replace(asked, models=families)
     yield from trials.cells([problem(options)], options.train, named)
@@ -257,6 +260,21 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
     key = _key(options, _text(options), but=TRAINED_ONLY)
     key |= {'seeds': asked.seeds}
     yield suite.Cell('', path, key, run)
+
+
+def _check_family(word: str) -> None:
+  name, _, changes = word.partition(':')
+  if name in FAMILIES:
+    return
+  if entrants.is_trained(name):
+    raise ValueError(
+      f'--models={word}: needle asks a trained model as it is: leave out '
+      f':{changes}'
+    )
+  raise ValueError(
+    f'--models={word}: no such run or file; or give a family, of '
+    f'{", ".join(FAMILIES)}'
+  )
 
 
 def _paper(rows: str) -> dict[str, float]:

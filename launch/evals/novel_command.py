@@ -25,9 +25,7 @@ _WORKDIR = _flag(
 )
 _MODEL = _flag(flags.DEFINE_string, 'model', None, 'Pretrained file instead.')
 _OWNER = _flag(flags.DEFINE_string, 'owner', '', 'Whose slots, of a life.')
-_TEXT = _flag(
-  flags.DEFINE_string, 'text', None, 'UTF-8 file to read.', required=True
-)
+_TEXT = _flag(flags.DEFINE_string, 'text', None, 'UTF-8 file to read.')
 _OUT = _flag(
   flags.DEFINE_string, 'out', 'runs/evaluate', 'Folder for the results.'
 )
@@ -57,6 +55,8 @@ def main(argv: list[str]) -> int:
   try:
     if len(argv) > 1:
       raise ValueError(f'unexpected argument {argv[1]!r}')
+    if not _TEXT.value:
+      raise ValueError('give --text=FILE, or --suite=NAME')
     modes = novel.modes(_LEVELS.value, _PIECE.value, _WINDOW.value)
     stack = novel.Stack(
       _STACK.value, tuple(_PERIODS.value), _BLOCKS.value, _RATE.value
