@@ -1,6 +1,7 @@
 """Cells are done once, are refused if they are of others, and are reported."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -157,6 +158,31 @@ def test_scores_along_an_axis_are_lines(tmp_path):
   assert panel.get_xlabel() == 'tokens'
 
 
+def test_what_a_cell_lacks_is_said_before_anything_runs(tmp_path, capfd):
+  asked = suite.Asked(('a', 'b'), seeds=1, workdir=tmp_path)
+
+  def made(done, lacking):
+    def check(model):
+      if model == lacking:
+        raise ValueError(f'no {model}')
+
+    def cells(options, asked):
+      for cell in whole.cells(options, asked):
+        yield cell._replace(check=functools.partial(check, cell.model))
+
+    whole = evaluation(done)
+    return whole._replace(cells=cells)
+
+  done = []
+  with pytest.raises(ValueError, match='no b'):
+    suite.run([made(done, 'b')], asked)
+  assert not done and 'all cells' not in capfd.readouterr().err
+  suite.run([made(done, '')], asked)
+  assert len(done) == 4
+  # results that are there need no model any more
+  assert len(suite.run([made(done, 'b')], asked)) == len(done) == 4
+
+
 def test_models_are_families_with_keys_or_paths(tmp_path):
   base = {'D': 16, 'memory': {'chunk_mem': 8, 'chunk_rest': 8}}
   word = 'hope:memory.eta_max=1.0;cms.periods=(8,16)'
@@ -166,11 +192,14 @@ def test_models_are_families_with_keys_or_paths(tmp_path):
   assert cfg.cms.periods == (8, 16)
   for wrong, words in (
     ('hop', 'trains its models; give families, of .*hope'),
+    (str(tmp_path), 'trains its models; give families, of .*hope'),
     ('hope:eta=1', "there is no key 'eta'"),
     ('hope:D=1.5', 'D is a int'),
   ):
     with pytest.raises(ValueError, match=words):
       entrants.config(wrong, base)
   assert entrants.is_trained(str(tmp_path))
-  with pytest.raises(ValueError, match='neither a folder of a run nor'):
-    entrants.load(str(tmp_path / 'nothing'))
+  for lacks in (entrants.load, entrants.check):
+    with pytest.raises(ValueError, match='neither a folder of a run nor'):
+      lacks(str(tmp_path / 'nothing'))
+  entrants.check(str(tmp_path))

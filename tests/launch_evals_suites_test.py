@@ -75,6 +75,31 @@ def test_what_is_wrong_is_said_in_words(words, said, tmp_path, capsys):
   assert said in capsys.readouterr().err
 
 
+PAIR = '{"input": [[0]], "output": [[1]]}'
+CLASSES = '[["a", "x"], ["b", "y"]]'
+FILES = {
+  'arc': ('tasks', f'{{"train": [{PAIR}], "test": [{PAIR}]}}', []),
+  'incremental': (
+    'train',
+    f'{{"train": {CLASSES}, "test": {CLASSES}}}',
+    ['--set=incremental.stages=2'],
+  ),
+}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_model_that_is_not_there_is_said_before_anything_runs(
+  name, tmp_path, capsys
+):
+  key, text, words = FILES[name]
+  file = tmp_path / 'a.json'
+  file.write_text(text)
+  words = [f'--suite={name}', f'--set={name}.{key}={file}', *words]
+  assert run(*words, f'--workdir={tmp_path}', '--models=nope.gguf') == 2
+  said = 'nestax-evaluate: --models=nope.gguf: neither a folder of a run nor'
+  assert capsys.readouterr().err.startswith(said)
+
+
 @pytest.mark.parametrize(
   'words,said',
   [(['--sweet=mad'], "'sweet'"), (['--suite=mad', '--seed=1'], "'seed'")],

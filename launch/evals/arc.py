@@ -94,8 +94,9 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
     tasks.arc(path, list, 0)  # says at once what is wrong with a file
   for word in asked.models:
     learners.parse(word)
+    check = functools.partial(learners.check, word)
     run = functools.partial(run_cell, options, word)
-    yield suite.Cell('grids', word, dataclasses.asdict(options), run)
+    yield suite.Cell('grids', word, dataclasses.asdict(options), run, check)
 
 
 def run_cell(options: Options, word: str, say) -> list[dict]:

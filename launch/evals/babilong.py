@@ -81,13 +81,14 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
   babi.find(options.books, '--set=babilong.books')
   for word in asked.models:
     learners.parse(word)
+    check = functools.partial(learners.check, word)
     for length in lengths:
       for path in paths:
         key = dataclasses.asdict(options) | {'file': path, 'length': length}
         del key['babi'], key['lengths']
         run = functools.partial(run_cell, options, word, path, length)
         run = functools.partial(run, asked.seeds)
-        yield suite.Cell(f'{_name(path)} {length}', word, key, run)
+        yield suite.Cell(f'{_name(path)} {length}', word, key, run, check)
 
 
 def _name(path: str) -> str:

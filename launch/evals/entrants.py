@@ -82,6 +82,14 @@ def is_trained(word: str) -> bool:
   return os.path.exists(os.path.expanduser(word))
 
 
+def check(word: str) -> None:
+  """Raises a ValueError if there is nothing at the path that a word is."""
+  if not is_trained(word):
+    raise ValueError(
+      f'--models={word}: neither a folder of a run nor a pretrained file'
+    )
+
+
 def load(word: str) -> trained.Trained:
   """Loads the model that a path names: a run's folder or a pretrained file.
 
@@ -89,10 +97,7 @@ def load(word: str) -> trained.Trained:
     ValueError: if there is nothing there; else as `trained.load` and
       `trained.load_pretrained`.
   """
+  check(word)
   path = os.path.expanduser(word)
-  if not is_trained(word):
-    raise ValueError(
-      f'--models={word}: neither a folder of a run nor a pretrained file'
-    )
   run = os.path.isdir(os.path.join(path, 'checkpoints'))
   return trained.load(path) if run else trained.load_pretrained(path)

@@ -115,6 +115,7 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
     draw(options, task, 0)  # says at once what is wrong with the file
   for word in asked.models:
     learners.parse(word)
+    check = functools.partial(learners.check, word)
     for name in methods:
       for task in TASKS:
         if task == 'single' and name == 'fine-tuning, replay':
@@ -125,7 +126,7 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
         run = functools.partial(
           run_cell, options, word, name, task, asked.seeds
         )
-        yield suite.Cell(task, f'{name}, {word}', key, run)
+        yield suite.Cell(task, f'{name}, {word}', key, run, check)
 
 
 @functools.lru_cache(1)

@@ -98,12 +98,13 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
     learners.parse(word)  # before the files, which may be long
   _stages(options, 0)  # says at once what is wrong with the files
   for word in asked.models:
+    check = functools.partial(learners.check, word)
     for name in methods:
       key = dataclasses.asdict(options) | {'method': name}
       key |= {'seeds': asked.seeds}
       del key['methods']
       run = functools.partial(run_cell, options, word, name, asked.seeds)
-      yield suite.Cell('classes', f'{name}, {word}', key, run)
+      yield suite.Cell('classes', f'{name}, {word}', key, run, check)
 
 
 def _stages(options: Options, seed: int) -> list[classes.Stage]:

@@ -78,6 +78,11 @@ def parse(word: str) -> tuple[str, Way]:
   return path, way
 
 
+def check(word: str) -> None:
+  """Raises a ValueError for a word that is none, or if nothing is there."""
+  entrants.check(parse(word)[0])
+
+
 def load(word: str) -> trained.Trained:
   """Loads the model of a word.
 

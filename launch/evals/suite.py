@@ -63,12 +63,15 @@ class Cell(NamedTuple):
     model: its line of the table.
     key: plain dict of all that the scores depend on.
     run: does it; gives a dict a seed, with `seed` and `scores`.
+    check: raises what can be said at once of a cell that is to be run, such as
+      of a model that is not there.
   """
 
   task: str
   model: str
   key: dict
   run: Callable[[Say], list[dict]]
+  check: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +171,9 @@ def run(evaluations: Sequence[Evaluation], asked: Asked) -> list[dict]:
     _check_tasks(asked.tasks, [cell.task for _, cell in todo], groups)
     wanted = {x for g in groups for n in asked.tasks for x in g.get(n, [n])}
     todo = [pair for pair in todo if pair[1].task in wanted]
+  for one, cell in todo:
+    if not _path(one, cell, asked.workdir).exists():
+      cell.check()
   with _progress(len(todo)) as progress:
     return [
       row
@@ -189,8 +195,12 @@ def _check_tasks(wanted, known, groups) -> None:
       raise ValueError(f'--tasks={task}: the tasks are {known}')
 
 
+def _path(one, cell, workdir) -> pathlib.Path:
+  return folder(workdir, one.name) / f'{slug(cell.task, cell.model)}.json'
+
+
 def _do(one, cell, workdir, progress) -> list[dict]:
-  path = folder(workdir, one.name) / f'{slug(cell.task, cell.model)}.json'
+  path = _path(one, cell, workdir)
   names = {'suite': one.name, 'task': cell.task, 'model': cell.model}
   key = json.loads(json.dumps(names | cell.key))  # tuples come back as lists
   words = ' '.join(names.values())

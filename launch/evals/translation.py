@@ -183,10 +183,11 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
   tasks = ['alone', 'in sequence'][: len(_languages(options, 0))]
   for word in asked.models:
     learners.parse(word)
+    check = functools.partial(learners.check, word)
     for task in tasks:
       key = dataclasses.asdict(options) | {'seeds': asked.seeds}
       run = functools.partial(run_cell, options, word, task, asked.seeds)
-      yield suite.Cell(task, word, key, run)
+      yield suite.Cell(task, word, key, run, check)
 
 
 def run_cell(
