@@ -256,7 +256,8 @@ def load_parts(
   Args:
     workdir: of a run, or the folder of one of its checkpoints.
     abstract: from the config, and what reads the position, to shapes and
-      shardings of the parts, by the names of the fields of what was saved.
+      shardings of the parts, by the names of the fields of what was saved;
+      nothing for the config and the position alone.
     say: what to tell the user, a line at a time.
 
   Raises:
@@ -277,6 +278,8 @@ def load_parts(
       about = _about(manager, step)
       position = functools.partial(_position, folder / str(step) / 'data')
       item = abstract(about['config'], position)
+      if not item:
+        return about['config'], {}, position
       restore = ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),

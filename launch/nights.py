@@ -30,7 +30,7 @@ from nestax.models import language_model
 from nestax.sleep import owners, replay, texts
 
 
-def live(plan: Plan, out, forget: str = '') -> list[dict]:
+def live(plan: Plan, out) -> list[dict]:
   """Reads and sleeps until all days are over, from where it stopped last.
 
   Leaves in `out`: `checkpoints`, `lineage.jsonl`, `night.jsonl`,
@@ -40,7 +40,6 @@ def live(plan: Plan, out, forget: str = '') -> list[dict]:
   Args:
     plan: from `plans.prepare`.
     out: folder of the life, made if it is not there.
-    forget: an owner of whom all is deleted; then nothing is read.
 
   Returns:
     The rows of `night.jsonl`.
@@ -57,10 +56,7 @@ def live(plan: Plan, out, forget: str = '') -> list[dict]:
   with held, Signals() as signals, report.Show() as show:
     life_ = Life(plan, out, show, signals)
     try:
-      if forget:
-        life_.forget(forget)
-      else:
-        life_.go_on()
+      life_.go_on()
     finally:
       life_.store.close()
   return life_.past.rows
@@ -290,43 +286,6 @@ class Life:
     name = f'night {self.past.nights + 1}: every {self.periods[k]}'
     self.show.update(name, step, total, words)
     self._stop_if_asked(saved=True)
-
-  def forget(self, name: str) -> None:
-    """Deletes an owner: the state, replay and earlier days, old checkpoints.
-
-    Raises:
-      ValueError: if there is no such owner.
-    """
-    past = self.past
-    if name not in past.present:
-      raise ValueError(
-        f'--forget={name}: there is no such owner; there are '
-        f'{", ".join(past.present)}'
-      )
-    fresh, mask_B = self._born(), np.array([x == name for x in past.owners])
-    self.being = self.being._replace(
-      state=life.where_owners(mask_B, fresh.state, self.being.state),
-      logits_BxV=jnp.where(mask_B[:, None], 0.0, self.being.logits_BxV),
-    )
-    past.replay.delete(name)
-    past.earlier.delete(name)
-    past.forgotten.append(name)
-    past.done.pop(name, None)
-    for marks in past.marks:
-      marks.pop(name, None)
-    self.store.save(self.being, past)
-    self.store.forget_others(past.step)
-    history.write(self.out, self.plan, self.past)
-    words = (
-      f"{name}'s state and replay buffer are deleted, and the checkpoints that "
-      'held them.'
-    )
-    if self.being.state.owned is None:
-      words += (
-        ' What nights before have moved into slots, which all owners share, '
-        'stays there'
-      )
-    self.show.say(words)
 
   def _stop_if_asked(self, saved: bool = False) -> None:
     """Ends here if a signal came; a night that is left was never slept."""

@@ -178,6 +178,12 @@ def of_flags(values: Mapping) -> Plan:
     ValueError, OSError, ImportError, checkpoint.CheckpointError: in words.
   """
   model = values['model']
+  for name, what in (
+    ('text', 'files or folders, of what the model reads'),
+    ('core', 'a file, of what it may not get worse on'),
+  ):
+    if not values[name]:
+      raise ValueError(f'--{name} is missing: give {what}')
   options = PRETRAINED if model else Options()
   every = values['sleep_every']
   options = dataclasses.replace(

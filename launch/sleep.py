@@ -2,6 +2,8 @@
 
 The model reads, each file as a day (or as an owner, cut into `--days=N`), and
 sleeps after each one. Stopped in whatever way, the same command goes on.
+`nestax-sleep --forget=NAME --out=DIR` deletes an owner of the life in DIR, and
+reads no other flag.
 
 A night moves what each level holds into a new slot of the next slower one, and
 what the slowest has written into a slot of its own. An accepted night so uses
@@ -29,7 +31,7 @@ import sys
 
 from absl import app, flags
 
-from nestax.launch import checkpoint, command, nights, plans
+from nestax.launch import checkpoint, command, forgetting, nights, plans
 from nestax.launch.run import Interrupted
 
 # Its own, so that the module can be imported beside the commands.
@@ -53,12 +55,8 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
   'scope', 'shared', "Or owner: the slots are each owner's.", flag_values=FLAGS
 )
-flags.DEFINE_list(
-  'text', None, 'Files or folders to read.', required=True, flag_values=FLAGS
-)
-flags.DEFINE_string(
-  'core', None, 'File of the core set.', required=True, flag_values=FLAGS
-)
+flags.DEFINE_list('text', None, 'Files or folders to read.', flag_values=FLAGS)
+flags.DEFINE_string('core', None, 'File of the core set.', flag_values=FLAGS)
 flags.DEFINE_list(
   'rehearse', [], 'Texts of the kind that is to stay known.', flag_values=FLAGS
 )
@@ -79,7 +77,7 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list('set', [], 'KEY=VALUE of plans.Options.', flag_values=FLAGS)
 _FORGET = flags.DEFINE_string(
-  'forget', '', 'Delete this owner, and end.', flag_values=FLAGS
+  'forget', '', 'Delete this owner of --out, and end.', flag_values=FLAGS
 )
 _OUT = flags.DEFINE_string(
   'out', 'runs/nights', 'Folder for the results.', flag_values=FLAGS
@@ -91,8 +89,10 @@ def main(argv: list[str]) -> int:
   try:
     if len(argv) > 1:
       raise ValueError(f'unexpected argument {argv[1]!r}')
-    plan = plans.of_flags(FLAGS.flag_values_dict())
-    nights.live(plan, _OUT.value, _FORGET.value)
+    if _FORGET.value:
+      forgetting.forget(_OUT.value, _FORGET.value)
+    else:
+      nights.live(plans.of_flags(FLAGS.flag_values_dict()), _OUT.value)
   except Interrupted as stopped:
     return _refuse(stopped, stopped.exit_code)
   except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as e:

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from nestax.cms.experts import SlotsError
-from nestax.launch import checkpoint, metrics, nights, plots, trained
+from nestax.launch import (
+  checkpoint,
+  forgetting,
+  metrics,
+  nights,
+  plots,
+  trained,
+)
 from nestax.launch.run import Interrupted
 from nestax.sleep import cycle
 from nestax.sleep.lineage import Lineage
@@ -303,7 +310,7 @@ def test_nothing_of_a_forgotten_owner_is_left(texts, tmp_path, capsys):
   plan = cases.plan(texts, count=1, nights=0)
   nights.live(plan, tmp_path)
   old = begun(plan, tmp_path)
-  nights.live(plan, tmp_path, forget='ann')
+  forgetting.forget(tmp_path, 'ann')
   assert "ann's state and replay buffer are deleted" in capsys.readouterr().out
   new, fresh = begun(plan, tmp_path), old._born()
   assert new.past.replay.owners == ['bob'] and new.past.present == ['bob']
@@ -315,7 +322,7 @@ def test_nothing_of_a_forgotten_owner_is_left(texts, tmp_path, capsys):
   assert not new.being.state.levels.clock_B[0]
   assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
   with pytest.raises(ValueError, match='--forget=ann: there is no such owner'):
-    nights.live(plan, tmp_path, forget='ann')
+    forgetting.forget(tmp_path, 'ann')
   # goes on without her, even without her file
   bob = cases.plan(texts, count=1, nights=1, names=('bob',))
   nights.live(bob, tmp_path)
@@ -373,6 +380,6 @@ def test_owners_with_slots_of_their_own_sleep_alone_and_take_them_along(
   assert rows[1]['retention'][0] != rows[0]['retention'][0]
   held = life.being.state.owned[1].active_S
   assert np.asarray(held).sum(-1).tolist() == [[4, 4]] * 2
-  nights.live(plan, tmp_path, forget='ann')
+  forgetting.forget(tmp_path, 'ann')
   held = np.asarray(begun(plan, tmp_path).being.state.owned[1].active_S)
   assert held.sum(-1).tolist() == [[0, 4]] * 2

@@ -9,7 +9,7 @@ import nights_cases as cases
 import numpy as np
 import pytest
 
-from nestax.launch import history, life, nights, rehearsal
+from nestax.launch import forgetting, history, life, nights, rehearsal
 from nestax.launch.run import Interrupted
 from nestax.models import language_model
 from nestax.sleep import cycle, gate, owners
@@ -82,8 +82,8 @@ def begun(plan, out):
   return life_
 
 
-def live(plan, out, *forget):
-  nights.live(plan, out, *forget)
+def live(plan, out):
+  nights.live(plan, out)
   return begun(plan, out).past
 
 
@@ -126,7 +126,8 @@ def test_nights_rehearse_texts_and_all_owners_earlier_days(
   assert again.earlier.rows() == past.earlier.rows()
 
   # and nothing is left of who is forgotten
-  gone = live(plan(texts), tmp_path / 'parts', 'ann')
+  forgetting.forget(tmp_path / 'parts', 'ann')
+  gone = begun(plan(texts), tmp_path / 'parts').past
   assert gone.earlier.owners == ['bob']
   (saved,) = (tmp_path / 'parts' / 'checkpoints').iterdir()
   assert int(saved.name) == gone.step

@@ -7,13 +7,18 @@ import subprocess
 import sys
 import time
 
+import jax
 import launch_cases
+import ml_collections
 import nights_cases as cases
+import numpy as np
 import pytest
 
-from nestax.launch import command, trained
+from nestax.launch import checkpoint, command, life, trained
 from nestax.launch import sleep as program
+from nestax.models import language_model
 from nestax.sleep.lineage import Lineage
+from nestax.sleep.replay import Piece, Replay
 
 
 @pytest.fixture(scope='module')
@@ -76,21 +81,72 @@ def test_a_night_that_is_killed_was_never_slept(folder, tmp_path):
 
 def run(folder, *words):
   """Runs the command here, with flags of its own; its exit code."""
-  asked = [
-    'nestax-sleep',
-    f'--workdir={folder / "run"}',
-    f'--text={folder / "ann.txt"}',
-    f'--core={folder / "core.txt"}',
-    f'--out={folder / "never"}',
-    *words,
-  ]
+  try:
+    return asked(
+      f'--workdir={folder / "run"}',
+      f'--text={folder / "ann.txt"}',
+      f'--core={folder / "core.txt"}',
+      f'--out={folder / "never"}',
+      *words,
+    )
+  except SystemExit as exit:
+    return exit.code
+
+
+def asked(*words):
+  """Runs the command with these flags alone; its exit code."""
   for name in program.FLAGS:  # of an earlier call
     program.FLAGS[name].unparse()
   parse = command.parser('nestax-sleep', '', program.FLAGS)
-  try:
-    return program.main(parse(asked))
-  except SystemExit as exit:
-    return exit.code
+  return program.main(parse(['nestax-sleep', *words]))
+
+
+def test_an_owner_is_deleted_by_name_and_folder_alone(tmp_path, capsys):
+  made, out = cases.made(), tmp_path / 'life'
+  cfg = made.model.cfg
+  old = language_model.init_state(cfg, 2, cases.OPTIONS.window)
+  old = jax.tree.map(np.ones_like, old)
+  past = life.Past(['ann', 'bob'], Replay(9), done={'ann': 3})
+  past.replay.add(Piece('ann', (1, 2)))
+  store = life.Store(out, made, cases.OPTIONS, print)
+  logits = np.ones((2, cfg.V), np.float32)
+  store.save(life.Being(made.params, old, logits), past)
+  store.close()
+  assert asked('--forget=ann', f'--out={out}') == 0
+  assert "ann's state and replay buffer are deleted" in capsys.readouterr().out
+  assert [path.name for path in (out / 'checkpoints').iterdir()] == ['2']
+  store, new = life.Store(out, made, cases.OPTIONS, print), life.Past([], None)
+  being = store.restore(life.Being(made.params, old, logits), new)
+  store.close()
+  assert (new.present, new.replay.owners, new.done) == (['bob'], [], {})
+  assert cases.same(being.params, made.params)
+  assert being.logits_BxV.any(-1).tolist() == [False, True]
+  assert being.state.levels.clock_B.tolist() == [0, 1]
+  assert asked('--forget=ann', f'--out={out}') == 2
+  error = capsys.readouterr().err
+  assert '--forget=ann: there is no such owner' in error
+  assert error.endswith('there are bob\n')
+
+
+def test_where_there_is_no_life_nobody_is_deleted(tmp_path, capsys):
+  words = "no life of nestax-sleep to delete 'ann' of is there; give the --out"
+  assert asked('--forget=ann', f'--out={tmp_path / "no"}') == 2
+  assert words in capsys.readouterr().err
+  assert not (tmp_path / 'no').exists()
+  config = ml_collections.ConfigDict({'checkpoint': {'keep': 1}})
+  run = checkpoint.Checkpoints(tmp_path, config, print)
+  past = life.Past(['ann'], Replay(2))
+  run.save(1, life.Being({'w': np.zeros(2)}, {}, np.zeros(2)), past)
+  run.close()
+  assert asked('--forget=ann', f'--out={tmp_path}') == 2
+  assert words in capsys.readouterr().err
+
+
+def test_texts_that_are_missing_are_asked_for(capsys):
+  assert asked('--workdir=run', '--core=core.txt') == 2
+  assert '--text is missing: give files or folders' in capsys.readouterr().err
+  assert asked('--workdir=run', '--text=day.txt') == 2
+  assert '--core is missing: give a file' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
