@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nestax.cms.experts import SlotsError
 from nestax.launch import (
   checkpoint,
   days,
@@ -211,7 +212,7 @@ class Life:
       if x.owner in day.names
     ]
     awake = plan.tools, self.being.params, self.being.state, day
-    owners.check_room(*awake, past.nights + 1)  # before questions are asked
+    self._check_room(*awake)  # before questions are asked
     about = quiz.about(pieces)
     dusk = self.known.dusk(self.being, about)
     slept = owners.night(
@@ -234,6 +235,17 @@ class Life:
     self.store.save(self.being, past)
     history.write(self.out, self.plan, self.past)
     report.show_night(past.rows[-1], self.periods)
+
+  def _check_room(self, tools, params, state, day) -> None:
+    try:
+      owners.check_room(tools, params, state, day, self.past.nights + 1)
+    except SlotsError as error:
+      shared = 'the same command with --set=night.full=merge goes on'
+      own = 'a life whose owners have more --slots begins in another --out'
+      raise SlotsError(
+        f'{error}. The night is not slept, and nothing is lost: '
+        f'{shared if state.owned is None else own}'
+      ) from None
 
   def _rehearsed(self):
     """What tonight keeps of texts to rehearse, and of each owner's days."""

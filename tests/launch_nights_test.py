@@ -365,6 +365,25 @@ def test_a_night_without_room_is_slept_when_there_is(
   assert cases.rows(tmp_path) == cases.rows(whole)
 
 
+@pytest.mark.parametrize(
+  'scope, words',
+  [
+    ('shared', 'the same command with --set=night.full=merge goes on'),
+    ('owner', 'more --slots begins in another --out'),
+  ],
+)
+def test_a_night_without_room_says_how_to_go_on(
+  scope, words, texts, tmp_path, monkeypatch
+):
+  def full(*_):
+    raise SlotsError('all slots are used up')
+
+  monkeypatch.setattr(cycle, 'check_room', full)
+  plan = cases.plan(texts, count=1, scope=scope)
+  with pytest.raises(SlotsError, match=f'all slots are used up.*{words}'):
+    nights.live(plan, tmp_path)
+
+
 @pytest.mark.slow
 def test_owners_with_slots_of_their_own_sleep_alone_and_take_them_along(
   texts, tmp_path
