@@ -18,28 +18,40 @@ from nestax.launch import ahead, chips, command, fit
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'File, or a bare name.', flag_values=FLAGS
-)
+  'config', None,
+  'Name of a config, see above, or its file; quickstart if not given.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _TOPOLOGY = flags.DEFINE_string(
-  'topology', 'v5e:16x16', 'Such as v5p:8x8x16, or cpu:8.', flag_values=FLAGS
-)
+  'topology', 'v5e:16x16',
+  'Chips to compile for: TPUs such as v5p:8x8x16, or cpu:8.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _SERVE = flags.DEFINE_bool(
-  'serve', False, 'Decode a token of train.batch streams.', flag_values=FLAGS
-)
+  'serve', False,
+  'Compile decoding of a token for train.batch streams, no training step.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _EFFORT = flags.DEFINE_enum(
   'effort', '', ['', *ahead.EFFORTS],
-  'Of the compiler: O0, soonest done, to O3; as in a run if none.',
+  'How hard the compiler tries: O0, soonest done, to O3; as in a run if none.',
   flag_values=FLAGS,
 )  # fmt: skip
 _JSON = flags.DEFINE_string(
-  'json', '', 'File that a JSON line is added to.', flag_values=FLAGS
-)
+  'json', '',
+  'File that the report is appended to, as a line of JSON.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _HLO = flags.DEFINE_string(
-  'hlo', '', 'File for the text of the compiled program.', flag_values=FLAGS
-)
+  'hlo', '',
+  'File to write the text of the compiled program to.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _PEAKS = flags.DEFINE_list(
-  'peaks', [], "FLOP/s, HBM, its bytes/s, ICI's bytes/s.", flag_values=FLAGS
-)
+  'peaks', [],
+  "Peaks to reckon with: FLOP/s, HBM bytes, HBM bytes/s, ICI bytes/s.",
+  flag_values=FLAGS,
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

@@ -49,10 +49,13 @@ def define(values: flags.FlagValues) -> Callable[[], Job]:
       flag_values=values,
     ),
     flags.DEFINE_integer(
-      'processes', None, 'How many processes there are.', flag_values=values
+      'processes', None, 'How many processes the run has.', flag_values=values
     ),
     flags.DEFINE_integer(
-      'process', None, 'Which of them this is, from 0.', flag_values=values
+      'process',
+      None,
+      'Number of this process among them, from 0.',
+      flag_values=values,
     ),
     flags.DEFINE_bool(
       'distributed',

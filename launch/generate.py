@@ -10,33 +10,53 @@ from nestax.launch import checkpoint, command, sampling, trained
 # Its own, so that the module can be imported beside the other commands.
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Run; runs/quickstart.', flag_values=FLAGS
-)
+  'workdir', None,
+  'Folder of the run to sample from; runs/quickstart if not given.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _MODEL = flags.DEFINE_string(
-  'model', None, 'Weights instead of a run.', flag_values=FLAGS
-)
+  'model', None,
+  'File of a pretrained model to use instead of a run.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _OWNER = flags.DEFINE_string(
-  'owner', '', 'Whose slots, of a life.', flag_values=FLAGS
-)
+  'owner', '',
+  'Owner whose slots to use, of a run of nestax-sleep --scope=owner.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _PROMPT = flags.DEFINE_string(
-  'prompt', '', 'Text to go on from.', flag_values=FLAGS
+  'prompt', '', 'Text that the model goes on from.', flag_values=FLAGS
 )
 _FILE = flags.DEFINE_string(
-  'prompt_file', None, 'UTF-8 file to go on from.', flag_values=FLAGS
-)
+  'prompt_file', None,
+  'UTF-8 file that holds the text to go on from.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _TOKENS = flags.DEFINE_integer(
-  'tokens', 400, 'Most to draw.', lower_bound=0, flag_values=FLAGS
-)
+  'tokens', 400,
+  'Most tokens to draw after the prompt.',
+  lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
 _TEMPERATURE = flags.DEFINE_float(
-  'temperature', 0.8, '0: the likeliest.', flag_values=FLAGS
-)
+  'temperature', 0.8,
+  'How freely to draw: 1 as the model has learned, 0 the likeliest token.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _TOP_K = flags.DEFINE_integer(
-  'top_k', 0, 'Only the k likeliest; 0: all.', flag_values=FLAGS
-)
+  'top_k', 0,
+  'Draw among the k likeliest tokens only; 0: among all.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _TOP_P = flags.DEFINE_float(
-  'top_p', 1.0, 'Only the likeliest that hold p.', flag_values=FLAGS
-)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.', flag_values=FLAGS)
+  'top_p', 1.0,
+  'Draw only among the likeliest tokens that together have this chance.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_SEED = flags.DEFINE_integer(
+  'seed', 0,
+  'Seed of the draws: the same one draws the same text.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _WRONG = ValueError, OSError, ImportError
 
 

@@ -37,50 +37,112 @@ from nestax.launch.run import Interrupted
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-  'workdir', None, 'Run folder of the model.', flag_values=FLAGS
+  'workdir',
+  None,
+  'Folder of the run whose model is to live; or give --model.',
+  flag_values=FLAGS,
 )
 flags.DEFINE_string(
-  'model', None, 'Pretrained file instead.', flag_values=FLAGS
+  'model',
+  None,
+  'File of a pretrained model to use instead of a run.',
+  flag_values=FLAGS,
 )
 flags.DEFINE_string(
-  'stack', None, 'Levels of a --model: groups, or copies.', flag_values=FLAGS
+  'stack',
+  None,
+  'How the MLPs of a --model become levels: groups, the default, or copies.',
+  flag_values=FLAGS,
 )
-flags.DEFINE_list('periods', None, 'Of stacked levels; 32.', flag_values=FLAGS)
+flags.DEFINE_list(
+  'periods',
+  None,
+  'Tokens between commits of each stacked level of a --model; 32 if none.',
+  flag_values=FLAGS,
+)
 flags.DEFINE_float(
-  'rate', None, 'Inner rate of stacked levels; 0.2.', flag_values=FLAGS
+  'rate',
+  None,
+  'Inner learning rate of the stacked levels of a --model; 0.2 if none.',
+  flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-  'slots', 0, 'To give each level of a model without any.', flag_values=FLAGS
+  'slots',
+  0,
+  'Slots to give each level of a model that has none, such as 16.',
+  flag_values=FLAGS,
 )
 flags.DEFINE_string(
-  'scope', 'shared', "Or owner: the slots are each owner's.", flag_values=FLAGS
+  'scope',
+  'shared',
+  "shared (one set of slots for all) or owner (each owner's own).",
+  flag_values=FLAGS,
 )
-flags.DEFINE_list('text', None, 'Files or folders to read.', flag_values=FLAGS)
-flags.DEFINE_string('core', None, 'File of the core set.', flag_values=FLAGS)
 flags.DEFINE_list(
-  'rehearse', [], 'Texts of the kind that is to stay known.', flag_values=FLAGS
+  'text',
+  None,
+  'Files or folders (globs) to read; a folder is a day, its files owners.',
+  flag_values=FLAGS,
 )
 flags.DEFINE_string(
-  'questions', '', 'File of questions about the days.', flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  'days', 0, 'Cut each file into so many days.', flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  'nights', plans.EVERY_DAY, 'Most nights; -1: no limit.', flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  'sleep_every', 0, 'Tokens between nights; 0: a day.', flag_values=FLAGS
+  'core',
+  None,
+  'Text file that the model may not get worse on, the core set.',
+  flag_values=FLAGS,
 )
 flags.DEFINE_list(
-  'owners', [], 'Consolidate only their days.', flag_values=FLAGS
+  'rehearse',
+  [],
+  'Texts (globs) of the kind that is to stay known, rehearsed at night.',
+  flag_values=FLAGS,
 )
-flags.DEFINE_list('set', [], 'KEY=VALUE of plans.Options.', flag_values=FLAGS)
+flags.DEFINE_string(
+  'questions',
+  '',
+  'File of questions to put before and after each night, a JSON a line.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  'days',
+  0,
+  "Days to cut each file into, then an owner's; 0: a file is a day.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  'nights',
+  plans.EVERY_DAY,
+  'Most nights in all; -1: no limit.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  'sleep_every',
+  0,
+  'Tokens that are read between two nights; 0: a night after each day.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_list(
+  'owners',
+  [],
+  'Owners whose days are slept on; those of all if not given.',
+  flag_values=FLAGS,
+)
+flags.DEFINE_list(
+  'set',
+  [],
+  'Other options as KEY=VALUE, see Options in launch/plans.py.',
+  flag_values=FLAGS,
+)
 _FORGET = flags.DEFINE_string(
-  'forget', '', 'Delete this owner of --out, and end.', flag_values=FLAGS
+  'forget',
+  '',
+  'Owner to delete from the life in --out; no night follows.',
+  flag_values=FLAGS,
 )
 _OUT = flags.DEFINE_string(
-  'out', 'runs/nights', 'Folder for the results.', flag_values=FLAGS
+  'out',
+  'runs/nights',
+  'Folder of the life: its checkpoints and results.',
+  flag_values=FLAGS,
 )
 
 

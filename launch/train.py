@@ -16,7 +16,8 @@ _NAME = 'nestax-train'
 # Its own, so that `--help` lists these and no others.
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Name of a config, see above, or file; quickstart if none.',
+  'config', None,
+  'Name of a config, see above, or its file; quickstart if not given.',
   flag_values=FLAGS,
 )  # fmt: skip
 _WORKDIR = flags.DEFINE_string(

@@ -26,35 +26,48 @@ from nestax.models.config import ModelConfig
 
 FLAGS = flags.FlagValues()
 _CONFIG = flags.DEFINE_list(
-  'config', ['tiny'], 'Names or paths of configs.', flag_values=FLAGS
+  'config', ['tiny'], 'Configs to time, by name or file.', flag_values=FLAGS
 )
 _SET = flags.DEFINE_multi_string(
-  'set', [], 'Change of all configs: model.D=64.', flag_values=FLAGS
-)
+  'set', [],
+  'Key of all configs to change, such as model.D=64',
+  flag_values=FLAGS,
+)  # fmt: skip
 _POSITIONS = flags.DEFINE_list(
-  'positions', ['1000', '1000000'], 'Tokens read before.', flag_values=FLAGS
-)
+  'positions', ['1000', '1000000'],
+  'Tokens that a stream has read before, several to compare.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _BATCH = flags.DEFINE_integer(
-  'batch', 1, 'Sequences at once.', lower_bound=1, flag_values=FLAGS
-)
+  'batch', 1,
+  'Sequences that are decoded at once.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _LEVELS = flags.DEFINE_list(
-  'levels', ['frozen', 'first_order'], 'Of frozen, first_order, full.',
+  'levels', ['frozen', 'first_order'],
+  'How levels learn as they read: frozen (not), first_order or full.',
   flag_values=FLAGS,
 )  # fmt: skip
 _BLOCKS = flags.DEFINE_string(
-  'blocks', 'last_quarter', 'Blocks that learn, if the config names none.',
+  'blocks', 'last_quarter',
+  'Blocks whose levels learn, where a config names none.',
   flag_values=FLAGS,
 )  # fmt: skip
 _TOKENS = flags.DEFINE_integer(
-  'tokens', 0, 'Tokens a window; 0: the longest period.', lower_bound=0,
-  flag_values=FLAGS,
+  'tokens', 0,
+  'Tokens of a window that is timed; 0: as many as the longest period.',
+  lower_bound=0, flag_values=FLAGS,
 )  # fmt: skip
 _REPEATS = flags.DEFINE_integer(
-  'repeats', 3, 'Windows timed.', lower_bound=1, flag_values=FLAGS
-)
+  'repeats', 3,
+  'Windows of tokens that are timed.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _JSON = flags.DEFINE_string(
-  'json', '', 'File that JSON lines are added to.', flag_values=FLAGS
-)
+  'json', '',
+  'File that the results are appended to, as lines of JSON.',
+  flag_values=FLAGS,
+)  # fmt: skip
 
 
 class Case(NamedTuple):

@@ -25,14 +25,18 @@ from nestax.launch.benches import timing
 
 FLAGS = flags.FlagValues()
 _CONFIG = flags.DEFINE_list(
-  'config', ['hope_1_3b', 'hope_760m', 'hope_340m'], 'Names or paths.',
+  'config', ['hope_1_3b', 'hope_760m', 'hope_340m'],
+  'Configs to compile, by name or file.',
   flag_values=FLAGS,
 )  # fmt: skip
 _LENGTH = flags.DEFINE_list(
-  'length', ['4096', '32768'], 'Tokens a row.', flag_values=FLAGS
-)
+  'length', ['4096', '32768'],
+  'Tokens of a row, several to compare.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _TOPOLOGY = flags.DEFINE_list(
-  'topology', ['v5e:16x16', 'v5p:8x8x16', 'v6e:16x16'], 'To compile for.',
+  'topology', ['v5e:16x16', 'v5p:8x8x16', 'v6e:16x16'],
+  'Chips to compile for, several to compare.',
   flag_values=FLAGS,
 )  # fmt: skip
 _FSDP = flags.DEFINE_integer(
@@ -40,19 +44,24 @@ _FSDP = flags.DEFINE_integer(
   flag_values=FLAGS,
 )  # fmt: skip
 _TENSOR = flags.DEFINE_list(
-  'tensor', ['1', '2', '4'], 'Chips that share a row, tried in turn.',
+  'tensor', ['1', '2', '4'],
+  'How many chips share a row, tried in turn until it fits.',
   flag_values=FLAGS,
 )  # fmt: skip
 _REMAT = flags.DEFINE_list(
-  'remat', [], "In turn, as none,dots,full; the config's own if not given.",
+  'remat', [],
+  "What is recomputed, tried in turn: none,dots,full; the config's if none.",
   flag_values=FLAGS,
 )  # fmt: skip
 _EFFORT = flags.DEFINE_string(
-  'effort', '', 'Of the compiler, see nestax-compile.', flag_values=FLAGS
-)
-_JSON = flags.DEFINE_string(
-  'json', None, 'File of reports, one a line.', required=True,
+  'effort', '',
+  'How hard the compiler tries, O0 to O3, as of nestax-compile.',
   flag_values=FLAGS,
+)  # fmt: skip
+_JSON = flags.DEFINE_string(
+  'json', None,
+  'File of reports, a line of JSON each; what it holds is not done again.',
+  required=True, flag_values=FLAGS,
 )  # fmt: skip
 
 COLUMNS = (

@@ -38,39 +38,59 @@ PEAK_BYTES = (
 BIASES = {'eta': -2.0, 'alpha': 5.0}  # of the gates' logits
 FLAGS = flags.FlagValues()
 _BATCH = flags.DEFINE_integer(
-  'batch', 1, 'Sequences.', lower_bound=1, flag_values=FLAGS
-)
+  'batch', 1,
+  'Sequences that are read at once.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _HEADS = flags.DEFINE_integer(
-  'heads', 2, 'Heads.', lower_bound=1, flag_values=FLAGS
-)
+  'heads', 2,
+  'Heads of the memory and of attention.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _WIDTH = flags.DEFINE_integer(
-  'width', 64, 'Of a head.', lower_bound=1, flag_values=FLAGS
-)
+  'width', 64,
+  'Width of a head, of keys and of values.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _CHUNK = flags.DEFINE_integer(
-  'chunk', 64, 'Tokens.', lower_bound=1, flag_values=FLAGS
-)
+  'chunk', 64,
+  'Tokens of a chunk of the memory.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _LENGTH = flags.DEFINE_list(
-  'length', ['512'], 'Tokens of a sequence.', flag_values=FLAGS
-)
+  'length', ['512'],
+  'Tokens of a sequence, several to compare.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _DTYPE = flags.DEFINE_enum(
-  'dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of inputs and matmuls.',
+  'dtype', 'bfloat16', ['bfloat16', 'float32'],
+  'Type of the inputs and the matmuls.',
   flag_values=FLAGS,
 )  # fmt: skip
 _SET = flags.DEFINE_multi_string(
-  'set', [], 'Of the rule: momentum=True, given=("eta",).', flag_values=FLAGS
-)
+  'set', [],
+  "Key of the memory's rule to change, such as momentum=True",
+  flag_values=FLAGS,
+)  # fmt: skip
 _IMPLEMENTATIONS = flags.DEFINE_list(
-  'implementations', [], 'Of scan, pallas, attention; all, pallas only on an '
-  'accelerator (elsewhere it is interpreted).', flag_values=FLAGS,
+  'implementations', [],
+  'What to time, of scan, pallas, attention; all if not given, pallas '
+  'only on an accelerator (elsewhere it is interpreted).',
+  flag_values=FLAGS,
 )  # fmt: skip
 _REPEATS = flags.DEFINE_integer(
-  'repeats', 10, 'Rounds.', lower_bound=1, flag_values=FLAGS
-)
+  'repeats', 10,
+  'Rounds in which each is timed.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _JSON = flags.DEFINE_string(
-  'json', '', 'File that JSON lines are added to.', flag_values=FLAGS
-)
+  'json', '',
+  'File that the results are appended to, as lines of JSON.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _TOPOLOGY = flags.DEFINE_string(
-  'tpu-topology', '', 'Compile for it instead, such as v5e:2x2.',
+  'tpu-topology', '',
+  'TPU to compile for, with nothing run, such as v5e:2x2.',
   flag_values=FLAGS,
 )  # fmt: skip
 

@@ -26,20 +26,30 @@ PEER = 'optax muon, bf16'  # gradients and momentum: the faster way to run it
 FLOOR = 'matmuls alone'
 FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_enum(
-  'preset', 'tiny', list(PRESETS), 'Set of shapes.', flag_values=FLAGS
-)
+  'preset', 'tiny', list(PRESETS),
+  'Set of matrix shapes to time.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _SHAPES = flags.DEFINE_list(
-  'shapes', [], 'Shapes of stacked matrices instead.', flag_values=FLAGS
-)
+  'shapes', [],
+  'Shapes of stacked matrices instead, such as 24x1536x4096.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _REPEATS = flags.DEFINE_integer(
-  'repeats', 5, 'Windows timed.', lower_bound=1, flag_values=FLAGS
-)
+  'repeats', 5,
+  'Windows of steps that are timed.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _EVERY = flags.DEFINE_integer(
-  'every', 10, 'Steps a window of M3.', lower_bound=1, flag_values=FLAGS
-)
+  'every', 10,
+  "Steps between updates of M3's slow momentum, and of a window.",
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _JSON = flags.DEFINE_string(
-  'json', '', 'File that JSON lines are added to.', flag_values=FLAGS
-)
+  'json', '',
+  'File that the results are appended to, as lines of JSON.',
+  flag_values=FLAGS,
+)  # fmt: skip
 
 
 class ShapeError(ValueError):

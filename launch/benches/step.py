@@ -31,45 +31,61 @@ from nestax.models.config import ModelConfig
 
 FLAGS = flags.FlagValues()
 _CONFIG = flags.DEFINE_list(
-  'config', ['tiny'], 'Names or paths of configs.', flag_values=FLAGS
+  'config', ['tiny'], 'Configs to time, by name or file.', flag_values=FLAGS
 )
 _SET = flags.DEFINE_multi_string(
-  'set', [], 'Change of all configs: model.D=64.', flag_values=FLAGS
-)
+  'set', [],
+  'Key of all configs to change, such as model.D=64',
+  flag_values=FLAGS,
+)  # fmt: skip
 _LENGTH = flags.DEFINE_list(
-  'length', [], "Tokens a row; the config's if none.", flag_values=FLAGS
-)
+  'length', [],
+  "Tokens of a row, several to compare; the config's if not given.",
+  flag_values=FLAGS,
+)  # fmt: skip
 _BATCH = flags.DEFINE_integer(
-  'batch', 4, 'Rows a step.', lower_bound=1, flag_values=FLAGS
+  'batch', 4, 'Rows that a step trains on.', lower_bound=1, flag_values=FLAGS
 )
 _DOCUMENTS = flags.DEFINE_integer(
-  'documents', 0, 'Mean tokens of a document; 0: all rows are of one.',
+  'documents', 0,
+  'Mean tokens of a document; 0: each row is one document.',
   lower_bound=0, flag_values=FLAGS,
 )  # fmt: skip
 _LEVELS = flags.DEFINE_list(
-  'levels', ['frozen'], 'Of frozen, first_order, full.', flag_values=FLAGS
-)
+  'levels', ['frozen'],
+  'How levels learn inside a row: frozen (not), first_order or full.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _BLOCKS = flags.DEFINE_string(
-  'blocks', 'last_quarter', 'Blocks that learn, if the config names none.',
+  'blocks', 'last_quarter',
+  'Blocks whose levels learn, where a config names none.',
   flag_values=FLAGS,
 )  # fmt: skip
 _PEER = flags.DEFINE_string(
-  'peer', '', 'Config that ratios are to; the last if none.', flag_values=FLAGS
-)
+  'peer', '',
+  'Config that the ratios are to; the last one if not given.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _REPEATS = flags.DEFINE_integer(
-  'repeats', 5, 'Rounds; 0 to compile only.', lower_bound=0, flag_values=FLAGS
-)
+  'repeats', 5,
+  'Rounds in which each step is timed; 0: compile only.',
+  lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
 _PEAK = flags.DEFINE_float(
-  'peak_flops', 0.0, 'Of a device; 0: from the table.', flag_values=FLAGS
-)
+  'peak_flops', 0.0,
+  'Peak FLOP/s of a device, for MFU; 0: from our table.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _TOP = flags.DEFINE_integer(
   'top', 0, 'Operations to show of each step; on a GPU with '
   'XLA_FLAGS=--xla_gpu_enable_command_buffer= in the environment.',
   lower_bound=0, flag_values=FLAGS,
 )  # fmt: skip
 _JSON = flags.DEFINE_string(
-  'json', '', 'File that JSON lines are added to.', flag_values=FLAGS
-)
+  'json', '',
+  'File that the results are appended to, as lines of JSON.',
+  flag_values=FLAGS,
+)  # fmt: skip
 
 
 class Step(NamedTuple):

@@ -154,19 +154,39 @@ EVALUATION = suite.Evaluation(
 )
 
 FLAGS = flags.FlagValues()
-_BABI = flags.DEFINE_string('babi', '', 'bAbI files.', flag_values=FLAGS)
-_BOOKS = flags.DEFINE_string('books', '', 'Book files.', flag_values=FLAGS)
+_BABI = flags.DEFINE_string(
+  'babi', '',
+  'Files of bAbI tasks to take the stories from, a glob.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_BOOKS = flags.DEFINE_string(
+  'books', '', 'Text files to hide the stories in, a glob.', flag_values=FLAGS
+)
 _TOKENIZER = flags.DEFINE_string(
-  'tokenizer', 'bytes', 'That lengths are counted in.', flag_values=FLAGS
-)
+  'tokenizer', 'bytes',
+  'Tokenizer that lengths are counted in: bytes, or its file.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _LENGTH = flags.DEFINE_integer(
-  'length', 4096, 'Tokens of a context.', lower_bound=2, flag_values=FLAGS
-)
+  'length', 4096,
+  'Tokens of each text that is made.',
+  lower_bound=2, flag_values=FLAGS,
+)  # fmt: skip
 _COUNT = flags.DEFINE_integer(
-  'count', 0, 'Of texts; 0: one a question.', lower_bound=0, flag_values=FLAGS
-)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.', flag_values=FLAGS)
-_OUT = flags.DEFINE_string('out', 'train.jsonl', 'File.', flag_values=FLAGS)
+  'count', 0,
+  'How many texts to make; 0: one for each question.',
+  lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
+_SEED = flags.DEFINE_integer(
+  'seed', 0,
+  'Seed of the draws, such as of where facts stand.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_OUT = flags.DEFINE_string(
+  'out', 'train.jsonl',
+  'JSON-lines file to write the texts to.',
+  flag_values=FLAGS,
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

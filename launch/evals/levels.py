@@ -27,51 +27,75 @@ from nestax.launch.evals import novel, reading
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'What is trained.', flag_values=FLAGS
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/levels', 'Results.', flag_values=FLAGS
-)
-_NOVEL = flags.DEFINE_string(
-  'novel', None, 'UTF-8 file, read whole.', flag_values=FLAGS, required=True
-)
-_LEVELS = flags.DEFINE_list(
-  'levels', ['0', '1', '2', '3'], 'How many learn.', flag_values=FLAGS
-)
-_TOKENS = flags.DEFINE_integer(
-  'tokens', 0, 'Of the novel; 0: all.', lower_bound=0, flag_values=FLAGS
-)
-_WINDOW = flags.DEFINE_integer(
-  'window', 4096, 'Tokens attention sees.', lower_bound=1, flag_values=FLAGS
-)
-_MODEL = flags.DEFINE_string(
-  'model', None, 'Pretrained file instead of training.', flag_values=FLAGS
-)
-_STACK = flags.DEFINE_string(
-  'stack', 'groups', 'groups or copies, with --model.', flag_values=FLAGS
-)
-_BLOCKS = flags.DEFINE_string(
-  'blocks', 'all', 'Which stacked blocks learn.', flag_values=FLAGS
-)
-_PERIODS = flags.DEFINE_list(
-  'periods', ['128', '512', '2048'], 'Of stacked levels.', flag_values=FLAGS
-)
-_RATES = flags.DEFINE_list(
-  'rates', ['0.03', '0.1', '0.3'], 'Tried when stacked.', flag_values=FLAGS
-)
-_TUNE = flags.DEFINE_string(
-  'tune', None, 'Text to pick the rate on.', flag_values=FLAGS
-)
-_TUNE_TOKENS = flags.DEFINE_integer(
-  'tune_tokens', 16_384, 'Of it.', lower_bound=2, flag_values=FLAGS
-)
-_DTYPE = flags.DEFINE_enum(
-  'dtype',
-  'float32',
-  ['float32', 'bfloat16'],
-  'Of the pretrained.',
+  'config', None,
+  'Config of the models to train, by name or file; novels if not given.',
   flag_values=FLAGS,
-)
+)  # fmt: skip
+_WORKDIR = flags.DEFINE_string(
+  'workdir', 'runs/levels',
+  'Folder of the results; what it holds is not done again.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_NOVEL = flags.DEFINE_string(
+  'novel', None,
+  'UTF-8 file to read from end to end.',
+  flag_values=FLAGS, required=True,
+)  # fmt: skip
+_LEVELS = flags.DEFINE_list(
+  'levels', ['0', '1', '2', '3'],
+  'How many levels learn, several to compare.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_TOKENS = flags.DEFINE_integer(
+  'tokens', 0,
+  'Tokens of the novel to read, from its start; 0: all.',
+  lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
+_WINDOW = flags.DEFINE_integer(
+  'window', 4096,
+  'Tokens that attention sees, the last ones.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
+_MODEL = flags.DEFINE_string(
+  'model', None,
+  'File of a pretrained model to use instead of training.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_STACK = flags.DEFINE_string(
+  'stack', 'groups',
+  'How the MLPs of a --model become levels: groups or copies.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_BLOCKS = flags.DEFINE_string(
+  'blocks', 'all',
+  'Blocks whose levels learn: all, last_quarter, or numbers such as 3,5.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_PERIODS = flags.DEFINE_list(
+  'periods', ['128', '512', '2048'],
+  'Tokens between commits of each stacked level, fastest first.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_RATES = flags.DEFINE_list(
+  'rates', ['0.03', '0.1', '0.3'],
+  'Inner learning rates of stacked levels, tried on the text of --tune.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_TUNE = flags.DEFINE_string(
+  'tune', None,
+  'Text file on which the best of --rates is found, for a --model.',
+  flag_values=FLAGS,
+)  # fmt: skip
+_TUNE_TOKENS = flags.DEFINE_integer(
+  'tune_tokens', 16_384,
+  'Tokens of that text to read.',
+  lower_bound=2, flag_values=FLAGS,
+)  # fmt: skip
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16'],
+  'Type that a --model computes in.',
+  flag_values=FLAGS,
+)  # fmt: skip
 
 
 def with_levels(

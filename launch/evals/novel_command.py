@@ -21,31 +21,59 @@ def _flag(define, name, default, words, **options):
 
 
 _WORKDIR = _flag(
-  flags.DEFINE_string, 'workdir', None, 'Run folder of the model.'
+  flags.DEFINE_string, 'workdir', None,
+  'Folder of the run whose model reads; or give --model.',
+)  # fmt: skip
+_MODEL = _flag(
+  flags.DEFINE_string, 'model', None,
+  'File of a pretrained model to use instead of a run.',
+)  # fmt: skip
+_OWNER = _flag(
+  flags.DEFINE_string, 'owner', '',
+  'Owner whose slots to use, of a run of nestax-sleep --scope=owner.',
+)  # fmt: skip
+_TEXT = _flag(
+  flags.DEFINE_string, 'text', None, 'UTF-8 file to read from end to end.'
 )
-_MODEL = _flag(flags.DEFINE_string, 'model', None, 'Pretrained file instead.')
-_OWNER = _flag(flags.DEFINE_string, 'owner', '', 'Whose slots, of a life.')
-_TEXT = _flag(flags.DEFINE_string, 'text', None, 'UTF-8 file to read.')
 _OUT = _flag(
-  flags.DEFINE_string, 'out', 'runs/evaluate', 'Folder for the results.'
-)
+  flags.DEFINE_string, 'out', 'runs/evaluate',
+  "Folder for the table's figures, the plot and those of every call.",
+)  # fmt: skip
 _LEVELS = _flag(
-  flags.DEFINE_list, 'levels', ['on', 'off'], 'on, off, reset:TOKENS.'
-)
+  flags.DEFINE_list, 'levels', ['on', 'off'],
+  'Ways to read: on (levels learn), off (frozen), reset:TOKENS (anew).',
+)  # fmt: skip
 _STACK = _flag(
-  flags.DEFINE_string, 'stack', '', 'groups or copies, with --model.'
-)
+  flags.DEFINE_string, 'stack', '',
+  'How the MLPs of a --model become levels: groups or copies; none if empty.',
+)  # fmt: skip
 _PERIODS = _flag(
-  flags.DEFINE_list, 'periods', ['128', '512'], 'Of stacked levels.'
-)
+  flags.DEFINE_list, 'periods', ['128', '512'],
+  'Tokens between commits of each stacked level, fastest first.',
+)  # fmt: skip
 _BLOCKS = _flag(
-  flags.DEFINE_string, 'blocks', 'all', 'Which stacked blocks learn.'
+  flags.DEFINE_string, 'blocks', 'all',
+  'Blocks whose levels learn: all, last_quarter, or numbers such as 3,5.',
+)  # fmt: skip
+_RATE = _flag(
+  flags.DEFINE_float, 'rate', 0.1, 'Inner learning rate of the stacked levels.'
 )
-_RATE = _flag(flags.DEFINE_float, 'rate', 0.1, 'Inner rate of stacked levels.')
-_PIECE = _flag(flags.DEFINE_integer, 'piece', 1024, 'Tokens a call.')
-_WINDOW = _flag(flags.DEFINE_integer, 'window', 2048, 'Tokens attention sees.')
-_DTYPE = _flag(flags.DEFINE_string, 'dtype', None, 'float32 or bfloat16.')
-_TOKENS = _flag(flags.DEFINE_integer, 'tokens', 0, 'Read only so many; 0: all.')
+_PIECE = _flag(
+  flags.DEFINE_integer, 'piece', 1024,
+  'Tokens that one call of the model reads.',
+)  # fmt: skip
+_WINDOW = _flag(
+  flags.DEFINE_integer, 'window', 2048,
+  'Tokens that attention sees, the last ones.',
+)  # fmt: skip
+_DTYPE = _flag(
+  flags.DEFINE_string, 'dtype', None,
+  "Type to compute in, float32 or bfloat16; the model's own if not given.",
+)  # fmt: skip
+_TOKENS = _flag(
+  flags.DEFINE_integer, 'tokens', 0,
+  'Tokens of the text to read, from its start; 0: all.',
+)  # fmt: skip
 
 parse = command.parser('nestax-evaluate', __doc__, FLAGS)
 

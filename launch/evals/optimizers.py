@@ -34,26 +34,40 @@ STAGES = ('train', 'time', 'report')
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/optimizers', 'Results.', flag_values=FLAGS
-)
+  'workdir', 'runs/optimizers',
+  'Folder of the results; what it holds is not done again.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _SUITES = flags.DEFINE_list(
-  'suite', ['vit', 'lm', 'orthogonal'], 'Of them.', flag_values=FLAGS
-)
+  'suite', ['vit', 'lm', 'orthogonal'],
+  'Tasks to train on, of vit, lm and orthogonal.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _NAMES = flags.DEFINE_list(
-  'optimizers', [], 'Only these; all if empty.', flag_values=FLAGS
-)
+  'optimizers', [],
+  'Optimisers to compare; all if not given.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _SEEDS = flags.DEFINE_integer(
-  'seeds', 3, 'Runs a rate.', lower_bound=1, flag_values=FLAGS
-)
+  'seeds', 3,
+  'Runs at each learning rate, each with its seed.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _STEPS = flags.DEFINE_integer(
-  'steps', 0, "0: the suite's.", lower_bound=0, flag_values=FLAGS
-)
+  'steps', 0,
+  "Training steps of each run; 0: as many as the task's own.",
+  lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
 _IMAGES = flags.DEFINE_string(
-  'images', '', 'MNIST as .npz or .csv.', flag_values=FLAGS
-)
+  'images', '',
+  'MNIST for the task vit, as .npz or .csv; small digits if not given.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _STAGES = flags.DEFINE_list(
-  'stages', list(STAGES), 'Of train, time, report.', flag_values=FLAGS
-)
+  'stages', list(STAGES),
+  'What to do, of train, time and report.',
+  flag_values=FLAGS,
+)  # fmt: skip
 
 
 class Suite(NamedTuple):

@@ -58,24 +58,40 @@ def _flag(define, name, default, words, **options):
 
 
 _SUITE = _flag(
-  flags.DEFINE_list,
-  'suite',
-  [],
-  f'Of {", ".join(EVALUATIONS)}; or all that need no files.',
-)
-_WORKDIR = _flag(flags.DEFINE_string, 'workdir', 'runs/suite', 'Results.')
+  flags.DEFINE_list, 'suite', [],
+  f'Evaluations to run, of {", ".join(EVALUATIONS)}; '
+  'all: those that need no files.',
+)  # fmt: skip
+_WORKDIR = _flag(
+  flags.DEFINE_string, 'workdir', 'runs/suite',
+  'Folder of the results; what it holds is not done again.',
+)  # fmt: skip
 _MODELS = _flag(
-  flags.DEFINE_list, 'models', ['hope', 'transformer'], 'Families, or paths.'
-)
-_TASKS = _flag(flags.DEFINE_list, 'tasks', [], 'Only these; all if empty.')
-_SEEDS = _flag(flags.DEFINE_integer, 'seeds', 3, 'Of each.', lower_bound=1)
+  flags.DEFINE_list, 'models', ['hope', 'transformer'],
+  'Families to train, folders of runs or pretrained files, see above.',
+)  # fmt: skip
+_TASKS = _flag(
+  flags.DEFINE_list, 'tasks', [],
+  'Tasks of the evaluations to do; all if not given.',
+)  # fmt: skip
+_SEEDS = _flag(
+  flags.DEFINE_integer, 'seeds', 3,
+  'Seeds that each model is trained or asked with.',
+  lower_bound=1,
+)  # fmt: skip
 _STEPS = _flag(
-  flags.DEFINE_integer, 'steps', 0, "0: the evaluation's.", lower_bound=0
-)
+  flags.DEFINE_integer, 'steps', 0,
+  "Training steps; 0: as many as the evaluation's own options say.",
+  lower_bound=0,
+)  # fmt: skip
 _RATES = _flag(
-  flags.DEFINE_list, 'rates', [], "Learning rates; the evaluation's if empty."
-)
-_SET = _flag(flags.DEFINE_multi_string, 'set', [], 'NAME.KEY=VALUE, see above.')
+  flags.DEFINE_list, 'rates', [],
+  "Learning rates to try; the evaluation's own if not given.",
+)  # fmt: skip
+_SET = _flag(
+  flags.DEFINE_multi_string, 'set', [],
+  'Another option of an evaluation, NAME.KEY=VALUE, see above',
+)  # fmt: skip
 
 parse = command.parser('nestax-evaluate', __doc__, FLAGS)
 

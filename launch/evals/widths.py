@@ -31,25 +31,37 @@ FORMS = {'consistent RMS 0.2': 0.2, 'no scaling': 0.0}
 FIGURE = 'valid bits/byte'
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string(
-  'workdir', 'runs/widths', 'Results.', flag_values=FLAGS
-)
+  'workdir', 'runs/widths',
+  'Folder of the results; what it holds is not done again.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _WIDTHS = flags.DEFINE_list(
-  'widths', ['32', '64', '128'], 'Of the model.', flag_values=FLAGS
-)
+  'widths', ['32', '64', '128'],
+  'Widths of the model to compare.',
+  flag_values=FLAGS,
+)  # fmt: skip
 _LOWEST = flags.DEFINE_float(
-  'lowest', 0.012, 'Least rate.', lower_bound=0, flag_values=FLAGS
-)
+  'lowest', 0.012,
+  'Lowest learning rate of the matrices.',
+  lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
 _RATES = flags.DEFINE_integer(
-  'rates', 6, 'Of them, each twice the last.', lower_bound=3, flag_values=FLAGS
-)
+  'rates', 6,
+  'How many learning rates to try, each twice the one before.',
+  lower_bound=3, flag_values=FLAGS,
+)  # fmt: skip
 _REST = flags.DEFINE_float(
-  'rest', 0.006, "Others' rate.", lower_bound=0, flag_values=FLAGS
-)
+  'rest', 0.006,
+  'Learning rate of AdamW, for all that is no matrix.',
+  lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
 _SEEDS = flags.DEFINE_integer(
-  'seeds', 2, 'Runs a rate.', lower_bound=1, flag_values=FLAGS
-)
+  'seeds', 2,
+  'Runs at each learning rate, each with its seed.',
+  lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 _STEPS = flags.DEFINE_integer(
-  'steps', 150, 'Of a run.', lower_bound=10, flag_values=FLAGS
+  'steps', 150, 'Training steps of each run.', lower_bound=10, flag_values=FLAGS
 )
 
 
