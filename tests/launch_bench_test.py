@@ -39,6 +39,7 @@ def test_help_says_what_each_benchmark_is(word, capsys):
     (['optim', '--shapes=4x'], "'4x' is no shape"),
     (['step', '--levels=half'], '--levels=half: one of'),
     (['step', '--config=huge'], "no config file 'huge'"),
+    (['step', '--config=tiny:30m'], 'tiny has one size'),
     (['step', '--peer=tiny', '--config=quickstart'], '--peer=tiny'),
     (['kernel', '--implementations=fast'], '--implementations=fast: of'),
     (['kernel', '--length=0'], '--length=0'),

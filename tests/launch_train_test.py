@@ -23,6 +23,8 @@ REFUSED = {
   '--config.seed=-1': 'seed is -1: it has to be 0',
   '--config=nonsense': 'no config file .nonsense.* quickstart.* tiny',
   '--config=gated_deltanet:341m': '--config=gated_deltanet:341m: no such size',
+  '--config=tiny:30m': '--config=tiny:30m: tiny has one size: leave out :30m',
+  '--config=mine.py:30m': r'mine.py:30m: get_config\(\) takes 0 positional',
   '--config=mine.py': r'mine.py: mine.py, line 2: TypeError: .* 0 positional',
   '--bogus': "Unknown command line flag 'bogus'",
   'bogus': "unexpected argument 'bogus'",

@@ -8,9 +8,10 @@ from typing import Any
 
 import ml_collections
 from absl import flags, logging
+from ml_collections.config_flags import config_flags
 
 from nestax.launch import initial, optimizer
-from nestax.models.config import ModelConfig
+from nestax.models.config import FAMILIES, ModelConfig
 
 # What a run may change and still be the same run: how long it goes on, what
 # it writes down, and how the same mathematics is laid on the machine.
@@ -142,10 +143,15 @@ def path(name: str) -> str:
 
   Raises:
     FileNotFoundError: listing the names there are.
+    ValueError: for a size of one of them that has only one.
   """
   known = names()
   bare, colon, word = name.partition(':')
   if bare in known:
+    if colon and bare not in FAMILIES:
+      raise ValueError(
+        f'--config={name}: {bare} has one size: leave out :{word}'
+      )
     return f'{pathlib.Path(__file__).parent / bare}.py{colon}{word}'
   file = name if pathlib.Path(name).is_file() else bare
   if not pathlib.Path(file).is_file():
@@ -230,12 +236,11 @@ class FlagsError(ValueError):
 
 
 def quiet() -> None:
-  """Lowers the log to warnings, unless a flag has set it; flags are parsed.
+  """Lowers the log to warnings.
 
   absl's programs talk at level INFO, and JAX then lists what it lacks.
   """
-  if flags.FLAGS['verbosity'].using_default_value:
-    logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.WARNING)
 
 
 def parse_flags(
@@ -284,9 +289,11 @@ def _words(error: Exception) -> str:
     cause = cause.__context__
   if str(cause).startswith('--config='):  # in words of ours
     return str(cause)
-  last = traceback.extract_tb(cause.__traceback__)[-1]
-  place = f'{pathlib.Path(last.filename).name}, line {last.lineno}'
   flag = said.partition(': Error whilst')[0].removeprefix('flag ')
+  last = traceback.extract_tb(cause.__traceback__)[-1]
+  if last.filename == config_flags.__file__:  # called with other arguments
+    return f'{flag}: {cause}'
+  place = f'{pathlib.Path(last.filename).name}, line {last.lineno}'
   return f'{flag}: {place}: {type(cause).__name__}: {cause}'
 
 
