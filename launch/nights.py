@@ -136,7 +136,8 @@ class Life:
     options, day = plan.options, plan.days[past.day]
     readings = options.readings
     if len(past.marks) == past.day:
-      past.marks.append(days.mark(day))
+      marks = days.mark(day).items()  # of who was forgotten nothing is kept
+      past.marks.append({x: crc for x, crc in marks if x in past.present})
       past.called[str(past.day)] = day.name
     names = past.names
     total, nats, count = sum(days.left(day, names, {}, readings)), 0.0, 0

@@ -451,6 +451,7 @@ def test_training_refuses_what_does_not_go_together():
     ('patience', -1, 'patience=-1: .* 0 or more'),
     ('warmup', 1.0, 'warmup=1.0: 0 or more, below 1'),
     ('b2', -0.1, 'b2=-0.1: 0 or more, below 1'),
+    ('rates', (0.1, 0.01, 0.1), 'rates=.*: each of them once'),
   ):
     with pytest.raises(ValueError, match=words):
       dataclasses.replace(TRAINING, **{name: value})

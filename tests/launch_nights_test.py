@@ -365,6 +365,15 @@ def test_a_night_without_room_is_slept_when_there_is(
   assert cases.rows(tmp_path) == cases.rows(whole)
 
 
+def test_of_what_a_forgotten_owner_would_read_nothing_is_kept(texts, tmp_path):
+  plan = cases.plan(texts, nights=0)
+  nights.live(plan._replace(days=plan.days[:1]), tmp_path)
+  forgetting.forget(tmp_path, 'ann')
+  nights.live(plan, tmp_path)  # her file is there still
+  marks = begun(plan, tmp_path).past.marks
+  assert [list(of) for of in marks] == [['bob'], ['bob']]
+
+
 @pytest.mark.parametrize(
   'scope, words',
   [

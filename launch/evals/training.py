@@ -79,6 +79,8 @@ class Training:
       )
     if not self.rates or not all(0 < r < math.inf for r in self.rates):
       raise ValueError(f'rates={self.rates}: one or more, above 0 and finite')
+    if len(set(self.rates)) < len(self.rates):  # their rows would be one run's
+      raise ValueError(f'rates={self.rates}: each of them once')
 
   def asked(self, asked: suite.Asked) -> 'Training':
     """The same with the command line's steps and rates.
