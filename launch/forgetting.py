@@ -59,6 +59,8 @@ def _forget(out, config: dict, owners: Sequence[str], name: str) -> None:
       language_model.init_state, cfg, len(owners), options.window
     )
     being = store.restore(_shapes(cfg, init), past)
+    if name in past.forgotten:  # perhaps cut off before its end
+      store.forget_others(past.step)
     if name not in past.present:
       there = ', '.join(past.present) or 'none'
       raise ValueError(

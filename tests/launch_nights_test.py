@@ -12,6 +12,7 @@ from nestax.cms.experts import SlotsError
 from nestax.launch import (
   checkpoint,
   forgetting,
+  life,
   metrics,
   nights,
   plots,
@@ -363,6 +364,26 @@ def test_a_night_without_room_is_slept_when_there_is(
   monkeypatch.setattr(cycle, 'night', night)
   nights.live(cases.plan(texts), tmp_path)
   assert cases.rows(tmp_path) == cases.rows(whole)
+
+
+def test_forgetting_that_was_cut_off_is_done_when_asked_again(
+  texts, tmp_path, monkeypatch
+):
+  nights.live(cases.plan(texts, nights=0), tmp_path)
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(life.Store, 'forget_others', killed)
+    with pytest.raises(KeyboardInterrupt):
+      forgetting.forget(tmp_path, 'ann')
+  there = tmp_path / 'checkpoints'
+  newest = max(int(path.name) for path in there.iterdir())
+  assert len(list(there.iterdir())) > 1
+  with pytest.raises(ValueError, match='there is no such owner'):
+    forgetting.forget(tmp_path, 'ann')
+  assert [path.name for path in there.iterdir()] == [str(newest)]
 
 
 def test_of_what_a_forgotten_owner_would_read_nothing_is_kept(texts, tmp_path):
