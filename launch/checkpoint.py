@@ -129,8 +129,19 @@ class Checkpoints:
     """Deletes all checkpoints but one, those set aside as damaged too."""
     for other in self._manager.all_steps():
       if other != step:
-        self._guard(functools.partial(self._manager.delete, other))
-    shutil.rmtree(self._folder.parent / 'damaged', ignore_errors=True)
+        self._delete(other, functools.partial(self._manager.delete, other))
+    damaged = self._folder.parent / 'damaged'
+    if damaged.exists():
+      self._delete('damaged', functools.partial(shutil.rmtree, damaged))
+
+  def _delete(self, what: int | str, delete: Callable[[], object]) -> None:
+    try:
+      delete()
+    except (OSError, ValueError) as error:
+      raise CheckpointError(
+        f'checkpoint {what} could not be deleted from {self._folder}: {error}; '
+        'the same command goes on with it'
+      ) from error
 
   def abandon(self) -> None:
     """Makes `close` wait for nothing: other processes may be gone."""

@@ -86,13 +86,19 @@ def _memory_in_words(plan: Plan):
       raise
     asked = re.search(r'allocat\w+ (\d+) ?bytes', str(error))
     much = f', {int(asked[1]) / 2**30:.1f} GiB at once' if asked else ''
-    train = plan.config.train
+    train, less = plan.config.train, ['shorter rows (data.length)']
+    if plan.config.model.remat != 'full':
+      less.append('model.remat=full')
+    if train.batch % (2 * train.accumulate) == 0:
+      less.append(
+        f'the batch in pieces, train.accumulate={2 * train.accumulate}'
+      )
+    if train.batch > 1:
+      less.append('fewer rows (train.batch)')
     raise OutOfMemory(
       f'the device has no room for a step of train.batch={train.batch} rows of '
-      f'data.length={plan.config.data.length}{much}. Fewer rows need less, and '
-      f'so does train.accumulate={2 * train.accumulate} (the batch in more '
-      'pieces) or model.remat=full; nestax-compile says beforehand what a step '
-      'needs'
+      f'data.length={plan.config.data.length}{much}. Less is needed by '
+      f'{" or ".join(reversed(less))}; nestax-compile says beforehand how much'
     ) from error
 
 

@@ -47,6 +47,32 @@ def test_the_last_few_are_kept(run):
   assert sorted(os.listdir(workdir / 'checkpoints')) == ['3', '4', '5']
 
 
+def test_what_cannot_be_deleted_is_said(run, monkeypatch):
+  workdir, _ = run
+  folder = workdir / 'checkpoints'
+  checkpoints = cases.open_again(workdir, [])
+
+  def refused(*_):
+    raise PermissionError('not yours')
+
+  manager = checkpoints._manager
+  with monkeypatch.context() as patch:
+    patch.setattr(manager, 'delete', refused)
+    words = f'checkpoint 1 could not be deleted from {folder}: not yours'
+    with pytest.raises(checkpoint.CheckpointError, match=words):
+      checkpoints.keep_only(3)
+  assert {'1', '2', '3'} <= set(os.listdir(folder))
+  (workdir / 'damaged').mkdir()
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.shutil, 'rmtree', refused)
+    patch.setattr(manager, 'delete', lambda step: None)
+    with pytest.raises(checkpoint.CheckpointError, match='damaged could not'):
+      checkpoints.keep_only(3)
+  checkpoints.keep_only(3)
+  checkpoints.close()
+  assert os.listdir(folder) == ['3'] and not (workdir / 'damaged').exists()
+
+
 def test_the_newest_every_few_and_the_best_are_kept(tmp_path):
   config = cases.make_config()
   config.checkpoint.update({'keep': 2, 'keep_every': 4, 'keep_best': 1})

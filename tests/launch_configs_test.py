@@ -90,6 +90,16 @@ def test_a_command_line_names_a_family_and_its_size(tmp_path):
     parse('retnet:2m')
   with pytest.raises(common.FlagsError, match="'retnot:340m'.*retnet"):
     parse('retnot:340m')
+  for text, words in (
+    ('def get_config(:', r'SyntaxError: .*mine16.py, line 1'),
+    ('import nowhere_at_all', "ModuleNotFoundError: .*'nowhere_at_all'"),
+    ('raise RuntimeError("not here")', 'RuntimeError: not here'),
+    ('get_config = None\ndel get_config', 'no function get_config'),
+  ):
+    mine = tmp_path / f'mine{len(text)}.py'
+    mine.write_text(text)
+    with pytest.raises(common.FlagsError, match=words):
+      parse(str(mine))
 
 
 def test_the_best_is_kept_of_checkpoints_that_are_evaluated():

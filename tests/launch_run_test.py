@@ -311,6 +311,13 @@ def test_a_device_without_room_ends_the_run_in_words(
   at_once = r'34\.5 GiB at once\. .*train\.accumulate=2 .*model\.remat=full'
   with pytest.raises(run.FAILURES, match=at_once):
     run.train(plan)
+  # no advice that would be refused, or has been taken
+  plan.config.train.accumulate, plan.config.model.remat = 4, 'full'
+  only = (
+    r'needed by fewer rows \(train.batch\) or shorter rows \(data.length\);'
+  )
+  with pytest.raises(run.OutOfMemory, match=only):
+    run.train(plan)
   words = 'INTERNAL: something else'
   with pytest.raises(jax.errors.JaxRuntimeError, match='something else'):
     run.train(plan)

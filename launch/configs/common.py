@@ -268,11 +268,18 @@ def parse_flags(
     return rest
   # How a ConfigDict says that it has no such key, sometimes wrapped twice.
   except (AttributeError, KeyError) as error:
+    if "no attribute 'get_config'" in str(error):
+      raise FlagsError(
+        'the file that --config names has no function get_config, which gives '
+        'the config'
+      ) from error
     inner = error.args[0] if isinstance(error.args[0], KeyError) else error
     hint = '. '.join(str(inner.args[0]).split('\n'))
     raise FlagsError(f'unknown key of the config: {hint}') from error
   except (flags.Error, OSError, TypeError, ValueError) as error:
     raise FlagsError(_words(error)) from error
+  except (ImportError, RuntimeError, SyntaxError) as error:  # of the file's own
+    raise FlagsError(f'--config: {type(error).__name__}: {error}') from error
 
 
 def _words(error: Exception) -> str:

@@ -27,6 +27,10 @@ class Rule(NamedTuple):
     best, end, _ = self._follow(run)
     return run[best if self.best else end]
 
+  def lived(self, run: Sequence[dict]) -> Sequence[dict]:
+    """A run's rows until its end, whatever others beside it went on to."""
+    return run[: self._follow(run)[1] + 1]
+
   def ended(self, run: Sequence[dict]) -> bool:
     """Whether a run is over before its last step."""
     return self._follow(run)[2]

@@ -133,11 +133,11 @@ def train(
   Returns:
     As `suite.Cell.run`: beside the scores `rate`, whether it is at an `edge`
     of several rates, the `step` of the scores, its `valid` and valid `loss`,
-    `last`: the scores of the last evaluation, the `losses` of the tests in nats
-    a target (which fall long before whole answers are right), the `curve` of
-    [step, valid, loss], `grid`: of every rate its mean `valid` (after a trial,
-    at its end), and `step_ms`: of a step of all runs of one program, its share
-    of evaluation in it; of runs apart, of a step alone.
+    `last`: the scores of its last evaluation before it ended, the `losses` of
+    the tests in nats a target (which fall long before whole answers are right),
+    the `curve` of [step, valid, loss], `grid`: of every rate its mean `valid`
+    (after a trial, at its end), and `step_ms`: of a step of all runs of one
+    program, its share of evaluation in it; of runs apart, of a step alone.
   """
   task = make_task(problem, cfg, training, seeds)
   shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
@@ -151,13 +151,13 @@ def train(
   scored = picking.scored(rows, training.rule)
   compared = picking.scored(tried, picking.Rule()) if tried else scored
   rate, means = picking.pick(compared, training.rates)
-  ends = min(training.rates), max(training.rates)
+  ends, runs = (min(training.rates), max(training.rates)), picking.by_run(rows)
   edge = len(training.rates) > 1 and rate in ends
   made = []
   for row in scored:
     if row['rate'] != rate:
       continue
-    run = [r for r in rows if (r['rate'], r['seed']) == (rate, row['seed'])]
+    run = training.rule.lived(runs[rate, row['seed']])
     scores = {name: row[f'test {name}'] for name in problem.tests}
     losses = {name: row[f'loss {name}'] for name in problem.tests}
     curve = [[r['step'], r['valid'], r['loss']] for r in run]
