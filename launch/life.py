@@ -85,6 +85,18 @@ class Past:
     return [name for name in self.owners if name not in self.forgotten]
 
 
+def owners(out) -> list[str] | None:
+  """Those of the life in a folder, whom its files may not name any more.
+
+  None: there is no life there, or none that can be read.
+  """
+  try:
+    found = checkpoint.load_parts(out, lambda *_: {}, lambda line: None)
+  except (FileNotFoundError, checkpoint.CheckpointError):
+    return None
+  return found.position()['owners'] if 'life' in found.config else None
+
+
 class Store:
   """The checkpoints of a life, each complete or absent."""
 
@@ -98,7 +110,7 @@ class Store:
       say: what to tell the user, a line at a time.
     """
     words = made.words
-    if os.path.isfile(words):
+    if words != 'bytes' and os.path.isfile(words):
       words = os.path.abspath(words)
     # in the groups of a run's config, so that other commands load the model
     config = {

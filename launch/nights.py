@@ -18,7 +18,6 @@ from nestax.launch import (
   known,
   life,
   lock,
-  metrics,
   quiz,
   rehearsal,
   report,
@@ -75,9 +74,7 @@ class Life:
     """
     self.plan, self.out = plan, pathlib.Path(out)
     self.show, self.signals = show, signals
-    rows = metrics.read(self.out / 'night.jsonl')
-    whole = rows and rows[0]['night'] == 0  # whose line names all owners
-    names = rows[0]['owners'] if whole else list(days.owners(plan.days))
+    names = life.owners(out) or list(days.owners(plan.days))
     options = plan.options
     self.past = Past(names, replay.Replay(options.capacity))
     stop = functools.partial(self._stop_if_asked, saved=True)

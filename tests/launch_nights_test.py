@@ -386,6 +386,23 @@ def test_forgetting_that_was_cut_off_is_done_when_asked_again(
   assert [path.name for path in there.iterdir()] == [str(newest)]
 
 
+def test_a_life_goes_on_without_all_that_named_who_was_forgotten(
+  texts, tmp_path, monkeypatch
+):
+  out, mine = tmp_path / 'life', tmp_path / 'texts'
+  shutil.copytree(texts, mine)
+  plan = cases.plan(mine, nights=0)
+  nights.live(plan._replace(days=plan.days[:1]), out)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'bytes').write_text('named like the tokenizer')
+  forgetting.forget(out, 'ann')
+  (out / 'night.jsonl').unlink()
+  nights.live(cases.plan(mine, nights=0, names=('bob',)), out)
+  being = begun(cases.plan(mine, nights=0, names=('bob',)), out)
+  assert being.past.present == ['bob'] and being.past.owners == ['ann', 'bob']
+  assert being.past.day == 2
+
+
 def test_of_what_a_forgotten_owner_would_read_nothing_is_kept(texts, tmp_path):
   plan = cases.plan(texts, nights=0)
   nights.live(plan._replace(days=plan.days[:1]), tmp_path)
