@@ -10,7 +10,14 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from nestax.launch import command, distributed, last_words, lock, run
+from nestax.launch import (
+  checkpoint,
+  command,
+  distributed,
+  last_words,
+  lock,
+  run,
+)
 
 _NAME = 'nestax-train'
 # Its own, so that `--help` lists these and no others.
@@ -50,7 +57,9 @@ def _train(job: distributed.Job, workdir: str) -> int:
     run.train(plan)
   except run.Interrupted as stop:
     return _say(stop, stop.exit_code)
-  except (lock.InUse, distributed.Elsewhere) as error:
+  except (
+    lock.InUse, distributed.Elsewhere, checkpoint.OtherConfigError
+  ) as error:  # fmt: skip
     return _say(error, 2)
   except distributed.Lost as error:
     return _say(f'{error}; {last_words.stand(workdir)}', 1)

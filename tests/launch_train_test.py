@@ -10,7 +10,7 @@ import types
 import launch_cases as cases
 import pytest
 
-from nestax.launch import distributed, lock, run, train
+from nestax.launch import checkpoint, distributed, lock, run, train
 
 COMMAND = [sys.executable, '-m', 'nestax.launch.train']
 # What is refused, and the words it is refused with.
@@ -79,6 +79,27 @@ def test_help_says_what_can_be_given_and_where_the_keys_stand(refusals):
   # its own and those of a job, under one heading
   assert len(re.findall(r'^\S*train(?:\.py)?:$', out, re.M)) == 1
   assert 'distributed:' not in out.split()
+
+
+def test_the_workdir_of_another_config_is_refused(monkeypatch, capsys):
+  """As every command refuses what it is asked: 2, where a failure is 1."""
+
+  def other(plan):
+    raise checkpoint.OtherConfigError('another config: train.batch is 2 there')
+
+  def damaged(plan):
+    raise checkpoint.CheckpointError('none of the checkpoints can be read')
+
+  monkeypatch.setattr(run, 'prepare', lambda *_: None)
+  monkeypatch.setattr(distributed, 'join', lambda job: None)
+  monkeypatch.setattr(train, '_CONFIG', types.SimpleNamespace(value=None))
+  for fails, code, words in (
+    (other, 2, 'another config'),
+    (damaged, 1, 'none of'),
+  ):
+    monkeypatch.setattr(run, 'train', fails)
+    assert train._train(None, 'there') == code
+    assert words in capsys.readouterr().err
 
 
 def test_a_config_file_trains_and_its_keys_can_be_set(tmp_path):
