@@ -1,5 +1,12 @@
 """Gradients of a chunk on a GPU's tiles; `d_x` is the gradient of x.
 
+To be read after `chunk.chunk_step`, which is what is differentiated, and
+`gpu_tile`, whose letters these are: of each memory W is the slow part and D the
+fast one, which the chunks before have written, `[K, K]`; lw and ld are what its
+tokens read the two by, `[C, K]`; T is the inverse of the chunk's system,
+`[C, C]`; last_k are keys times what is left of each at the chunk's end; the
+point is where an error is read, k or k - v, both `[C, K]`.
+
 All are linear in what reaches the chunk, so that what comes by way of `mem`
 and the output is found for all chunks at once (`gpu_parts`) and the walk back
 (`gpu_turn`) adds what comes by way of the memories it carries. Those of a
@@ -39,13 +46,15 @@ def through_end(shape, decay, coupling, k, turned_k, d_last_k, d_kept, more):
 
   Args:
     shape: of the walk.
-    decay: of the chunk.
-    coupling: of the chunk's system; None: there is none.
-    k: keys in the matmuls' dtype.
-    turned_k: `T^T last_k`.
-    d_last_k: of the keys as the fast parts take them.
-    d_kept: sum of fast parts times their gradients after the chunk.
-    more: of the system by the output, its sign turned; None: nothing.
+    decay: of the chunk, `gpu_gates.Decays`.
+    coupling: `[C, C]`, what stands before `k k^T` in the chunk's system; None:
+      there is none.
+    k: keys in the matmuls' dtype, `[C, K]`.
+    turned_k: `T^T last_k`, `[C, K]`.
+    d_last_k: of last_k, `[C, K]`.
+    d_kept: sum of the fast parts times their gradients after the chunk, scalar.
+    more: of the system by way of the output, its sign turned, `[C, C]`; None:
+      nothing.
   """
   dots = shape.dots
   wide_k = k.astype(jnp.float32)
@@ -68,7 +77,11 @@ def through_end(shape, decay, coupling, k, turned_k, d_last_k, d_kept, more):
 
 
 def through_system(shape, decay, k, d_ld) -> Tokens:
-  """Through what the system takes of the fast parts, `- eta_g k` of ld."""
+  """Through what the system takes of the fast parts, `-eta_g k` of ld.
+
+  Args:
+    d_ld: `[C, K]`, summed over the memories.
+  """
   zero = jnp.zeros_like(decay.eta)
   d_k = enters = None
   if shape.cfg.delta:
@@ -85,8 +98,8 @@ def through_errors(shape, decay, k, v, d_sides, d_targets) -> Tokens:
   Args:
     shape: of the walk.
     decay: of the chunk.
-    k: keys, float32.
-    v: values, float32.
+    k: keys, float32 `[C, K]`.
+    v: values, float32 `[C, K]`.
     d_sides: of lw, and of ld for the tokens that read the fast parts; None:
       there is no point.
     d_targets: pairs of a memory and the gradient of its `rhs^T`.
