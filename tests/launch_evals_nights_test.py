@@ -30,6 +30,17 @@ def command(folder, methods, sets=(), days=2, seeds='0'):
   return nights.main(nights.FLAGS(argv))
 
 
+def test_help_names_the_ways_as_methods_takes_them(monkeypatch, capsys):
+  monkeypatch.setattr('sys.argv', ['nights', '--help'])
+  with pytest.raises(SystemExit) as stop:
+    nights.cli()
+  ways = capsys.readouterr().out.partition('for --methods:\n')[2].split('\n\n')
+  names = [line.strip() for line in ways[0].splitlines()]
+  assert stop.value.code == 0
+  assert nights.methods(names) == list(sleepers.NAMES)
+  assert nights.methods(','.join(names).split(',')) == list(sleepers.NAMES)
+
+
 def test_settings_are_changed_by_name_or_refused():
   made = lives.setting('', ['passes=3', 'seed.rate=0.5', 'periods=16+64'])
   assert made.passes == 3 and made.how.seed.rate == 0.5

@@ -11,7 +11,7 @@ COMMANDS = (
     f'benches.{name}' for name in ('optim', 'kernel', 'step', 'decode', 'fits')
   ),
   *(f'evals.{name}' for name in ('suites', 'novel_command', 'babilong')),
-  *(f'evals.{name}' for name in ('levels', 'optimizers', 'widths')),
+  *(f'evals.{name}' for name in ('levels', 'optimizers', 'widths', 'nights')),
 )
 ABSL = 'flagfile', 'undefok'
 

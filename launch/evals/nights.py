@@ -34,30 +34,50 @@ def _flag(define, name, default, words, **options):
   return define(name, default, words, flag_values=FLAGS, **options)
 
 
-_WORKDIR = _flag(flags.DEFINE_string, 'workdir', 'runs/nights', 'Results.')
-_MODEL = _flag(flags.DEFINE_string, 'model', '', 'Pretrained file.')
-_CORE = _flag(flags.DEFINE_string, 'core', '', 'Text that stays known.')
+_WORKDIR = _flag(
+  flags.DEFINE_string, 'workdir', 'runs/nights',
+  'Folder for the cells, the table and the plot.',
+)  # fmt: skip
+_MODEL = _flag(
+  flags.DEFINE_string, 'model', '',
+  'File of a pretrained model; without, a small one is made.',
+)  # fmt: skip
+_CORE = _flag(
+  flags.DEFINE_string, 'core', '',
+  'Text file that a --model is to go on knowing.',
+)  # fmt: skip
 _REHEARSE = _flag(
-  flags.DEFINE_list, 'rehearse', [], 'More texts, to be rehearsed at night.'
-)
+  flags.DEFINE_list, 'rehearse', [],
+  'Text files of the same kind, some of which are rehearsed every night.',
+)  # fmt: skip
 _OTHER = _flag(
-  flags.DEFINE_string, 'other', '', 'Text of a kind that is not rehearsed.'
-)
+  flags.DEFINE_string, 'other', '',
+  'Text file of another kind, not rehearsed, to see what is lost of it.',
+)  # fmt: skip
 _METHODS = _flag(
   flags.DEFINE_list,
   'methods',
   ['sleep', 'no expansion', 'fine-tuning', 'fine-tuning; replay', 'no sleep'],
-  f'Of {"; ".join(sleepers.NAMES)}; all. A comma in a name is written ;',
+  'Ways to spend the nights, see above; all for all of them.',
 )
-_SEEDS = _flag(flags.DEFINE_list, 'seeds', ['0', '1', '2'], 'Of the facts.')
-_DAYS = _flag(flags.DEFINE_integer, 'days', 5, 'Nights.', lower_bound=1)
+_SEEDS = _flag(
+  flags.DEFINE_list, 'seeds', ['0', '1', '2'],
+  'Seeds of the facts, each a row of days of its own.',
+)  # fmt: skip
+_DAYS = _flag(
+  flags.DEFINE_integer, 'days', 5,
+  'Days of each cell, with a night after each.', lower_bound=1,
+)  # fmt: skip
 _SET = _flag(
   flags.DEFINE_multi_string,
   'set',
   [],
-  'Another value, such as --set=passes=8, --set=seed.steps=400.',
+  'Another value of the setting, such as --set=passes=8 or seed.steps=400.',
 )
-_REPORT = _flag(flags.DEFINE_bool, 'report', True, 'Write the report.')
+_REPORT = _flag(
+  flags.DEFINE_bool, 'report', True,
+  'Write the report of all cells that are there.',
+)  # fmt: skip
 
 
 def methods(words: list[str]) -> list[str]:
@@ -154,6 +174,12 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-if __name__ == '__main__':
-  parse = command.parser('nights', __doc__, FLAGS)
+def cli() -> None:
+  ways = '\n'.join(f'  {name.replace(",", ";")}' for name in sleepers.NAMES)
+  words = f'{__doc__}\nWays to spend the nights, for --methods:\n{ways}\n'
+  parse = command.parser('nights', words, FLAGS)
   app.run(main, flags_parser=parse)
+
+
+if __name__ == '__main__':
+  cli()
