@@ -6,6 +6,12 @@ whether it fits. No device is needed: TPUs' programs are compiled by libtpu
 (`pip install '.[tpu]'`); cpu:8 is this machine as eight.
 `--serve` compiles one token of streams with room for data.length tokens;
 `--effort=O1` is about three times sooner done, see `ahead.options`.
+
+In the report 'useful' is the share of TFLOP that the model itself asks for;
+the rest is mostly computed again for the gradient, or is the optimizer's.
+TFLOP is of a step that renews slow momenta, 'usual TFLOP' of one that does
+not. 'loops not read' is how many loops did not show how often they turn: each
+counts as one turn, so FLOPs and traffic are too low unless it is 0.
 """
 
 import pathlib

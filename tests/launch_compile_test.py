@@ -38,6 +38,17 @@ def run(*words):
   return python('-m', 'nestax.launch.compile', *words)
 
 
+def test_help_explains_the_figures_that_do_not_explain_themselves(capsys):
+  parse = command.parser(
+    'nestax-compile', compile_.__doc__, compile_.FLAGS, 'quickstart'
+  )
+  with pytest.raises(SystemExit):
+    parse(['nestax-compile', '--help'])
+  said = capsys.readouterr().out
+  for name in ('useful', 'usual TFLOP', 'loops not read'):
+    assert said.count(f"'{name}'") == 1, name
+
+
 def rows_of(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
