@@ -45,6 +45,18 @@ def test_a_step_is_between_the_cheapest_and_the_dearest(rows):
   assert rows[optim.FLOOR][f'/ {optim.FLOOR}'] == 1
 
 
+def test_noise_does_not_put_a_step_above_the_dearest(monkeypatch):
+  # each position of a window is mostly cheap, but two windows of three dear
+  times = np.array([[1.0, 9.0], [9.0, 1.0], [1.0, 1.0]])
+  monkeypatch.setattr(
+    optim.timing,
+    'interleaved',
+    lambda runs, repeats, window: dict.fromkeys(runs, times),
+  )
+  row = optim.measure([(4, 8)], repeats=3, every=2)[0]
+  assert (row['cheapest'], row['ms'], row['dearest']) == (1e3, 5e3, 9e3)
+
+
 def test_the_refresh_is_in_one_step_of_a_window():
   entry = optim.entries(4)['m3']
   shapes = [(8, 8)]
