@@ -62,6 +62,14 @@ def test_a_text_is_read_every_way_and_written_down(made, tmp_path):
   assert again['on']['perplexity'] == got['on']['perplexity']
 
 
+def test_the_bar_says_that_its_figure_is_of_the_last_piece(made, capsys):
+  tokens = np.arange(24, dtype=np.int32) + 97
+  how = novel.modes(['on'], 8, 32)['on']
+  last = novel.read(made, tokens, 'on', how)[-1]
+  rate = last.nats / last.bytes / np.log(2)
+  assert f'last piece: {rate:.3f} bits/byte' in capsys.readouterr().err
+
+
 def test_a_text_that_is_not_there_is_named_with_its_flag(made, tmp_path):
   with pytest.raises(
     FileNotFoundError, match='--text=nowhere: there is no such file'

@@ -182,7 +182,9 @@ def read(
 
     def show(reading):
       rate = reading.nats / max(reading.bytes, 1.0) / np.log(2)
-      bar.update(task, completed=reading.tokens, said=f'{rate:.3f} bits/byte')
+      # the table's figure is of the whole text
+      said = f'last piece: {rate:.3f} bits/byte'
+      bar.update(task, completed=reading.tokens, said=said)
 
     return list(
       streaming.read(made.model, made.params, tokens, sizes, how, show)
