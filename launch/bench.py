@@ -14,13 +14,13 @@ NAMES = ('optim', 'kernel', 'step', 'decode', 'fits')
 def main(argv: list[str]) -> int:
   """Runs a benchmark; returns 0, or 2 if what is asked for cannot be."""
   name = argv[1] if len(argv) > 1 else ''
-  if name not in NAMES and command.helps(argv):
+  if name not in NAMES and command.helps(argv, flags.FlagValues()):
     print(_help())
     return 0
   if name not in NAMES:
     return _refuse(f'{name!r} is no benchmark: give one of {", ".join(NAMES)}')
   module = _module(name)
-  if command.helps(argv):
+  if command.helps(argv[1:], module.FLAGS):
     print(f'{module.__doc__}\n{command.listed(module.FLAGS)}')
     return 0
   try:

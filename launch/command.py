@@ -9,6 +9,9 @@ from absl import flags
 from nestax.launch.configs import common, sizes
 from nestax.models import config as models
 
+# The ways to ask for help; absl's flags may have one dash and a value.
+HELP = '-h', '-help', '--help', '-help=true', '--help=true'
+
 
 def parser(
   name: str, words: str, values: flags.FlagValues, config: str = ''
@@ -26,7 +29,7 @@ def parser(
   """
 
   def parse(argv: list[str]) -> list[str]:
-    if helps(argv):
+    if helps(argv, values):
       print(f'{words}\n{configs() if config else ""}{listed(values)}')
       sys.exit(0)
     try:
@@ -43,9 +46,23 @@ def parser(
   return parse
 
 
-def helps(argv: list[str]) -> bool:
-  """Whether a command line asks for help."""
-  return '--help' in argv or '-h' in argv
+def helps(argv: list[str], values: flags.FlagValues) -> bool:
+  """Whether a command line asks for help; the value of a flag does not.
+
+  Args:
+    argv: the command line.
+    values: its flags, which tell whether the next word is one's value.
+  """
+  words = iter(argv[1:])
+  for word in words:
+    if word == '--':
+      return False
+    if word in HELP:
+      return True
+    name = word.lstrip('-')
+    if name != word and name in values and not values[name].boolean:
+      next(words, None)
+  return False
 
 
 def listed(values: flags.FlagValues) -> str:

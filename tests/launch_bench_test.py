@@ -18,7 +18,13 @@ def test_help_names_the_flags(capsys):
   assert '--shapes' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('word', ['--help', '-h'])
+def test_a_file_may_be_called_h(monkeypatch, capsys):
+  monkeypatch.setattr('nestax.launch.benches.optim.main', lambda: None)
+  assert bench.main(['nestax-bench', 'optim', '--json', '-h']) == 0
+  assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize('word', ['--help', '-h', '-help', '--help=true'])
 def test_help_says_what_each_benchmark_is(word, capsys):
   assert bench.main(['nestax-bench', word]) == 0
   result = capsys.readouterr()

@@ -9,6 +9,8 @@ from nestax.launch import command
 def make():
   values = flags.FlagValues()
   steps = flags.DEFINE_integer('steps', 3, 'How many.', flag_values=values)
+  flags.DEFINE_string('prompt', '', 'What to say.', flag_values=values)
+  flags.DEFINE_bool('loud', False, 'Say it aloud.', flag_values=values)
   return command.parser('counting', 'Counts.', values), steps
 
 
@@ -26,14 +28,35 @@ def test_a_wrong_flag_is_said_and_ends_with_2(wrong, capsys):
   assert capsys.readouterr().err.startswith('counting: ')
 
 
-@pytest.mark.parametrize('word', ['--help', '-h'])
-def test_help_lists_the_flags_and_ends_with_0(word, capsys):
+@pytest.mark.parametrize(
+  'words',
+  [
+    ['--help'],
+    ['-h'],
+    ['-help'],
+    ['--help=true'],
+    ['--steps=5', '-h'],
+    ['--steps', '5', '-h'],
+    ['--loud', '-h'],
+    ['word', '--help'],
+  ],
+  ids=' '.join,
+)
+def test_help_lists_the_flags_and_ends_with_0(words, capsys):
   with pytest.raises(SystemExit) as stop:
-    make()[0](['prog', word])
+    make()[0](['prog', *words])
   assert stop.value.code == 0
   said = capsys.readouterr().out
   assert said.startswith('Counts.\n') and '--steps' in said
   assert 'flagfile' not in said and 'quickstart' not in said
+
+
+@pytest.mark.parametrize('word', ['-h', '--help', '--help=true'])
+def test_the_value_of_a_flag_asks_for_no_help(word, capsys):
+  parse, steps = make()
+  values = ['--prompt', word, '--steps', '5']
+  assert parse(['prog', *values, '--', word]) == ['prog', word]
+  assert steps.value == 5 and not capsys.readouterr().out
 
 
 def test_help_of_a_command_with_a_config_names_those_that_come_along(capsys):

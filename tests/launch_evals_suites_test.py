@@ -110,9 +110,10 @@ def test_flags_are_those_of_what_is_run(words, said, capsys):
   assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_help_shows_both(capsys):
+@pytest.mark.parametrize('word', ['--help', '-help', '--help=true'])
+def test_help_shows_both(word, capsys):
   with pytest.raises(SystemExit):
-    run('--help')
+    run(word)
   said = capsys.readouterr().out
   assert '--suite' in said and '--window' in said
 
