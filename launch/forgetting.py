@@ -39,8 +39,8 @@ def forget(out, name: str) -> None:
     raise no_life
   checkpoint.check_writable(out, 'out')
   with lock.held(out, flag='out'), Signals():
-    found = checkpoint.load_parts(out, lambda *_: {}, lambda line: None)
-    if 'life' not in found.config:
+    found = life.newest(out)
+    if found is None:
       raise no_life
     _forget(out, found.config, found.position()['owners'], name)
 

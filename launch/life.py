@@ -91,10 +91,20 @@ def owners(out) -> list[str] | None:
   None: there is no life there, or none that can be read.
   """
   try:
-    found = checkpoint.load_parts(out, lambda *_: {}, lambda line: None)
+    found = newest(out)
   except (FileNotFoundError, checkpoint.CheckpointError):
     return None
-  return found.position()['owners'] if 'life' in found.config else None
+  return found and found.position()['owners']
+
+
+def newest(out) -> checkpoint.Found | None:
+  """Config and position of a folder's newest checkpoint; None: of no life.
+
+  Raises:
+    FileNotFoundError, checkpoint.CheckpointError: as `checkpoint.load_parts`.
+  """
+  found = checkpoint.load_parts(out, lambda *_: {}, lambda line: None)
+  return found if 'life' in found.config else None
 
 
 class Store:
