@@ -7,6 +7,7 @@ import pathlib
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,17 +75,22 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _not_of_a_future(record: logging.LogRecord) -> bool:
-  return 'exception was never retrieved' not in record.getMessage()
+  words = 'exception was never retrieved|Task was destroyed but it is pending'
+  return not re.search(words, record.getMessage())
 
 
 def silence_stack_traces() -> None:
   """Keeps to words what is raised anyway and told in words.
 
-  For one error Orbax logs ten stack traces, and the reads it leaves unfinished
-  say more when they are collected.
+  For one error Orbax logs ten stack traces, and the reads and writes it leaves
+  unfinished say more when they are collected.
   """
   absl_logging.get_absl_logger().addFilter(_not_of_orbax)
   logging.getLogger('asyncio').addFilter(_not_of_a_future)
+  # Writes that had not begun when one of them failed.
+  warnings.filterwarnings(
+    'ignore', r"coroutine 'async_serialize_from_host.*never awaited"
+  )
   hook = sys.unraisablehook
   if getattr(hook, 'func', None) is not _unless_of_orbax:
     sys.unraisablehook = functools.partial(_unless_of_orbax, hook)

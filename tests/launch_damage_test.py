@@ -1,13 +1,16 @@
 """Damaged checkpoints: named, set aside, and the one before them read."""
 
+import gc
+import logging
 import os
 import shutil
+import warnings
 
 import checkpoint_cases as cases
 import numpy as np
 import pytest
 
-from nestax.launch import checkpoint
+from nestax.launch import checkpoint, damage
 
 
 @pytest.fixture
@@ -73,3 +76,39 @@ def test_all_damaged_is_an_error_and_nothing_is_deleted(run, said):
   ):
     cases.restore(workdir, said)
   assert sorted(os.listdir(workdir / 'checkpoints')) == ['1', '2', '3']
+
+
+def async_serialize_from_host():
+  """As Orbax's, whose write has not begun when another one fails."""
+
+  async def write_fragment(): ...
+
+  return write_fragment()
+
+
+def collected(say):
+  """What is said when such a write is collected."""
+  with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter('always')
+    say()
+    async_serialize_from_host()
+    gc.collect()
+  return [str(one.message) for one in said]
+
+
+def test_writes_that_never_began_are_not_told():
+  assert 'never awaited' in collected(lambda: None)[0]
+  assert not collected(damage.silence_stack_traces)
+
+
+def test_tasks_that_were_pending_are_not_told(caplog):
+  damage.silence_stack_traces()
+  logger = logging.getLogger('asyncio')
+  logger.error('Task was destroyed but it is pending!')
+  logger.error('something else')
+  assert caplog.messages == ['something else']
+
+
+def test_writes_that_never_began_fail_no_test_that_comes_after():
+  async_serialize_from_host()
+  gc.collect()
