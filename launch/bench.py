@@ -13,20 +13,23 @@ NAMES = ('optim', 'kernel', 'step', 'decode', 'fits')
 
 def main(argv: list[str]) -> int:
   """Runs a benchmark; returns 0, or 2 if what is asked for cannot be."""
+  if argv[1:2] and argv[1] not in NAMES:
+    asked, argv = command.split_help(argv, flags.FlagValues())
+    if asked:
+      print(_help())
+      return 0
   name = argv[1] if len(argv) > 1 else ''
-  if name not in NAMES and command.helps(argv, flags.FlagValues()):
-    print(_help())
-    return 0
   if name not in NAMES:
     return _refuse(f'{name!r} is no benchmark: give one of {", ".join(NAMES)}')
   module = _module(name)
-  if command.helps(argv[1:], module.FLAGS):
+  asked, argv = command.split_help(argv[1:], module.FLAGS)
+  if asked:
     print(f'{module.__doc__}\n{command.listed(module.FLAGS)}')
     return 0
   try:
     for flag in module.FLAGS:  # of an earlier call
       module.FLAGS[flag].unparse()
-    rest = module.FLAGS(argv[1:])
+    rest = module.FLAGS(argv)
     if len(rest) > 1:
       raise ValueError(f'unexpected argument {rest[1]!r}')
     module.main()

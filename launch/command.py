@@ -1,5 +1,6 @@
 """Command lines of programs whose flags are their own."""
 
+import itertools
 import sys
 import textwrap
 from collections.abc import Callable
@@ -8,9 +9,6 @@ from absl import flags
 
 from nestax.launch.configs import common, sizes
 from nestax.models import config as models
-
-# The ways to ask for help; absl's flags may have one dash and a value.
-HELP = '-h', '-help', '--help', '-help=true', '--help=true'
 
 
 def parser(
@@ -29,7 +27,8 @@ def parser(
   """
 
   def parse(argv: list[str]) -> list[str]:
-    if helps(argv, values):
+    asked, argv = split_help(argv, values)
+    if asked:
       print(f'{words}\n{configs() if config else ""}{listed(values)}')
       sys.exit(0)
     try:
@@ -46,23 +45,46 @@ def parser(
   return parse
 
 
-def helps(argv: list[str], values: flags.FlagValues) -> bool:
-  """Whether a command line asks for help; the value of a flag does not.
+def split_help(
+  argv: list[str], values: flags.FlagValues
+) -> tuple[bool, list[str]]:
+  """Takes what asks for help, or for none, out of a command line.
+
+  The value of a flag does neither.
 
   Args:
     argv: the command line.
     values: its flags, which tell whether the next word is one's value.
+
+  Returns:
+    Whether help is asked for, and the line without those words.
   """
+  asked, rest = False, argv[:1]
   words = iter(argv[1:])
   for word in words:
-    if word == '--':
-      return False
-    if word in HELP:
-      return True
+    asks = _asks(word)
+    asked |= bool(asks)
+    if asks is None:
+      rest.append(word)
     name = word.lstrip('-')
-    if name != word and name in values and not values[name].boolean:
-      next(words, None)
-  return False
+    if word == '--':
+      rest += words
+    elif name != word and name in values and not values[name].boolean:
+      rest += itertools.islice(words, 1)
+  return asked, rest
+
+
+def _asks(word: str) -> bool | None:
+  """Whether a word asks for help or for none; None: it is about another thing.
+
+  absl's flags may have one dash and a value.
+  """
+  name, given, value = word.partition('=')
+  if word in ('-nohelp', '--nohelp'):
+    return False
+  if name in ('-help', '--help') and given:
+    return value.lower() not in ('false', 'f', '0')
+  return True if word in ('-h', '-help', '--help') else None
 
 
 def listed(values: flags.FlagValues) -> str:

@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  if command.helps(argv, novel_command.FLAGS) and not _suite(argv):
+  asked, _ = command.split_help(argv, novel_command.FLAGS)
+  if asked and not _suite(argv):
     print(f'{__doc__}\nWith --suite:\n\n{suites.__doc__}')
     print(f'{command.listed(suites.FLAGS)}\n\nWithout:\n')
   return (suites if _suite(argv) else novel_command).parse(argv)

@@ -24,6 +24,14 @@ def test_a_file_may_be_called_h(monkeypatch, capsys):
   assert not capsys.readouterr().out
 
 
+@pytest.mark.parametrize('words', [['--nohelp', 'optim'], ['optim', '-nohelp']])
+def test_no_help_may_be_asked_for(words, monkeypatch, capsys):
+  ran = []
+  monkeypatch.setattr('nestax.launch.benches.optim.main', lambda: ran.append(1))
+  assert bench.main(['nestax-bench', *words]) == 0
+  assert ran and not capsys.readouterr().out
+
+
 @pytest.mark.parametrize('word', ['--help', '-h', '-help', '--help=true'])
 def test_help_says_what_each_benchmark_is(word, capsys):
   assert bench.main(['nestax-bench', word]) == 0

@@ -35,6 +35,7 @@ def test_a_wrong_flag_is_said_and_ends_with_2(wrong, capsys):
     ['-h'],
     ['-help'],
     ['--help=true'],
+    ['--help=steps'],
     ['--steps=5', '-h'],
     ['--steps', '5', '-h'],
     ['--loud', '-h'],
@@ -51,7 +52,19 @@ def test_help_lists_the_flags_and_ends_with_0(words, capsys):
   assert 'flagfile' not in said and 'quickstart' not in said
 
 
-@pytest.mark.parametrize('word', ['-h', '--help', '--help=true'])
+@pytest.mark.parametrize(
+  'word', ['--nohelp', '-nohelp', '--help=false', '-help=False', '--help=0']
+)
+def test_no_help_may_be_asked_for(word, capsys):
+  parse, steps = make()
+  assert parse(['prog', word, '--steps', '5', 'word']) == ['prog', 'word']
+  assert steps.value == 5 and not capsys.readouterr().out
+  with pytest.raises(SystemExit) as stop:
+    parse(['prog', word, '--help'])
+  assert stop.value.code == 0
+
+
+@pytest.mark.parametrize('word', ['-h', '--help', '--help=true', '--nohelp'])
 def test_the_value_of_a_flag_asks_for_no_help(word, capsys):
   parse, steps = make()
   values = ['--prompt', word, '--steps', '5']
