@@ -1,6 +1,7 @@
 """Every key that a config has, its default, and the values it may take."""
 
 import dataclasses
+import inspect
 import json
 import pathlib
 import traceback
@@ -12,6 +13,9 @@ from ml_collections.config_flags import config_flags
 
 from nestax.launch import initial, optimizer
 from nestax.models.config import FAMILIES, ModelConfig
+
+# Files whose errors put another one into their words.
+_WRAPPERS = inspect.getfile(flags.Flag), config_flags.__file__
 
 # What a run may change and still be the same run: how long it goes on, what
 # it writes down, and how the same mathematics is laid on the machine.
@@ -286,22 +290,37 @@ def _words(error: Exception) -> str:
   """What an error says; for a config file's own, without the traceback.
 
   ml_collections puts a file's traceback into a message, absl that message into
-  another; what the file raised is the context of both.
+  another: what the file raised is the context of both. Where the file raised it
+  because of another, that is told too, unless by `raise ... from None`.
   """
-  said = str(error)
-  if 'Error whilst parsing config file' not in said:
-    return said
   cause: BaseException = error
-  while cause.__context__:
+  while cause.__context__ and _frames(cause)[-1].filename in _WRAPPERS:
     cause = cause.__context__
+  frames = _frames(cause)
+  if cause is error or frames[0].filename != config_flags.__file__:
+    return str(error)
   if str(cause).startswith('--config='):  # in words of ours
     return str(cause)
-  flag = said.partition(': Error whilst')[0].removeprefix('flag ')
-  last = traceback.extract_tb(cause.__traceback__)[-1]
-  if last.filename == config_flags.__file__:  # called with other arguments
+  flag = str(error).removeprefix('flag ').removesuffix(f': {error.__context__}')
+  if (
+    frames[-1].filename == config_flags.__file__
+  ):  # called with other arguments
     return f'{flag}: {cause}'
-  place = f'{pathlib.Path(last.filename).name}, line {last.lineno}'
-  return f'{flag}: {place}: {type(cause).__name__}: {cause}'
+  return f'{flag}: {_told(cause)}'
+
+
+def _told(error: BaseException) -> str:
+  words = f'{type(error).__name__}: {error}'
+  for last in _frames(error)[-1:]:  # a cause need not have been raised
+    words = f'{pathlib.Path(last.filename).name}, line {last.lineno}: {words}'
+  reason = error.__cause__
+  if not error.__suppress_context__:
+    reason = error.__context__
+  return words if reason is None else f'{words} (because of {_told(reason)})'
+
+
+def _frames(error: BaseException) -> traceback.StackSummary:
+  return traceback.extract_tb(error.__traceback__)
 
 
 def _expand(argv: list[str], default: str) -> list[str]:
