@@ -120,8 +120,8 @@ def spare(slots: Slots) -> int:
   if not free_S.any():
     raise SlotsError(
       f'all {S} expert slots of the level are used up: merge them into the '
-      'level (experts.fold), free those of an earlier sleep, or give the model '
-      'more (cms.slots)'
+      'level (experts.fold), free those of an earlier sleep, or begin with a '
+      'model of more (cms.slots)'
     )
   return int(free_S.argmax())
 

@@ -1,6 +1,8 @@
 """Days and nights: a model reads, sleeps, wakes up as its next version."""
 
+import contextlib
 import functools
+import math
 import pathlib
 import signal
 import time
@@ -27,7 +29,7 @@ from nestax.launch.life import Being, Past
 from nestax.launch.plans import Plan
 from nestax.launch.run import Interrupted, Signals
 from nestax.models import language_model
-from nestax.sleep import owners, replay, texts
+from nestax.sleep import consolidate, owners, replay, texts
 
 
 def live(plan: Plan, out) -> list[dict]:
@@ -210,18 +212,20 @@ class Life:
       if x.owner in day.names
     ]
     awake = plan.tools, self.being.params, self.being.state, day
-    self._check_room(*awake)  # before questions are asked
+    with self._advising():  # before questions are asked
+      owners.check_room(*awake, past.nights + 1)
     about = quiz.about(pieces)
     dusk = self.known.dusk(self.being, about)
-    slept = owners.night(
-      *awake,
-      plan.core,
-      past.nights + 1,
-      jax.random.key(plan.options.seed),
-      self._tell,
-      (*plan.tasks, *studies.among(plan.lessons, pieces)),
-      *self._rehearsed(),
-    )
+    with self._advising():
+      slept = owners.night(
+        *awake,
+        plan.core,
+        past.nights + 1,
+        jax.random.key(plan.options.seed),
+        self._tell,
+        (*plan.tasks, *studies.among(plan.lessons, pieces)),
+        *self._rehearsed(),
+      )
     slept = slept._replace(
       metrics=slept.metrics | told, seconds=spent | slept.seconds
     )
@@ -234,16 +238,30 @@ class Life:
     history.write(self.out, self.plan, self.past)
     report.show_night(past.rows[-1], self.periods)
 
-  def _check_room(self, tools, params, state, day) -> None:
+  @contextlib.contextmanager
+  def _advising(self):
+    """Says of a night that finds no room how to go on."""
     try:
-      owners.check_room(tools, params, state, day, self.past.nights + 1)
+      yield
     except SlotsError as error:
-      shared = 'the same command with --set=night.full=merge goes on'
-      own = 'a life whose owners have more --slots begins in another --out'
       raise SlotsError(
         f'{error}. The night is not slept, and nothing is lost: '
-        f'{shared if state.owned is None else own}'
+        f'{self._way_on(error)}'
       ) from None
+
+  def _way_on(self, error: SlotsError) -> str:
+    # the slots of a life stay those that it began with
+    anew = 'a life with more --slots begins in another --out'
+    if self.being.state.owned is not None:
+      return anew
+    if not isinstance(error, consolidate.MergeError):
+      return f'the same command with --set=night.full=merge goes on, or {anew}'
+    if not error.lost <= 1:  # as night.lost has to be
+      return anew
+    enough = math.ceil(100 * error.lost) / 100
+    return (
+      f'the same command with --set=night.lost={enough:g} goes on, or {anew}'
+    )
 
   def _rehearsed(self):
     """What tonight keeps of texts to rehearse, and of each owner's days."""

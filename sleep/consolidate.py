@@ -11,6 +11,14 @@ from nestax.sleep.texts import Day
 from nestax.sleep.tools import Tools
 
 
+class MergeError(SlotsError):
+  """A merge would lose too much: `lost`, a share of what the slots say."""
+
+  def __init__(self, words: str, lost: float):
+    super().__init__(words)
+    self.lost = lost
+
+
 def move(
   tools: Tools, teacher, student, k: int, day: Day, made, kept, key, tell
 ):
@@ -101,9 +109,10 @@ def _room(tools: Tools, params, k: int, day: Day, key):
   tokens = np.resize(tokens, (max(2, len(tokens)), tokens.shape[1]))
   params, error = grow.merge(cfg, params, k, jnp.asarray(tokens), key)
   if not error <= how.lost:
-    raise SlotsError(
+    raise MergeError(
       f'levels of period {grow.period(cfg, k)}: all slots are used up, and '
-      f'merging them into the MLP would lose {float(error):.0%} of what they '
-      f'say, more than {how.lost:.0%}; give the model more slots (cms.slots)'
+      f'merging them into the MLP would lose {float(error):.1%} of what they '
+      f'say, more than lost={how.lost:g}',
+      float(error),
     )
   return *grow.grow(cfg, params, k), float(error)

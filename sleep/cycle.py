@@ -92,8 +92,8 @@ def night(
       weights say there is kept, along with what they say by themselves.
 
   Raises:
-    SlotsError: if a receiver has no free slot, before anything is done, or
-      cannot be merged.
+    SlotsError: if a receiver has no free slot, before anything is done.
+    consolidate.MergeError: if merging its slots would lose too much.
     TaskError: if a task does not fit, before anything is done.
   """
   cfg, how, clock = tools.cfg, tools.how, _Clock()

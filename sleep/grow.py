@@ -141,7 +141,7 @@ def check_room(cfg: ModelConfig, params, senders) -> None:
       raise SlotsError(
         f'levels of period {period(cfg, to)}: all {S} expert slots of the '
         'level are used up, or will be in this night: merge them into the '
-        "level (full='merge'), or give the model more (cms.slots)"
+        "level (full='merge'), or begin with a model of more (cms.slots)"
       )
     room[to] -= 1
     if to != k:

@@ -29,7 +29,8 @@ def check(cfg: ModelConfig, full: str) -> None:
   if cfg.cms.scope == 'owner' and full == 'merge':
     raise SlotsError(
       "full='merge' and cms.scope='owner': an owner's slots cannot be merged "
-      "into an MLP that all owners share; take full='error' and more slots"
+      "into an MLP that all owners share; take full='error', and slots for all "
+      'nights to come when they are given'
     )
 
 

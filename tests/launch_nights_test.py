@@ -19,7 +19,7 @@ from nestax.launch import (
   trained,
 )
 from nestax.launch.run import Interrupted
-from nestax.sleep import cycle
+from nestax.sleep import consolidate, cycle
 from nestax.sleep.lineage import Lineage
 
 
@@ -416,7 +416,7 @@ def test_of_what_a_forgotten_owner_would_read_nothing_is_kept(texts, tmp_path):
   'scope, words',
   [
     ('shared', 'the same command with --set=night.full=merge goes on'),
-    ('owner', 'more --slots begins in another --out'),
+    ('owner', 'nothing is lost: a life with more --slots begins in another'),
   ],
 )
 def test_a_night_without_room_says_how_to_go_on(
@@ -429,6 +429,24 @@ def test_a_night_without_room_says_how_to_go_on(
   plan = cases.plan(texts, count=1, scope=scope)
   with pytest.raises(SlotsError, match=f'all slots are used up.*{words}'):
     nights.live(plan, tmp_path)
+
+
+@pytest.mark.parametrize(
+  'lost, words',
+  [
+    (0.471, 'the same command with --set=night.lost=0.48 goes on, or a life'),
+    (1.004, 'a life with more --slots begins in another --out'),
+  ],
+)
+def test_a_merge_that_loses_too_much_says_how_to_go_on(
+  lost, words, texts, tmp_path, monkeypatch
+):
+  def loses(*_):
+    raise consolidate.MergeError('too much would be lost', lost)
+
+  monkeypatch.setattr(cycle, 'night', loses)
+  with pytest.raises(SlotsError, match=f'be lost.* nothing is lost: {words}'):
+    nights.live(cases.plan(texts, count=1), tmp_path)
 
 
 @pytest.mark.slow

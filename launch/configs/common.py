@@ -302,9 +302,7 @@ def _words(error: Exception) -> str:
   if str(cause).startswith('--config='):  # in words of ours
     return str(cause)
   flag = str(error).removeprefix('flag ').removesuffix(f': {error.__context__}')
-  if (
-    frames[-1].filename == config_flags.__file__
-  ):  # called with other arguments
+  if frames[-1].filename == config_flags.__file__:  # called as it cannot be
     return f'{flag}: {cause}'
   return f'{flag}: {_told(cause)}'
 
