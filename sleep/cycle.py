@@ -153,16 +153,12 @@ def check_room(tools: Tools, params, number: int) -> None:
 
 def _texts(tools: Tools, teacher: Side, day: Day, key, past: Said | None):
   """What a night is learned from, and what it is to leave as it is."""
+  # by splitting alone: `fold_in(key, 1)` is one of the halves of a split key
+  made_key, kept_key = jax.random.split(key)
   speak = functools.partial(tools.speak, *teacher)
-  made = texts.make(tools.how.texts, tools.words.bos, speak, day, key)
+  made = texts.make(tools.how.texts, tools.words.bos, speak, day, made_key)
   alone = functools.partial(tools.speak, teacher.params, None)
-  kept = texts.kept(
-    tools.how.texts,
-    tools.words.bos,
-    alone,
-    jax.random.fold_in(key, 1),
-    past,
-  )
+  kept = texts.kept(tools.how.texts, tools.words.bos, alone, kept_key, past)
   return jax.block_until_ready((made, kept))
 
 

@@ -195,10 +195,11 @@ def run(
   """
   opt_state, numbers = made.begin(trained), {}
   for step in range(cfg.steps):
-    texts_key, speak_key = jax.random.split(jax.random.fold_in(key, step))
+    own = jax.random.fold_in(key, step)
+    texts_key, speak_key, kept_key = jax.random.split(own, 3)
     texts, prefixes, said, kept = draw(texts_key), None, None, None
     if cfg.keep and keep is not None:
-      kept = keep(texts_key)
+      kept = keep(kept_key)
     if cfg.speaks and step % cfg.every == 0:
       prefixes, said = made.speak(trained, student, texts, speak_key)
     heard = made.hear(teacher, texts, prefixes, said, kept, student.context)

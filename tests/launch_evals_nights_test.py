@@ -221,3 +221,31 @@ def test_five_nights_keep_of_days_what_a_reset_would_lose(tmp_path, in_full):
   assert got['last'] > max(0.45 * got['first'], 1.8 * chance)
   assert reset['after'] < 1.7 * chance and reset['rise'] == 0
   assert got['rise'] < 0.6 and got['rise'] < 0.4 * tuned['rise']
+
+
+def test_without_expansion_each_night_draws_by_keys_of_its_own(monkeypatch):
+  keys = []
+
+  def noted(key, *rest):
+    keys.append(tuple(np.asarray(jax.random.key_data(key))))
+    return rest
+
+  def run(*args, keep):
+    noted(args[6])
+    return {}, {}
+
+  for name in ('of_model', 'learned'):
+    monkeypatch.setattr(sleepers.readers, name, lambda *args: None)
+  monkeypatch.setattr(sleepers.seed, 'programs', lambda *args: None)
+  monkeypatch.setattr(sleepers.seed, 'run', run)
+  monkeypatch.setattr(sleepers.texts, 'drawer', lambda *args: None)
+  monkeypatch.setattr(sleepers.texts, 'make', lambda *args: noted(args[4]))
+  monkeypatch.setattr(sleepers.texts, 'kept', lambda *args: noted(args[3]))
+  monkeypatch.setattr(sleepers, '_take', lambda *args: {})
+  cfg = types.SimpleNamespace(stream=types.SimpleNamespace(periods=(4,)))
+  words = types.SimpleNamespace(bos=0, eos=-1)
+  made = sleepers.make('no expansion', cfg, CycleConfig(), words, 0.1)
+  for number in (1, 2):
+    key = jax.random.key(0)
+    made.night(sleepers.Evening({'blocks': {}}, *[None] * 5, number, key))
+  assert len(keys) == len(set(keys)) == 6

@@ -164,6 +164,20 @@ def test_what_a_night_rehearses_is_kept():
   assert (kept.tokens_BxL[-3:] == 5).all()
 
 
+def test_teachers_and_the_slow_weights_speak_by_keys_of_their_own():
+  # by one key they would say the same wherever they agree
+  keys, texts_ = [], dataclasses.replace(HOW.texts, continued=2)
+  how = dataclasses.replace(HOW, texts=texts_)
+
+  def speak(params, context, prompts, key):
+    keys.append(tuple(np.asarray(jax.random.key_data(key))))
+    return prompts
+
+  tools = types.SimpleNamespace(how=how, words=WORDS, speak=speak)
+  cycle._texts(tools, Side(None, None), gathered(), jax.random.key(0), None)
+  assert len(keys) == len(set(keys)) == 2
+
+
 class After:
   """After 1 comes 2."""
 

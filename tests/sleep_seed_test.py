@@ -251,6 +251,30 @@ def test_the_student_speaks_in_every_nth_update_and_is_cut_off(on_policy):
   assert spoken == [2, 2, 2]
 
 
+def test_all_that_is_drawn_in_an_update_is_drawn_by_a_key_of_its_own():
+  cfg = dataclasses.replace(QUICK, steps=2)
+  made, keys = seed.programs(cfg, cases.table_reader(), add), []
+
+  def noted(key):
+    keys.append(tuple(np.asarray(jax.random.key_data(key))))
+    return key
+
+  def draw(key):
+    tokens = jax.random.randint(noted(key), (4, 8), 0, W)
+    return readers.Said(tokens, jnp.ones(4, int), jnp.full(4, 8))
+
+  seed.run(
+    cfg,
+    made._replace(speak=lambda *x: made.speak(*x[:-1], noted(x[-1]))),
+    *(Side(table(0), None), Side(jnp.zeros((W, W)), None)),
+    jnp.zeros((W, W)),
+    draw,
+    jax.random.key(0),
+    keep=draw,
+  )
+  assert len(keys) == len(set(keys)) == 6
+
+
 def test_the_rate_falls_evenly_to_a_share_of_the_first():
   cfg = SeedConfig(steps=5, rate=0.8, last=0.25)
   tx, ones = seed.optimizer(cfg), jnp.ones(3)

@@ -161,20 +161,22 @@ def _distil(cfg: ModelConfig, how: CycleConfig, words: Words):
 
   def night(evening: Evening):
     start = time.perf_counter()
-    params, key = evening.params, evening.key
+    params = evening.params
+    own = jax.random.fold_in(evening.key, evening.number)
+    made_key, kept_key, key = jax.random.split(own, 3)
     context = readers.learned(evening.state)
     said = texts.make(
       how.texts,
       words.bos,
       functools.partial(speak, params, context),
       evening.day,
-      key,
+      made_key,
     )
     kept = texts.kept(
       how.texts,
       words.bos,
       functools.partial(speak, params, None),
-      jax.random.fold_in(key, 1),
+      kept_key,
       evening.past,
     )
     trained, numbers = seed.run(
