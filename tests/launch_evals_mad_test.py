@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from nestax.launch.evals import mad, suite, trials
 
 
@@ -30,3 +32,29 @@ def test_the_sizes_are_the_benchmarks():
   assert not any(cell.key['config']['tied'] for cell in cells)
   shorter = suite.Asked(('transformer',), steps=7)
   assert next(mad.cells(options, shorter)).key['training']['steps'] == 7
+
+
+@pytest.mark.parametrize(
+  'patience, evaluations, epochs, steps, want',
+  [
+    (20, 200, 200, 0, 20),  # what keys held before it was counted in epochs
+    (20, 50, 200, 0, 5),
+    (3, 50, 200, 0, 1),
+    (20, 200, 25, 0, 20),
+    (20, 200, 201, 0, 15),  # evaluations 134 steps apart
+    (20, 200, 200, 2000, 200),
+    (0, 50, 200, 0, 0),
+  ],
+)
+def test_patience_counts_epochs(patience, evaluations, epochs, steps, want):
+  train = dataclasses.replace(
+    mad.Options().train, patience=patience, evaluations=evaluations
+  )
+  options = mad.Options(epochs=epochs, train=train)
+  cell = next(mad.cells(options, suite.Asked(('transformer',), steps=steps)))
+  made = trials.Training(**cell.key['training'])
+  assert made.patience == want
+  epoch = cell.key['size']['rows'] // made.batch
+  # in whole evaluations, and no sooner than asked
+  short = made.patience * made.every - patience * epoch
+  assert 0 <= short < made.every

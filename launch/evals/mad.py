@@ -71,7 +71,8 @@ class Options:
     harder: the harder settings too.
     epochs: of training, where --steps says nothing.
     shrink: divides lengths, rows and ids to copy; 1 is the benchmark.
-    train: how models are trained; `steps` and `examples` follow from the rest.
+    train: how models are trained; `steps` and `examples` follow from the rest,
+      and `patience` counts epochs, however many evaluations there are.
   """
 
   harder: bool = False
@@ -140,15 +141,18 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
   """All tasks, each for all models."""
   for (task, name), size in settings(options).items():
     batch = min(options.train.batch, size.rows)
-    steps = options.epochs * -(-size.rows // batch)
+    epoch = -(-size.rows // batch)
     looks = min(options.train.evaluations, options.epochs)
     train = dataclasses.replace(
       options.train,
-      steps=steps,
+      steps=options.epochs * epoch,
       examples=size.rows,
       batch=batch,
       evaluations=looks,  # no more than one an epoch
     )
+    # of an evaluation an epoch it is the same number
+    patience = -(-train.patience * epoch // train.asked(asked).every)
+    train = dataclasses.replace(train, patience=patience)
     yield from trials.cells([problem(task, name, size)], train, asked)
 
 
