@@ -125,10 +125,14 @@ def of_levels(said, rates) -> dict[str, float]:
   """
   if not rates or not said:
     return {}
-  numbers = {'surprise': float(np.mean([one.surprise for one in said]))}
+
+  def mean(values):
+    return np.average(values, weights=[one.rows for one in said])
+
+  numbers = {'surprise': float(mean([one.surprise for one in said]))}
   for k, rate_n in enumerate(rates):
     values = [
-      np.mean([part[k] for part in parts])
+      mean([part[k] for part in parts])
       for parts in zip(
         *((one.commits_P, one.moved_P, one.size_P) for one in said)
       )

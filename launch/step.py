@@ -283,7 +283,8 @@ def train_step(
 def eval_step(model, piece: int = 0):
   """Makes `(params, batch) -> (loss.Sums, Telemetry)`, jitted.
 
-  Every row is a new sequence; the telemetry is of the levels at their end.
+  Every row is a new sequence; the telemetry is of the levels at their end, of
+  rows that are no padding.
   `piece` is that of `scorer`.
   """
   score = scorer(model, piece)
@@ -298,6 +299,7 @@ def eval_step(model, piece: int = 0):
       batch['reset'],
       mutable=['telemetry'],
     )
-    return loss.sums(logits_BxLxV, batch), telemetry.sown(said)
+    real_B = (batch['weights'] > 0).any(1)
+    return loss.sums(logits_BxLxV, batch), telemetry.sown(said, real_B)
 
   return jax.jit(step)

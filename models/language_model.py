@@ -141,7 +141,7 @@ class LanguageModel(nn.Module):
         cfg, params, _head(cfg), x_BxLxD, tokens_BxL, reset_BxL
       )
       # for who asks with mutable=['telemetry'], see `telemetry.sown`
-      self.sow('telemetry', 'levels', telemetry.of_levels(*end))
+      self.sow('telemetry', 'levels', telemetry.by_row(*end))
       return None, axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
     levels, mixers, x_BxLxD = active.read_on(
       cfg,
@@ -256,7 +256,8 @@ def level_telemetry(state: ModelState) -> Telemetry:
   """What the levels of a state did; no elements if no level learns."""
   if state.levels is None:
     return telemetry.none()
-  return telemetry.of_levels(state.levels.levels, state.levels.surprise_B)
+  levels = state.levels
+  return telemetry.mean(telemetry.by_row(levels.levels, levels.surprise_B))
 
 
 def inner_rates(cfg: ModelConfig, params) -> tuple[jax.Array, ...]:

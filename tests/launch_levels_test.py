@@ -1,10 +1,16 @@
 """Levels that learn inside a sequence, through the commands' own paths."""
 
+import flax.linen as nn
+import jax
 import launch_cases as cases
 import numpy as np
 import pytest
 
 from nestax.launch import metrics, run, sampling, trained
+from nestax.launch import step as steps
+from nestax.launch.data import packing
+from nestax.models import language_model
+from nestax.models.config import ModelConfig
 
 
 @pytest.fixture(scope='module')
@@ -50,3 +56,20 @@ def test_levels_that_would_never_learn_are_refused(corpus, tmp_path):
     run.prepare(config, tmp_path)
   config.train.carry_state = True
   run.prepare(config, tmp_path)
+
+
+def test_validation_says_nothing_of_rows_that_are_padding(corpus):
+  config = make_config(corpus, blocks='all', rate=0.3)
+  cfg = ModelConfig.from_dict(config.model)
+  model = language_model.LanguageModel(cfg)
+  step, rng = steps.eval_step(model), np.random.default_rng(0)
+  row = packing.empty_rows(1, config.data.length, 0)
+  row['tokens'] = rng.integers(0, 256, row['tokens'].shape).astype(np.int32)
+  row['weights'] = np.ones_like(row['weights'])
+  rest = packing.empty_rows(3, config.data.length, 0)
+  both = {key: np.concatenate([row[key], rest[key]]) for key in row}
+  params = model.init(jax.random.key(0), None, row['tokens'])['params']
+  (_, want), (_, got) = (step(nn.unbox(params), batch) for batch in (row, both))
+  assert got.rows == 1 and got.commits_P.min() > 0
+  for a, b in zip(got, want):
+    np.testing.assert_allclose(a, b, rtol=1e-5)

@@ -118,8 +118,9 @@ def test_speed_leaves_out_what_is_not_training(monkeypatch):
 
 def test_what_levels_did_is_named_and_averaged():
   said = [
-    Telemetry([4.0, 1.0], [0.5, 0.25], [2.0, 1.0], 3.0),
-    Telemetry([2.0, 1.0], [1.5, 0.75], [4.0, 2.0], 5.0),
+    Telemetry([4.0, 1.0], [0.5, 0.25], [2.0, 1.0], 3.0, 6),
+    # the last batch, half of it padding
+    Telemetry([1.0, 1.0], [2.0, 1.0], [5.0, 2.5], 6.0, 3),
   ]
   rates = np.array([0.1, 0.4]), np.array([0.3])
   got = metrics.of_levels(said, rates)
