@@ -214,7 +214,9 @@ def of_flags(values: Mapping) -> Plan:
   paths = sorted(glob.glob(options.arc)) if options.arc else []
   if options.arc and not paths:
     raise FileNotFoundError(f'arc={options.arc}: there is no such file')
-  arc = [tasks.arc(path, tokenizer.encode, tokenizer.bos) for path in paths]
+  # their parts go on from each other
+  encode = tokenizer.encode_after
+  arc = [tasks.arc(path, encode, tokenizer.bos) for path in paths]
   read = days.load(values['text'], values['days'], tokenizer)
   return prepare(
     made,

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 from nestax.launch import days as days_
 from nestax.launch import sampling
-from nestax.launch.data.tokenizers import Tokenizer
 from nestax.sleep.tasks import recall_prompt
 
 
@@ -53,12 +52,6 @@ class Question:
       text if text[0].isspace() else space + text
       for text in (self.answer, *self.choices)
     )
-
-  def answers_for(self, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """`answers` as its `encode` takes them, which may put the space there."""
-    if not tokenizer.prefix:
-      return self.answers
-    return tuple(text.removeprefix(' ') for text in self.answers)
 
 
 KEYS = tuple(field.name for field in dataclasses.fields(Question))

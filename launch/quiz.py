@@ -67,7 +67,7 @@ def parts(tokenizer: Tokenizer, asked: Sequence[Question]) -> tuple[Part, ...]:
   """Questions as rows of one length, those of an owner and day together."""
   groups: dict[tuple[str, str], list] = {}
   for one in asked:
-    put = one.prompt, one.answers_for(tokenizer)
+    put = one.prompt, one.answers
     groups.setdefault((one.owner, one.day), []).append(put)
   sheets = {of: recall.ask(tokenizer, group) for of, group in groups.items()}
   length = max(sheet.length for sheet in sheets.values())

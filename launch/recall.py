@@ -70,7 +70,7 @@ def ask(
   for number, (question, answers) in enumerate(asked):
     prompt = first + tokenizer.encode(question)
     for i, answer in enumerate(answers):
-      found.append((prompt, tokenizer.encode(answer), number, i == 0))
+      found.append((prompt, tokenizer.encode_after(answer), number, i == 0))
   L = max(len(q) + len(a) for q, a, _, _ in found)
   L = -(-L // 8) * 8  # few lengths, few programs
   tokens = np.full((len(found), L), tokenizer.pad, np.int32)

@@ -115,5 +115,5 @@ def _holds(tokens: Sequence[int], some: tuple[int, ...]) -> bool:
 
 def _pair(tokenizer: Tokenizer, one: Question):
   prompt = [tokenizer.bos, *tokenizer.encode(one.prompt)]
-  answer = tokenizer.encode(one.answers_for(tokenizer)[0])
+  answer = tokenizer.encode_after(one.answers[0])
   return tuple(prompt), tuple(answer)

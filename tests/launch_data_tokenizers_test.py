@@ -159,6 +159,12 @@ def test_stream_goes_on_from_a_prompt(tokenizer):
   ]
 
 
+@pytest.mark.parametrize('text', [' the', ' the text', '\nthe', ', 12', ''])
+def test_a_text_that_goes_on_is_given_no_space_of_its_own(tokenizer, text):
+  ids = tokenizer.encode_after(text)
+  assert b''.join(tokenizer.pieces[i] for i in ids) == text.encode()
+
+
 def test_documents_in_a_row_decode_to_their_texts(tokenizer):
   row = np.concatenate([tokenizer.document(t)[0] for t in ('the', 'text')])
   assert tokenizer.decode(row.tolist()) == 'thetext'

@@ -67,6 +67,26 @@ def test_any_text_is_a_haystack_and_short_rows_have_short_prompts():
     haystack.make(BYTES, text, 'long')
 
 
+@pytest.mark.parametrize('name', ['S-NIAH-2', 'MQ-NIAH'])
+def test_a_tokenizer_that_puts_spaces_asks_for_the_same_bytes(name):
+  putting = dataclasses.replace(
+    BYTES, prefix=True, encode=lambda text: BYTES.encode(text and ' ' + text)
+  )
+  rows = [
+    haystack.row(
+      haystack.make(tokenizer),
+      haystack.KINDS[name],
+      1024,
+      np.random.default_rng(0),
+    )  # fmt: skip
+    for tokenizer in (BYTES, putting)
+  ]
+  want, got = (row.tokens[row.answer :].tolist() for row in rows)
+  assert got == want
+  text = BYTES.decode(rows[1].tokens)
+  assert '  ' not in text
+
+
 def test_only_whole_values_count():
   row = haystack.Row(
     np.array([9, 1, 2, 7, 3, 4]), np.array([0, 1, 1, 0, 2, 2]), 1, ['a', 'b']

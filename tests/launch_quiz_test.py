@@ -122,20 +122,25 @@ def test_the_numbers_of_a_night_are_about_what_was_slept_on():
   assert row['without'] == [None, {'1': 0.0, '2': 0.0}]
 
 
-def test_a_tokenizer_that_puts_spaces_is_given_none():
-  seen = []
+def test_answers_go_on_from_their_questions():
+  began, went_on = [], []
   plain = cases.made().tokenizer
 
-  class Putting:
-    prefix, bos, pad, adds_bos = True, plain.bos, plain.pad, True
+  class Noting:
+    bos, pad, adds_bos = plain.bos, plain.pad, True
 
     def encode(self, text):
-      seen.append(text)
+      began.append(text)
+      return plain.encode(text)
+
+    def encode_after(self, text):
+      went_on.append(text)
       return plain.encode(text)
 
   asked = [Question('In', 'Rome', ('Oslo',)), Question('So', 'what')]
-  parts = quiz.parts(Putting(), asked)
-  assert {'In', 'Rome', 'Oslo', 'So', 'what'} == set(seen)
+  parts = quiz.parts(Noting(), asked)
+  assert {'In', 'So'} == set(began)
+  assert {' Rome', ' Oslo', ' what'} == set(went_on)
   (part,) = parts
   assert part.sheet.count == 2 and np.isclose(part.sheet.chance, 0.25)
 

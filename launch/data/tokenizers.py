@@ -57,6 +57,17 @@ class Tokenizer:
     decoder = StreamDecoder(self)
     return ''.join([decoder.push(i) for i in ids] + [decoder.flush()])
 
+  def encode_after(self, text: str) -> list[int]:
+    """Ids of a text that goes on from another: no space is put before it."""
+    if not self.prefix:
+      return self.encode(text)
+    # behind a line's end, whose ids are then left out
+    first = self.encode('\n')
+    ids = self.encode('\n' + text)
+    if ids[: len(first)] == first:
+      return ids[len(first) :]
+    return self.encode(text.removeprefix(' '))
+
   def document(self, text: str) -> np.ndarray:
     """int32 [2, n]: ids of bos + text + eos, and the bytes of each.
 

@@ -104,7 +104,9 @@ def run_cell(options: Options, word: str, say) -> list[dict]:
   made, right, shares = _model(word), [], []
   paths = babi.find(options.tasks, '--set=arc.tasks')[: options.most or None]
   for i, path in enumerate(paths, 1):
-    task = tasks.arc(path, made.tokenizer.encode, made.tokenizer.bos)
+    # its parts go on from each other
+    encode = made.tokenizer.encode_after
+    task = tasks.arc(path, encode, made.tokenizer.bos)
     said = attempt(made, options, task)
     wanted = [made.tokenizer.decode(list(w)) for _, w in task.questions()]
     for one, want in zip(said, wanted):

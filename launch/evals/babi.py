@@ -91,8 +91,7 @@ class Book:
 
 def ids_of(tokenizer: Tokenizer, sentence: str) -> np.ndarray:
   """A sentence's ids as they are in the middle of a text."""
-  space = '' if tokenizer.prefix else ' '
-  return np.array(tokenizer.encode(space + sentence), np.int32)
+  return np.array(tokenizer.encode_after(f' {sentence}'), np.int32)
 
 
 def hide(

@@ -133,7 +133,7 @@ def answer(
   made: trained.Trained, begun, sample: babi.Sample, labels, most: int
 ) -> tuple[str, str]:
   """The label that the model likes best, and what it writes itself."""
-  encode = made.tokenizer.encode
+  encode = made.tokenizer.encode_after
   asked = asking.Asked(made.model.cfg, made.params, len(labels), begun)
   prompt = encode(babi.asked(sample.question))
   pairs = [(prompt, encode(f' {label}')) for label in labels]

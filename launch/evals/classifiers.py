@@ -78,7 +78,7 @@ def put(text: str) -> str:
 
 def _likeliest(made, how, names, texts, params, context=None) -> list[str]:
   encode, first = made.tokenizer.encode, _first(made)
-  answers = [encode(said(name)) for name in names]
+  answers = [made.tokenizer.encode_after(said(name)) for name in names]
   nothing = [''] if how.prior else []
   prompts = [first + encode(put(text)) for text in [*texts, *nothing]]
   asked = asking.Asked(made.model.cfg, params, how.rows, context=context)
@@ -187,7 +187,9 @@ def tuning(made: trained.Trained, how: How) -> Method:
 def _rows(made, examples, how: How) -> Said:
   encode, first = made.tokenizer.encode, _first(made)
   prompts = [first + encode(put(example.text)) for example in examples]
-  answers = [encode(said(example.label)) for example in examples]
+  answers = [
+    made.tokenizer.encode_after(said(example.label)) for example in examples
+  ]
   whole = [prompt + answer for prompt, answer in zip(prompts, answers)]
   width = asking.size(max(map(len, whole)))
   tokens, length = asking.padded(whole, how.rows, width)

@@ -88,7 +88,8 @@ class Haystack:
   Attributes:
     sentences: of a text, each with the space before it.
     noise: the same of `NOISE`.
-    encode: text to ids.
+    encode: text to ids, of what a row begins with.
+    after: the same of what goes on from it.
     begin: what a row begins with.
     prompt: 'ruler', or 'short' without the words before the haystack.
   """
@@ -96,6 +97,7 @@ class Haystack:
   sentences: Sequence[list[int]]
   noise: Sequence[list[int]]
   encode: Callable[[str], list[int]]
+  after: Callable[[str], list[int]]
   begin: list[int]
   prompt: str = 'ruler'
 
@@ -114,11 +116,11 @@ def make(tokenizer: Tokenizer, text: str = '', prompt: str = 'ruler'):
   if prompt not in PROMPTS:
     raise ValueError(f'prompt={prompt!r}: one of {", ".join(PROMPTS)}')
   sentences = split(text) if text else generated(2000)
-  encode = tokenizer.encode
-  spaced = [encode(' ' + sentence) for sentence in sentences]
-  noise = [encode(' ' + sentence) for sentence in NOISE]
+  after = tokenizer.encode_after
+  spaced = [after(' ' + sentence) for sentence in sentences]
+  noise = [after(' ' + sentence) for sentence in NOISE]
   begin = [tokenizer.bos] if tokenizer.adds_bos else []
-  return Haystack(spaced, noise, encode, begin, prompt)
+  return Haystack(spaced, noise, tokenizer.encode, after, begin, prompt)
 
 
 def split(text: str) -> list[str]:
@@ -198,16 +200,16 @@ def _question(hay: Haystack, kind: Kind, rng) -> _Question:
   asked = keys[: kind.asked]
   # values of a key are said in the order in which they stand
   values = [v for key in asked for other, v in needles if other == key]
-  encode = hay.encode
+  after = hay.after
   first, last = _words(hay.prompt, kind.value, asked, len(values) == 1)
-  answer, span = _answer(encode, values)
+  answer, span = _answer(after, values)
   return _Question(
-    hay.begin + (encode(first) if first else []),
+    hay.begin + (hay.encode(first) if first else []),
     [
-      encode(f' One of the special magic {kind.value} for {key} is: {value}.')
+      after(f' One of the special magic {kind.value} for {key} is: {value}.')
       for key, value in needles
     ],
-    encode(last),
+    after(last),
     answer,
     span,
     values,

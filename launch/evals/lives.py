@@ -260,10 +260,11 @@ class Cloze:
 
   def questions(self):
     encode, pairs = self.tokenizer.encode, []
+    after = self.tokenizer.encode_after
     for fact in self.facts:
       for wording in (0, 6):
         asked = fact.statement(wording).removesuffix(f' {fact.what}.')
-        pairs.append((encode(asked), encode(f' {fact.what}')))
+        pairs.append((encode(asked), after(f' {fact.what}')))
     return pairs
 
 

@@ -144,8 +144,9 @@ class Implications:
     return self.passage.title
 
   def context(self) -> list[int]:
-    encode = self.made.tokenizer.encode
-    before, after = first(self.made) + encode(IMPLY), encode(IMPLIED)
+    on = self.made.tokenizer.encode_after
+    before = first(self.made) + self.made.tokenizer.encode(IMPLY)
+    after = on(IMPLIED)
     # a quarter of the row at least is for the dream
     room = self.cfg.length - self.cfg.length // 4 - len(before) - len(after)
     if room < 1:
@@ -153,17 +154,18 @@ class Implications:
         f'dream.length={self.cfg.length}: no room for a passage behind '
         f'{len(before) + len(after)} tokens of what is asked; give more'
       )
-    return [*before, *encode(self.passage.text)[:room], *after]
+    return [*before, *on(self.passage.text)[:room], *after]
 
   def questions(self) -> list[tuple[list[int], list[int]]]:
-    encode, pairs = self.made.tokenizer.encode, []
+    tokenizer, pairs = self.made.tokenizer, []
     half = self.cfg.answer // 2
     sentences = babi.sentences(self.passage.text)
     for words in (sentence.split() for sentence in sentences):
       middle = (len(words) + 1) // 2
       if middle < len(words):
-        start = first(self.made) + encode(' '.join(words[:middle]))
-        end = encode(' ' + ' '.join(words[middle:]))
+        start = tokenizer.encode(' '.join(words[:middle]))
+        start = first(self.made) + start
+        end = tokenizer.encode_after(' ' + ' '.join(words[middle:]))
         pairs.append((start[-half:], end[:half]))
     if not pairs:
       raise TaskError(
@@ -292,7 +294,9 @@ def _logs(asked, made, prompts, questions: Sequence[Question]) -> list[float]:
   """Nats a token of the likeliest right answer to each question."""
   pairs, sizes = [], []
   for prompt, question in zip(prompts, questions):
-    rows = [made.tokenizer.encode(f' {answer}') for answer in question.answers]
+    rows = [
+      made.tokenizer.encode_after(f' {answer}') for answer in question.answers
+    ]
     pairs += [(prompt, row) for row in rows]
     sizes.append(len(rows))
   scores = iter(asking.score(asked, pairs))

@@ -151,7 +151,7 @@ def translate(
   asked = Asked(cfg, params, options.rows, contexts.row(state, 0))
   said = {}
   for one in ask:
-    prompts = [tokenizer.encode(one.put(pair.source)) for pair in one.ask]
+    prompts = [tokenizer.encode_after(one.put(pair.source)) for pair in one.ask]
     said[one.name] = [
       text.strip()
       for text in writing.write(asked, tokenizer, prompts, options.most, ['\n'])
