@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from nestax.cms.schedule import Level, Schedule, split_width
 from nestax.cms.stream import StreamConfig
-from nestax.models import families
+from nestax.models import families, fields
 from nestax.models.continuum import CMSConfig, Group, Segment
 from nestax.models.families import FAMILIES, FAMILY
 from nestax.models.memory.types import MemoryConfig
@@ -73,6 +73,7 @@ class ModelConfig:
   cms: CMSConfig = CMSConfig()
 
   def __post_init__(self):
+    fields.check(self)
     for name, known in (
       ('family', FAMILIES),
       ('dtype', tuple(DTYPES)),

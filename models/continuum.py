@@ -9,6 +9,7 @@ from nestax.cms.objective import OBJECTIVES
 from nestax.cms.stream import DIFFERENTIATE, StreamConfig
 from nestax.cms.update import UpdateConfig
 from nestax.cms.walk import REMATS
+from nestax.models import fields
 
 WIDTHS = ('split', 'full')
 ASSIGN = ('chain', 'groups')
@@ -59,7 +60,9 @@ class CMSConfig:
       so that as many states are kept as the square root of the chunks, for
       some tenth of the step's time.
     optimizer: inner optimiser, one of `cms.update.OPTIMIZERS`.
-    rate: first inner learning rate of every level; learned. 0 freezes all.
+    rate: first inner learning rate of every level; 0 freezes all. It is
+      learned: `params['log_rate']` has its logarithm for every block that
+      learns and level of it, where -inf freezes one level.
     beta, clip, ns_steps: of the inner optimiser, see `cms.update`.
     slots: expert slots of every level that sleep may grow into, see
       `cms.experts`; 0 makes none.
@@ -89,6 +92,7 @@ class CMSConfig:
   scope: str = 'shared'
 
   def __post_init__(self):
+    fields.check(self)
     for name, known in (
       ('scope', SCOPES),
       ('width', WIDTHS),

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import ml_collections
+import numpy as np
 import pytest
 
 from nestax.cms.schedule import Level, Schedule, split_width
@@ -56,6 +57,38 @@ def test_an_unknown_key_is_refused_by_its_path(values, words):
 )
 def test_a_value_of_another_type_is_refused(values, words):
   refuses(values, *words)
+
+
+@pytest.mark.parametrize(
+  'make,values,words',
+  [
+    (ModelConfig, {'D': 32.0}, ['D=32.0', 'an int is wanted, not a float']),
+    (ModelConfig, {'tied': 1}, ['tied=1', 'a bool is wanted']),
+    (ModelConfig, {'dtype': float}, ["dtype=<class 'float'>", 'a str']),
+    (ModelConfig, {'memory': {}}, ['memory={}', 'a MemoryConfig is wanted']),
+    (ModelConfig, {'cms': None}, ['cms=None', 'a CMSConfig is wanted']),
+    (MemoryConfig, {'chunk_mem': '8'}, ["chunk_mem='8'", 'an int']),
+    (MemoryConfig, {'adaptive': 'k'}, ["adaptive='k'", 'a tuple of str']),
+    (CMSConfig, {'periods': 8}, ['periods=8', 'a tuple of int is wanted']),
+    (CMSConfig, {'periods': [8, 16]}, ['periods=[8, 16]', 'a tuple of int']),
+    (CMSConfig, {'periods': (8, 16.0)}, ['periods=(8, 16.0)', 'of int']),
+    (CMSConfig, {'periods': (8, True)}, ['periods=(8, True)', 'of int']),
+    (CMSConfig, {'rate': (0.1, 0.2)}, ['rate=(0.1, 0.2)', 'a float']),
+    (CMSConfig, {'blocks': (0, 1)}, ['blocks=(0, 1)', 'a str is wanted']),
+    (CMSConfig, {'optimizer': None}, ['optimizer=None', 'a str is wanted']),
+  ],
+)
+def test_a_keyword_of_another_type_is_refused(make, values, words):
+  with pytest.raises(ValueError) as error:
+    make(**values)
+  for word in words:
+    assert word in str(error.value), (word, str(error.value))
+
+
+def test_whole_numbers_will_do_for_floats_and_those_of_numpy_too():
+  cfg = CMSConfig(rate=1, periods=(np.int64(8), 16))
+  assert cfg == CMSConfig(rate=1.0, periods=(8, 16))
+  assert hash(ModelConfig(D=np.int32(32))) == hash(ModelConfig(D=32))
 
 
 @pytest.mark.parametrize(

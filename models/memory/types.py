@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from nestax.models import fields
+
 GATES = ('eta', 'alpha')
 READS = ('token', 'boundary')
 ANCHORS = ('initial', 'zero')
@@ -101,6 +103,7 @@ class MemoryConfig:
   twice: bool = False
 
   def __post_init__(self):
+    fields.check(self)
     small, big = sorted((self.chunk_mem, self.chunk_rest))
     if small < 1 or big % small:
       raise ValueError(
