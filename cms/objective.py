@@ -74,9 +74,9 @@ cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 def _hit(logits_BxLxV, targets_BxL):
   """Whether a token of the vocabulary is the target."""
-  V = logits_BxLxV.shape[-1]
-  ids_1x1xV = jnp.arange(V, dtype=targets_BxL.dtype)[None, None]
-  return ids_1x1xV == targets_BxL[..., None]
+  # int32, since the targets may be bytes and V beyond them
+  ids_1x1xV = jnp.arange(logits_BxLxV.shape[-1], dtype=jnp.int32)[None, None]
+  return ids_1x1xV == targets_BxL[..., None].astype(jnp.int32)
 
 
 def reconstruction(y_BxLxD, key_BxLxD, scale_D, scored_BxL):

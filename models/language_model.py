@@ -18,6 +18,7 @@ from nestax.cms.stream import Piece, StreamState
 from nestax.models import (
   active,
   axes,
+  border,
   layers,
   level_state,
   segments,
@@ -52,9 +53,12 @@ class LanguageModel(nn.Module):
   Call: `(state, tokens_BxL, reset_BxL=None) -> (state, logits_BxLxV)`.
     state: ModelState from `init_state`; None for fresh sequences whose end
       state nobody needs (training), then None comes back.
-    tokens_BxL: int32 ids, any L.
-    reset_BxL: True where a document starts: the sequence forgets there.
-    logits_BxLxV: float32.
+    tokens_BxL: ids, whole numbers from 0 to V - 1, any L.
+    reset_BxL: bool, True where a document starts: the sequence forgets there.
+    logits_BxLxV: float32. Under `jax.jit` ids cannot be looked at: one out of
+      range then gives NaN.
+
+  What does not fit is refused by a ValueError, see `models.border`.
   """
 
   cfg: ModelConfig
@@ -98,7 +102,11 @@ class LanguageModel(nn.Module):
   def trunk(self, state, tokens_BxL, reset_BxL=None):
     """All but the head: `(state, x_BxLxD)`."""
     cfg = self.cfg
+    like = functools.partial(_like, cfg)
+    tokens_BxL = border.read(cfg.V, like, state, tokens_BxL, reset_BxL)
     x_BxLxD = self.embed(tokens_BxL)
+    if not tokens_BxL.shape[1] and not self.is_initializing():
+      return state, x_BxLxD
     if cfg.stream and not self.is_initializing():
       return self._learn(state, x_BxLxD, tokens_BxL, reset_BxL)
 
@@ -191,7 +199,11 @@ def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
     batch: number of sequences.
     length: tokens that attention must be able to look back on; a memory
       needs none of it.
+
+  Raises:
+    ValueError: for no number of sequences, or attention without a length.
   """
+  border.batch(batch)
   mixers = init_mixers(cfg, batch, length)
   owned = level_state.init_owned(cfg, batch)
   if not cfg.stream:
@@ -201,6 +213,15 @@ def init_state(cfg: ModelConfig, batch: int, length: int) -> ModelState:
   return ModelState(mixers, jax.tree.map(jnp.copy, levels), owned)
 
 
+@functools.lru_cache(maxsize=64)
+def _like(cfg: ModelConfig, owned: bool):
+  """Shapes of a state of one sequence, and the names of its axes."""
+  like = jax.eval_shape(lambda: init_state(cfg, 1, 1))
+  if not owned:  # those of the parameters are then read
+    like = like._replace(owned=None)
+  return like, state_axes(like)
+
+
 def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
   """Learns from the tokens that wait for their chunk to fill, at once.
 
@@ -208,6 +229,7 @@ def flush(cfg: ModelConfig, params, state: ModelState) -> ModelState:
   """
   if not cfg.stream:
     return state
+  border.bare(params)
   params = nn.unbox(params)
   mixers = segments.layers(state.blocks, cfg.adapting[0], cfg.N)
   levels = active.flush(
@@ -262,6 +284,7 @@ def level_telemetry(state: ModelState) -> Telemetry:
 
 def inner_rates(cfg: ModelConfig, params) -> tuple[jax.Array, ...]:
   """Inner learning rates of each period, fastest first, one a block."""
+  border.bare(params)
   return active.rates(cfg, params) if cfg.stream else ()
 
 
@@ -274,7 +297,12 @@ def state_axes(state: ModelState) -> ModelState:
 
 
 def take_row(state: ModelState, row: int) -> ModelState:
-  """The state of one sequence, as a batch of one."""
+  """The state of one sequence, as a batch of one.
+
+  Raises:
+    IndexError: for a row that the state does not have.
+  """
+  row = border.row(state.blocks, row)
 
   def one(names, x):
     return jax.lax.slice_in_dim(x, row, row + 1, axis=names.index('batch'))
@@ -283,7 +311,13 @@ def take_row(state: ModelState, row: int) -> ModelState:
 
 
 def put_row(state: ModelState, row: int, new: ModelState) -> ModelState:
-  """The state with one sequence's replaced; `new` is a batch of one."""
+  """The state with one sequence's replaced; `new` is a batch of one.
+
+  Raises:
+    IndexError, ValueError: for a row that is not there, a `new` that is none.
+  """
+  row = border.row(state.blocks, row)
+  border.same(new, jax.eval_shape(lambda: take_row(state, 0)))
   new = iter(jax.tree.leaves(new))
 
   def one(names, x):

@@ -94,3 +94,12 @@ def test_what_is_not_scored_has_no_gradient():
     lambda logits: objective.next_token(logits, tokens(), scored).sum()
   )(logits)
   np.testing.assert_array_equal(np.abs(grads).max(-1) > 0, scored)
+
+
+def test_targets_may_be_bytes_of_a_vocabulary_beyond_them():
+  logits_BxLxV = jax.random.normal(jax.random.key(0), (2, 5, 300))
+  targets_BxL = jnp.array([[0, 1, 2, 43, 255], [44, 3, 254, 9, 0]])
+  both = jax.value_and_grad(lambda x, t: objective.cross_entropy(x, t).sum())
+  want = both(logits_BxLxV, targets_BxL)
+  got = both(logits_BxLxV, targets_BxL.astype(jnp.uint8))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
