@@ -7,12 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models import axes
-from nestax.models.memory import pallas_gpu, pallas_tpu, scan, token, twice
+from nestax.models.memory import (
+  handed,
+  pallas_gpu,
+  pallas_tpu,
+  scan,
+  token,
+  twice,
+)
 from nestax.models.memory.types import (
   IMPLEMENTATIONS,
   Inputs,
   MemoryConfig,
   init_state,
+  varying_as,
   wide,
 )
 
@@ -22,7 +30,9 @@ FEW = 2  # tokens up to which the token rule is cheaper than a chunk
 def _by_token(cfg: MemoryConfig, initial, state, inputs: Inputs):
   B, L, H, K = inputs.query.shape
   fresh = state is None
-  state = state or init_state(cfg, B, H, K, inputs.query.dtype)
+  if fresh:
+    state = init_state(cfg, B, H, K, inputs.query.dtype)
+    state = varying_as(state, (initial, inputs))
   stream = token.Token(*inputs)
   state = state._replace(
     position_B=jnp.broadcast_to(state.position_B[:, None], (B, H))
@@ -107,15 +117,11 @@ def run(
 
   Raises:
     ValueError: for an unknown implementation, `length_B` with 'token', what
-      the kernels do not cover with 'pallas', or gates handed in that
-      `cfg.given` does not name, or not handed in that it does.
+      the kernels do not cover with 'pallas', gates handed in that `cfg.given`
+      and `cfg.momentum` do not ask for, or not handed in that they do, and
+      arrays of other shapes or types (see `handed`).
   """
-  handed = {'eta': inputs.eta, 'alpha': inputs.log_alpha}
-  handed = {gate for gate, x in handed.items() if x is not None}
-  if handed != set(cfg.given):
-    raise ValueError(
-      f'given={cfg.given}: the inputs hold the gates {sorted(handed)}'
-    )
+  handed.check(cfg, initial, state, inputs, length_B)
   if implementation is None:
     few = inputs.query.shape[1] <= FEW and length_B is None
     implementation = 'token' if few else _chunked(cfg, inputs, dtype)

@@ -17,6 +17,7 @@ from nestax.models.memory.types import (
   MemoryState,
   init_state,
   stack_initial,
+  varying_as,
 )
 
 
@@ -80,7 +81,9 @@ def run(
   small, big = cfg.step, cfg.chunks[1]
   fresh = state is None
   kept = jnp.promote_types(dtype, jnp.float32)
-  state = state or init_state(cfg, B, H, K, kept)
+  if fresh:
+    state = init_state(cfg, B, H, K, kept)
+    state = varying_as(state, (initial, inputs))
   aligned = fresh or aligned
   phase_B = None if aligned else state.position_B % small
   n = -(-L // small) if aligned else -(-(L + small - 1) // small)

@@ -255,13 +255,44 @@ def stack_initial(cfg: MemoryConfig, initial) -> Weights:
     cfg: the rule.
     initial: box -> {'kernel'} or {'inner', 'outer'}; gate -> {'kernel',
       'bias'}; leaves `[..., K, K]`, `[..., F, K]`, `[..., K, F]`, `[..., K]`.
+
+  Raises:
+    ValueError: for a memory that is not there or of another depth or size.
   """
+  K = _width(cfg, initial)
+  F = K * cfg.expansion
+  for box in reversed(cfg.boxes):  # `mem`, which says how wide all are, first
+    parts = {'inner': (F, K), 'outer': (K, F)}
+    _check_box(initial, box, parts if box in cfg.deep else {'kernel': (K, K)})
+  for gate in cfg.gates:
+    _check_box(initial, gate, {'kernel': (K,), 'bias': ()})
   rows = [
     initial[box]['inner' if box in cfg.deep else 'kernel'] for box in cfg.boxes
   ]
   rows += [initial[gate]['kernel'][..., None, :] for gate in cfg.gates]
   outer = {box: initial[box]['outer'] for box in cfg.deep}
   return Weights(jnp.concatenate(rows, axis=-2), outer)
+
+
+def _width(cfg: MemoryConfig, initial) -> int:
+  mem = initial.get('mem', {})
+  parts = [mem[part] for part in ('kernel', 'inner') if part in mem]
+  return parts[0].shape[-1] if parts else 0
+
+
+def _check_box(initial, box: str, shapes) -> None:
+  for part, shape in shapes.items():
+    if box not in initial or part not in initial[box]:
+      raise ValueError(
+        f'initial: no [{box!r}][{part!r}]; this rule has a memory {box!r} of '
+        f'{" and ".join(shapes)}'
+      )
+    found = initial[box][part].shape
+    if found[len(found) - len(shape) :] != shape:
+      raise ValueError(
+        f'initial[{box!r}][{part!r}] of the shape {found}: its last axes have '
+        f'to be {shape}'
+      )
 
 
 def init_state(
@@ -277,6 +308,16 @@ def init_state(
 
   momentum = zeros() if cfg.momentum else None
   return MemoryState(zeros(), zeros(), momentum, jnp.zeros((B,), jnp.int32))
+
+
+def varying_as(state, given):
+  """A fresh state that under `shard_map` varies with what will write on it."""
+  if not jax.sharding.get_abstract_mesh().manual_axes:
+    return state
+  zeros = [jnp.zeros_like(x.reshape(-1)[0]) for x in jax.tree.leaves(given)]
+  return jax.tree.map(
+    lambda x: x + sum(zero.astype(x.dtype) for zero in zeros), state
+  )
 
 
 def wide(x):
