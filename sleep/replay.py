@@ -27,7 +27,7 @@ class Piece:
 
   Attributes:
     owner: whose it is.
-    tokens: ids, in order.
+    tokens: ids, in order; an array or list becomes a tuple.
     surprise: mean nats a token when it was read; NaN if nobody has measured.
     mark: the caller's own word, such as the document or the day.
   """
@@ -36,6 +36,17 @@ class Piece:
   tokens: tuple[int, ...]
   surprise: float = float('nan')
   mark: str = ''
+
+  def __post_init__(self):
+    if isinstance(self.tokens, tuple):
+      return
+    ids = np.asarray(self.tokens)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in 'iu'):
+      raise ReplayError(
+        f'tokens of the shape {ids.shape} and type {ids.dtype}: a row of whole '
+        'numbers is wanted'
+      )
+    object.__setattr__(self, 'tokens', tuple(ids.tolist()))
 
 
 class Replay:

@@ -3,6 +3,7 @@
 import json
 import random
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -124,3 +125,20 @@ def test_what_cannot_be_judged_is_refused():
 def test_no_room_is_refused():
   with pytest.raises(ReplayError, match='capacity of 0'):
     Replay(0)
+
+
+@pytest.mark.parametrize('kind', [list, np.array, jnp.array])
+def test_tokens_of_a_piece_may_be_a_list_or_an_array(kind):
+  buffer = Replay(4)
+  buffer.add(Piece('a', kind([1, 2, 3]), 1.0))
+  buffer.extend(Piece('a', kind([4, 5]), 1.0))
+  assert buffer.pieces() == [Piece('a', (2, 3, 4, 5), 1.0)]
+  assert Piece('a', kind([1, 2, 3])).tokens == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+  'tokens', ['text', 5, [[1, 2]], [0.5], np.ones((2, 3))]
+)
+def test_tokens_of_a_piece_are_a_row_of_whole_numbers(tokens):
+  with pytest.raises(ReplayError, match='a row of whole numbers'):
+    Piece('a', tokens)
