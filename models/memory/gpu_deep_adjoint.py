@@ -84,7 +84,7 @@ def gained(shape, written, decay, rows, d_outer, at) -> Gained:
   by_inner = row(shape, rows, at, 'inner')
   e = written.e[b, h, i].astype(jnp.float32)
   by_outer = jnp.sum(d_outer.astype(jnp.float32) * e, axis=1)
-  through = _through_gains(gain, norms, decay.eta, by_inner, by_outer)
+  through = through_gains(gain, norms, decay.eta, by_inner, by_outer)
   return Gained(gain, by_inner, by_outer, *through)
 
 
@@ -129,7 +129,7 @@ def tokens(shape: Shape, decay, gained: Gained, rows, at):
   return total, enters, -decay.eta * by_steps
 
 
-def _through_gains(gain: gpu_deep.Gains, norms, eta, by_inner, by_outer):
+def through_gains(gain: gpu_deep.Gains, norms, eta, by_inner, by_outer):
   """Of the squared norms, 0 where gains are held at 1."""
   h2, _, e2 = norms
   d_h2 = jnp.where(h2 > 1.0, 0.5 * eta * by_outer / (gain.outer * h2), 0.0)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory import (
+  gpu_alone,
   gpu_backward,
   gpu_deep_pass,
   gpu_forward,
@@ -76,6 +77,15 @@ def _check_deep(cfg: MemoryConfig, K: int):
   """The same of two-layer memories."""
   if cfg.deep != ('mem',):
     raise DoesNotFit(f'two-layer memories {cfg.deep}: only `mem`')
+  if K not in SIZES:
+    raise DoesNotFit(f'a two-layer `mem`, heads of width {K}: one of {SIZES}')
+  F = K * cfg.expansion
+  if F & (F - 1) or F > WIDEST:
+    raise DoesNotFit(
+      f'a two-layer `mem` of {F} hidden units: powers of two to {WIDEST}'
+    )
+  if gpu_alone.covers(cfg):
+    return
   if cfg.momentum:
     raise DoesNotFit('a two-layer `mem`, momentum=True: only without')
   if not (cfg.generated and cfg.delta and cfg.bounded):
@@ -93,13 +103,6 @@ def _check_deep(cfg: MemoryConfig, K: int):
       f'a two-layer `mem`, objective={cfg.objective!r}, read={cfg.read!r}: '
       "only 'l2' and 'token'"
     )
-  if K not in SIZES:
-    raise DoesNotFit(f'a two-layer `mem`, heads of width {K}: one of {SIZES}')
-  F = K * cfg.expansion
-  if F & (F - 1) or F > WIDEST:
-    raise DoesNotFit(
-      f'a two-layer `mem` of {F} hidden units: powers of two to {WIDEST}'
-    )
 
 
 def capability() -> str | None:
@@ -113,6 +116,11 @@ def check_tried(cfg: MemoryConfig):
   Kernels ask for up to 227 KiB of a block's shared memory, which many GPUs
   have not; those of a two-layer `mem` keep over twice what `scan` keeps.
   """
+  if gpu_alone.covers(cfg):
+    raise DoesNotFit(
+      'a two-layer `mem` alone: kernels that no GPU has timed; '
+      "implementation='pallas' asks for them"
+    )
   if cfg.deep:
     raise DoesNotFit(
       'a two-layer `mem`: four times as fast, but takes more memory; '
@@ -155,16 +163,41 @@ def _walk_from_inside(cfg, initial, slow, carry, xs, ends_nxB, dtype):
 
 def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   """The walk that `scan.walk_chunks` describes, from a boundary on."""
+  n, C = ends_nxB.shape[0], xs.query_CxK.shape[-2]
+  boundary, *state = carry
+  filled = None
+  if boundary is not None:
+    filled = jnp.sum(ends_nxB % C == 0, axis=0, dtype=jnp.int32)[:, None]
+  over = gpu_alone.walk if gpu_alone.covers(cfg) else _walk_all
+  end, running, momentum, out = over(
+    cfg, initial, slow, state, xs, filled, dtype
+  )
+  if boundary is not None:
+    # where no chunk is filled, the boundary is the one given
+    some = (filled > 0)[:, :, None, None]
+    keep = lambda new, old: jnp.where(some, new, old)  # noqa: E731
+    boundary = jax.tree.map(keep, end, boundary)
+    document, _ = _marks(xs.reset_C, None)
+    if document is not None:
+      # a document that begins in the chunk that is not filled forgets it
+      begun_Bxn = document[:, :, -1]
+      begun_Bx1 = jnp.take_along_axis(begun_Bxn, filled, axis=1, mode='clip')
+      forgets = (begun_Bx1 > 0) & (filled < n)
+      boundary = jax.tree.map(
+        lambda w: jnp.where(forgets[:, :, None, None], 0.0, w), boundary
+      )
+  return (boundary, running, momentum), out
+
+
+def _walk_all(cfg, initial, slow, state, xs, filled, dtype):
+  """The same of any memories: see `gpu_alone.walk`."""
   n, B, H, C, K = xs.query_CxK.shape
   shape = Shape(cfg, jnp.dtype(dtype).name, C, n, K, False)
-  boundary, running, momentum = carry
+  running, momentum = state
 
   def over_stream(x):
     return jnp.transpose(x, (1, 0, 3, 2, 4)).reshape(B, n * C, H, K)
 
-  filled = None
-  if boundary is not None:
-    filled = jnp.sum(ends_nxB % C == 0, axis=0, dtype=jnp.int32)[:, None]
   scalars = [
     jnp.cumsum(xs.log_beta_C, axis=-1) if cfg.momentum else None,
     None if xs.eta_C is None else log_rate(xs.eta_C),
@@ -184,22 +217,10 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
     momentum.stack if cfg.momentum else None,
   )
   end, running, *pushed, out = _kernels(shape, given, stream)
-  if boundary is not None:
-    # where no chunk is filled, the boundary is the one given
-    some = (filled > 0)[:, :, None, None]
-    keep = lambda new, old: jnp.where(some, new, old)  # noqa: E731
-    boundary = jax.tree.map(keep, as_weights(end), boundary)
-    if stream.document is not None:
-      # a document that begins in the chunk that is not filled forgets it
-      begun_Bxn = stream.document[:, :, -1]
-      begun_Bx1 = jnp.take_along_axis(begun_Bxn, filled, axis=1, mode='clip')
-      forgets = (begun_Bx1 > 0) & (filled < n)
-      boundary = jax.tree.map(
-        lambda w: jnp.where(forgets[:, :, None, None], 0.0, w), boundary
-      )
   out = jnp.transpose(out.reshape(B, n, C, H, K), (1, 0, 3, 2, 4))
   momentum = Weights(*pushed, {}) if cfg.momentum else None
-  return (boundary, as_weights(running), momentum), out
+  end = None if filled is None else as_weights(end)
+  return end, as_weights(running), momentum, out
 
 
 def _own_gates(shape: Shape, initial):
