@@ -38,8 +38,11 @@ def rule(family, **options):
 def first_values(cfg):
   """So large that some tokens' steps are divided by their gains, some not."""
   inner, outer = (8.0, 3.0) if cfg.bounded else (1.0, 1.0)
-  mem = cases.initial_values(cfg, jnp.float32)['mem']
-  return {'mem': {'inner': inner * mem['inner'], 'outer': outer * mem['outer']}}
+  initial = cases.initial_values(cfg, jnp.float32)
+  initial = {name: x for name, x in initial.items() if name not in cfg.given}
+  mem = initial['mem']
+  mem = {'inner': inner * mem['inner'], 'outer': outer * mem['outer']}
+  return initial | {'mem': mem}
 
 
 def begun(cfg):
