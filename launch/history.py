@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from nestax.launch import days, report
+from nestax.launch import by_level, days, report
 from nestax.launch.life import Being, Past
 from nestax.launch.plans import Plan, rows_of
 from nestax.sleep import cycle, gate, owners
@@ -110,10 +110,14 @@ def retention(plan: Plan, past: Past, params, state) -> list[float | None]:
 
 def write(out: pathlib.Path, plan: Plan, past: Past) -> None:
   """Brings the files of a life in step with its checkpoint."""
-  versions = [Version(**version) for version in past.versions]
+  periods = plan.made.model.cfg.stream.periods
+  versions = [
+    Version(**kept | {'metrics': by_level.split(kept['metrics'], periods)})
+    for kept in past.versions
+  ]
   Lineage(out / 'lineage.jsonl').rewrite(versions)
   names = [day.name for day in plan.days]
-  report.write(out, past.rows, names, plan.made.model.cfg.stream.periods)
+  report.write(out, past.rows, names, periods)
 
 
 def nothing_left(past: Past, count: int) -> str:

@@ -44,8 +44,8 @@ class Past:
     forgotten: owners of whom nothing is kept.
     marks: checksums of the days that were begun.
     called: their names, by number; lives that began before have none.
-    rows: of `night.jsonl`.
-    versions: lines of the lineage.
+    rows: what `report.night_row` says of each night.
+    versions: lines of the lineage; `by_level` names their levels in the files.
   """
 
   owners: list[str]

@@ -13,6 +13,7 @@ import numpy as np
 
 from nestax.cms.experts import SlotsError
 from nestax.launch import (
+  by_level,
   checkpoint,
   days,
   filters,
@@ -61,7 +62,7 @@ def live(plan: Plan, out) -> list[dict]:
       life_.go_on()
     finally:
       life_.store.close()
-  return life_.past.rows
+  return [by_level.row(row, life_.periods) for row in life_.past.rows]
 
 
 class Life:

@@ -155,7 +155,7 @@ def retention(
   with that of the evening before as a cross.
 
   Args:
-    rows: of `night.jsonl`, the first one before any night.
+    rows: from `report.night_row`, the first one before any night.
     days: names.
     path: of the PNG.
   """
@@ -211,7 +211,7 @@ def usage(
   """Draws what each level had written and the slots it uses, as a PNG.
 
   Args:
-    rows: of `night.jsonl`.
+    rows: from `report.night_row`.
     periods: of the levels.
     path: of the PNG.
   """

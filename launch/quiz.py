@@ -194,7 +194,7 @@ def day_of(piece: Piece) -> tuple[str, str]:
 
 
 def row(found: Mapping[str, Any], quiz: Sequence[Part]) -> dict:
-  """What `night.jsonl` says: shares by day, plain values."""
+  """What a life keeps of it: shares by day, lists by level, plain values."""
   days = dict.fromkeys(part.day for part in quiz)
   about = {day: {(x.owner, day) for x in quiz if x.day == day} for day in days}
   chances = {day: chance(quiz, pairs) for day, pairs in about.items()}

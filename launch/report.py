@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich import console, table
 from rich import progress as bars
 
-from nestax.launch import plots
+from nestax.launch import by_level, plots
 
 # Of a night's table; the command's --help says what they mean.
 HEAD = 'level', 'goes to', 'had written', 'divergence', 'slots used', 'merged'
@@ -73,7 +73,9 @@ def night_row(
   slots: int,
   recall: dict | None = None,
 ) -> dict:
-  """A line of `night.jsonl`: plain values, what is not finite is None.
+  """What a life keeps of a night: plain values, what is not finite is None.
+
+  `by_level.row` makes a line of `night.jsonl` of it.
 
   Args:
     number: of the night.
@@ -215,10 +217,18 @@ def _number(value: float | None) -> str:
 
 
 def write(out, rows: Sequence[dict], days: Sequence[str], periods) -> None:
-  """Writes `night.jsonl`, `retention.png` and `levels.png`."""
+  """Writes `night.jsonl`, `retention.png` and `levels.png`.
+
+  Args:
+    out: the folder.
+    rows: of all nights, from `night_row`.
+    days: names.
+    periods: of the levels.
+  """
   out = pathlib.Path(out)
+  told = [by_level.row(row, periods) for row in rows]
   fresh = out / 'night.jsonl.new'
-  fresh.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  fresh.write_text(''.join(json.dumps(row) + '\n' for row in told))
   fresh.replace(out / 'night.jsonl')
   plots.retention(rows, days, out / 'retention.png')
   plots.usage(rows, periods, out / 'levels.png')

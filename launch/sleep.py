@@ -22,6 +22,10 @@ The table of a night has a row for each level, which is called by its period:
   merged       whether its slots were full and folded into its MLP, with the
                share of what they said that was lost
 
+`night.jsonl` (a line a night) has these of each level under `levels`: written,
+divergence_first, divergence, used and lost; `lineage.jsonl` (a line a version)
+has them in its metrics.
+
 While it goes on: divergence on what the sleeper says, on_policy_divergence on
 what the learner says, reward of that, norm of the gradient, and kept, the
 divergence on texts that are to stay as they were: near 0 is right.

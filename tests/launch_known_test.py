@@ -97,14 +97,15 @@ def test_questions_are_asked_before_and_after_each_night(
     assert got['slow'][day] == first['recall']['morning'][day]
     assert got['slow'][day] == share(params, day)
     assert got['dusk'][day] == share(params, day, 'all')
-    for k in range(2):
-      assert got['alone'][k][day] == share(params, day, k)
+    for k, name in enumerate(('every 4', 'every 8')):
+      assert got['alone'][name][day] == share(params, day, k)
   for day in ('1', '2', ''):
     assert got['morning'][day] == share(woke.params, day)
-  assert got['without'][0] is None and set(got['without'][1]) == {'1', ''}
+  without = got['without']
+  assert without['every 4'] is None and set(without['every 8']) == {'1', ''}
   assert set(got['dusk']) == {'1', ''}
   # there were no slots before
-  assert got['without'][1] == got['slow']
+  assert without['every 8'] == got['slow']
   # what levels and slots do shows in the numbers, or they would not tell them
   assert got['dusk']['1'] != got['slow']['1'] != got['morning']['1']
   version = Lineage(tmp_path / 'life' / 'lineage.jsonl').versions()[1]

@@ -69,7 +69,11 @@ def test_every_day_is_followed_by_a_night(whole):
   assert [row['after_day'] for row in rows] == ['', '1', '2']
   assert rows[1]['owners'] == ['ann', 'bob'] and rows[1]['accepted']
   # two slots a night for the slowest levels, none left in the fastest
-  assert [row['used'] for row in rows] == [[0, 0], [0, 2], [0, 4]]
+  assert cases.used(rows) == [[0, 0], [0, 2], [0, 4]]
+  version = Lineage(whole / 'lineage.jsonl').versions()[2]
+  for levels in (rows[2]['levels'], version.metrics['levels']):
+    assert list(levels) == ['every 4', 'every 8']
+    assert levels['every 8']['written'] > 0
   assert all(len(row['retention']) == 2 for row in rows)
   for name in ('retention.png', 'levels.png'):
     assert (whole / name).stat().st_size > 1000
@@ -458,7 +462,7 @@ def test_owners_with_slots_of_their_own_sleep_alone_and_take_them_along(
   life = begun(plan, tmp_path)
   rows = cases.rows(tmp_path)
   assert rows[1]['owners'] == ['ann', 'bob'] and rows[1]['accepted']
-  assert [row['used'] for row in rows] == [[0, 0], [0, 2], [0, 4]]
+  assert cases.used(rows) == [[0, 0], [0, 2], [0, 4]]
   assert cases.same(life.being.params, plan.made.params)
   # what each says of a day is by slots of their own
   assert rows[1]['retention'][0] != rows[0]['retention'][0]

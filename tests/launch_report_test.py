@@ -6,7 +6,7 @@ import math
 
 from rich import console
 
-from nestax.launch import report
+from nestax.launch import by_level, report
 from nestax.launch import sleep as program
 from nestax.sleep import cycle
 from nestax.sleep.gate import Decision
@@ -121,7 +121,8 @@ def test_the_files_are_written_anew(tmp_path):
   report.write(tmp_path, rows, ['1', '2'], PERIODS)
   report.write(tmp_path, rows, ['1', '2'], PERIODS)
   lines = (tmp_path / 'night.jsonl').read_text().splitlines()
-  assert [json.loads(line) for line in lines] == rows
+  told = [by_level.row(row, PERIODS) for row in rows]
+  assert [json.loads(line) for line in lines] == told
   assert sorted(p.name for p in tmp_path.iterdir()) == [
     'levels.png', 'night.jsonl', 'retention.png'
   ]  # fmt: skip

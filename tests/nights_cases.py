@@ -114,6 +114,11 @@ def rows(out):
   return [json.loads(line) | {'seconds': None} for line in lines]
 
 
+def used(rows):
+  """Slots that every level uses, of each line."""
+  return [[x['used'] for x in row['levels'].values()] for row in rows]
+
+
 def same(a, b):
   """Whether two trees have the same bits."""
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
