@@ -29,10 +29,8 @@ import numpy as np
 
 from nestax.models.config import ModelConfig
 from nestax.models.layers import Linear
+from nestax.models.memory.decay import LEAST_LOG
 
-# A memory that keeps less than this of itself has forgotten all: log alpha is
-# bounded, since the gated delta rule divides by alpha.
-LEAST_LOG_ALPHA = -30.0
 # Titans' gates begin nearly constant: at half the greatest rate, alpha =
 # sigmoid(5) = 0.993, beta = sigmoid(0) = 0.5.
 GAIN = 0.1
@@ -87,7 +85,8 @@ class GateMaps(nn.Module):
     if family == 'deltanet':
       return Gates(beta)
     step = jax.nn.softplus(self._logit(x_BxLxD, 'step', _steps))
-    log_alpha = jnp.maximum(-self._rate() * step, LEAST_LOG_ALPHA)
+    # bounded, since the value is divided by alpha
+    log_alpha = jnp.maximum(-self._rate() * step, LEAST_LOG)
     # alpha (I - beta k k^T) is alpha I - eta k k^T
     return Gates(beta * jnp.exp(log_alpha), log_alpha)
 

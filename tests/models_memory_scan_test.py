@@ -1,5 +1,6 @@
 """The chunked memory against the token rule, and the invariants of streams."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -254,3 +255,39 @@ def test_gates_that_are_not_as_the_rule_says_are_refused():
   inputs = cases.inputs(cases.config('given_rate'), jnp.float32)
   with pytest.raises(ValueError, match=r"given=\(\).*\['eta'\]"):
     api.run(cases.config('default'), {}, None, inputs)
+
+
+@pytest.mark.parametrize('implementation', ['scan', 'pallas'])
+@pytest.mark.parametrize('momentum', [True, False])
+def test_gates_of_zero_forget_all(implementation, momentum):
+  cfg = dataclasses.replace(
+    cases.config('given'), momentum=momentum, chunk_mem=8, chunk_rest=8
+  )
+  initial = cases.initial_values(cfg, jnp.float32)
+  initial = {box: initial[box] for box in cfg.boxes}
+  inputs = cases.inputs(cfg, jnp.float32)
+  zero = jnp.zeros(inputs.log_alpha.shape, bool)
+  # in each row one, and two after one another
+  zero = zero.at[:, 5].set(True).at[1, 9:11].set(True)
+  inputs = inputs._replace(
+    log_alpha=jnp.where(zero, -jnp.inf, inputs.log_alpha)
+  )
+  if momentum:
+    log_beta = inputs.log_beta.at[:, 3].set(-jnp.inf)
+    inputs = inputs._replace(log_beta=log_beta)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def both(implementation, initial, inputs):
+    def run(initial, inputs):
+      inputs = inputs._replace(reset=reset)
+      _, out = api.run(
+        cfg, initial, None, inputs, implementation=implementation
+      )
+      return jnp.sin(out).sum(), out
+
+    reset, inputs = inputs.reset, inputs._replace(reset=None)
+    grad = jax.grad(run, (0, 1), has_aux=True)
+    return grad(initial, inputs)
+
+  want = both('token', initial, inputs)
+  cases.assert_close(both(implementation, initial, inputs), want, 1e-5)

@@ -122,6 +122,7 @@ def run(
       arrays of other shapes or types (see `handed`).
   """
   handed.check(cfg, initial, state, inputs, length_B)
+  inputs = handed.bounded(inputs)
   if implementation is None:
     few = inputs.query.shape[1] <= FEW and length_B is None
     implementation = 'token' if few else _chunked(cfg, inputs, dtype)

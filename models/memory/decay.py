@@ -9,6 +9,10 @@ from nestax.models.memory.types import MemoryConfig
 
 # Of rates handed in to kernels, where products of gates are sums of logs.
 LEAST_ETA = 1e-20
+# A memory that keeps less than this of itself has forgotten all. Chunks take
+# differences of sums of logs: of two infinite ones there is none, and beside a
+# large one the others are rounded.
+LEAST_LOG = -30.0
 
 
 class Chunk(NamedTuple):

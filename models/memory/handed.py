@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nestax.models.memory.decay import LEAST_LOG
 from nestax.models.memory.types import Inputs, MemoryConfig, init_state
 
 
@@ -45,6 +46,17 @@ def check(cfg: MemoryConfig, initial, state, inputs: Inputs, length_B) -> None:
       )
   if state is not None:
     _check_state(cfg, state, B, H, K)
+
+
+def bounded(inputs: Inputs) -> Inputs:
+  """The inputs with logs of gates that differences can be taken of."""
+
+  def bound(log):
+    return None if log is None else jnp.maximum(log, LEAST_LOG)
+
+  return inputs._replace(
+    log_beta=bound(inputs.log_beta), log_alpha=bound(inputs.log_alpha)
+  )
 
 
 def _check_gates(cfg: MemoryConfig, inputs: Inputs) -> None:

@@ -234,7 +234,8 @@ class MemoryState(NamedTuple):
 class Inputs(NamedTuple):
   """What a layer hands to its memories: slow projections after convolution.
 
-  `log_beta` is the log of the momentum gate; None without momentum. `reset`
+  `log_beta` is the log of the momentum gate; None without momentum. Logs may be
+  -inf, for gates of zero: `api.run` takes all below -30 for -30. `reset`
   is True where a document starts (the memories forget there); None: nowhere.
   `eta` and `log_alpha` are the gates that `MemoryConfig.given` names, or None.
   """
@@ -245,7 +246,7 @@ class Inputs(NamedTuple):
   log_beta: jax.Array | None  # [B, L, H], float32
   reset: jax.Array | None  # [B, L], bool
   eta: jax.Array | None = None  # [B, L, H], float32, at least 0
-  log_alpha: jax.Array | None = None  # the same, at most 0 and finite
+  log_alpha: jax.Array | None = None  # the same, at most 0
 
 
 def stack_initial(cfg: MemoryConfig, initial) -> Weights:
