@@ -104,10 +104,13 @@ def _room(tools: Tools, params, k: int, day: Day, key):
   except SlotsError:
     if how.full == 'error':
       raise
-  tokens = np.concatenate([read.tokens_BxL for read in day.read])
-  # at least two texts: one to fit on, one to see what is lost
-  tokens = np.resize(tokens, (max(2, len(tokens)), tokens.shape[1]))
-  params, error = grow.merge(cfg, params, k, jnp.asarray(tokens), key)
+  tokens, _, length = texts.joined(day.read)
+  if len(tokens) == 1:  # one half to fit on, the other to see what is lost
+    half = int(length[0]) // 2
+    tokens, length = tokens[:, : 2 * half].reshape(2, half), np.full(2, half)
+  params, error = grow.merge(
+    cfg, params, k, jnp.asarray(tokens), key, length_B=length
+  )
   if not error <= how.lost:
     raise MergeError(
       f'levels of period {grow.period(cfg, k)}: all slots are used up, and '

@@ -229,7 +229,13 @@ def empty(cfg: ModelConfig, state, k: int, chosen_B=None):
 
 
 def merge(
-  cfg: ModelConfig, params, k: int, tokens_BxL, key, ridge: float = 1e-4
+  cfg: ModelConfig,
+  params,
+  k: int,
+  tokens_BxL,
+  key,
+  ridge: float = 1e-4,
+  length_B=None,
 ) -> Merged:
   """Folds the slots of the levels of period k into their MLPs, and frees them.
 
@@ -244,6 +250,7 @@ def merge(
       of the rows, at least one, measures the error instead.
     key: of the freed slots' first factors.
     ridge: see `experts.fold`.
+    length_B: tokens of each row that count, the first ones; None for all.
 
   Raises:
     SlotsError: for fewer than two rows.
@@ -254,6 +261,11 @@ def merge(
   params = nn.unbox(params)
   group, held = cfg.groups[k], max(1, rows // 4)
   keys = inputs(cfg, params, tokens_BxL)[group.slot][np.array(group.blocks)]
+  if length_B is not None:
+    here_1xL = jnp.arange(tokens_BxL.shape[1])[None]
+    counts_BxL = here_1xL < jnp.asarray(length_B)[:, None]
+    # of an input of zeros neither MLP nor slots say anything
+    keys = jnp.where(counts_BxL[None, ..., None], keys, 0)
   fit, rest = (
     x.reshape(len(group.blocks), -1, cfg.D)
     for x in (keys[:, :-held], keys[:, -held:])

@@ -27,11 +27,12 @@ def full():
   return cfg, params
 
 
-def room(k, **how):
+def room(k, rows=32, pad=0, **how):
   cfg, params = full()
   made = tools.of_model(cfg, CycleConfig(**how), Words(0, -1, 0))
-  tokens = np.asarray(cases.tokens(32, 10))
-  day = Day((0,), ('ann',), (Said(tokens, np.ones(32, int), np.full(32, 10)),))
+  tokens = np.pad(np.asarray(cases.tokens(rows, 10)), ((0, 0), (0, pad)))
+  said = Said(tokens, np.ones(rows, int), np.full(rows, 10))
+  day = Day((0,), ('ann',), (said,))
   return cfg, consolidate._room(made, params, k, day, jax.random.key(0))
 
 
@@ -49,6 +50,21 @@ def test_used_up_levels_are_merged_if_asked_and_if_little_is_lost():
   cfg, (params, index, lost) = room(1, full='merge', lost=1.0)
   assert index == 0 and 0 < lost <= 1
   assert grow.used(cfg, params, 1) == 1
+
+
+def test_what_a_merge_of_one_text_loses_is_not_measured_on_what_it_fits():
+  # on itself it would seem to lose a fifth, and elsewhere loses all
+  with pytest.raises(consolidate.MergeError) as refused:
+    room(1, rows=1, full='merge', lost=0.5)
+  assert refused.value.lost > 0.5
+
+
+def test_padding_does_not_count_in_a_merge():
+  _, (want, _, lost) = room(1, full='merge', lost=1.0)
+  _, (got, _, same) = room(1, pad=30, full='merge', lost=1.0)
+  np.testing.assert_allclose(same, lost, rtol=1e-3)
+  down = [x['blocks']['level_1']['down'] for x in (got, want)]
+  np.testing.assert_allclose(*down, atol=1e-4)
 
 
 def test_a_sender_gives_away_its_slots_and_all_owners_are_asked_alike(
