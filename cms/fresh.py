@@ -12,6 +12,7 @@ from nestax.cms.stream import (
   Net,
   Piece,
   StreamConfig,
+  check,
   gradients,
   still,
   written,
@@ -49,6 +50,7 @@ def run(
     (`y` of every token, the levels at the end, the mean objective of the last
     chunk that each sequence learned from, `[B]`).
   """
+  check(cfg, levels, rates)
   if _at_once(cfg, net):
     return _twice(cfg, net, rates, levels, mixers, piece)
   constant = None if cfg.differentiate == 'full' else still(net)

@@ -11,6 +11,7 @@ from nestax.cms.stream import (
   Piece,
   StreamConfig,
   StreamState,
+  check,
   commit,
   gradients,
   still,
@@ -39,7 +40,13 @@ def run(
   Returns:
     (state, mixers, `y` of every token).
   """
+  check(cfg, state.levels, rates)
   C = cfg.periods[0]
+  if (held := state.held.tokens_BxL.shape[1]) != C:
+    raise ValueError(
+      f'a state with room for {held} pending tokens, and a smallest period of '
+      f'{C}: as many are wanted'
+    )
   L = piece.tokens_BxL.shape[1]
   phase_B = state.clock_B % C
   if L == 1:

@@ -44,6 +44,7 @@ import jax.numpy as jnp
 
 from nestax.cms import level as levels_
 from nestax.cms.level import LevelState
+from nestax.cms.schedule import Level, Schedule
 from nestax.cms.update import UpdateConfig
 
 DIFFERENTIATE = ('full', 'first_order')
@@ -61,12 +62,28 @@ class StreamConfig:
       wrote, 'first_order' takes the writes for constants.
     nested: a faster level goes back to a learned origin whenever the next
       slower one commits (NL Eq. 72).
+
+  Raises:
+    ValueError: for periods that are not each a multiple of the one before, a
+      first one below 2, or another word for `differentiate`.
   """
 
   periods: tuple[int, ...]
   update: UpdateConfig
   differentiate: str = 'first_order'
   nested: bool = False
+
+  def __post_init__(self):
+    if self.differentiate not in DIFFERENTIATE:
+      raise ValueError(
+        f'differentiate={self.differentiate!r}: one of {DIFFERENTIATE}'
+      )
+    if not self.periods or min(self.periods) < 2:
+      raise ValueError(
+        f'periods={self.periods}: one at least, and each 2 tokens or more, '
+        'since a level learns from pairs of them'
+      )
+    Schedule(tuple(Level(period, 1) for period in self.periods))
 
 
 class Piece(NamedTuple):
@@ -136,6 +153,22 @@ def init_state(levels, mixers, C: int, B: int, D: int, dtype) -> StreamState:
     boundary=mixers,
     surprise_B=jnp.zeros((B,), jnp.float32),
   )
+
+
+def check(cfg: StreamConfig, levels, rates) -> None:
+  """Raises a ValueError if there is not one level and rate for each period."""
+  if not len(levels) == len(rates) == len(cfg.periods):
+    raise ValueError(
+      f'{len(levels)} levels and {len(rates)} rates for the periods '
+      f'{cfg.periods}: one of each for each'
+    )
+  for k, (level, rate) in enumerate(zip(levels, rates)):
+    n = jax.tree.leaves(level.delta)[0].shape[0]
+    if jnp.shape(rate) != (n,):
+      raise ValueError(
+        f'rates[{k}] of the shape {jnp.shape(rate)}: ({n},) is wanted, one '
+        'number for each block that the level stands in'
+      )
 
 
 def still(net: Net) -> Net:

@@ -317,3 +317,50 @@ def test_by_groups_what_is_kept_grows_as_the_root_of_the_chunks(periods):
   # tokens and what is read of them are kept whatever is recomputed
   assert many < 2.5 * few
   assert 2 * many < bytes_of(128, 'chunks')
+
+
+@pytest.mark.parametrize(
+  'values,words',
+  [
+    ({'periods': (8, 4)}, '4 is not a larger multiple of 8'),
+    ({'periods': (4, 6)}, '6 is not a larger multiple of 4'),
+    ({'periods': ()}, r'periods=\(\): one at least'),
+    ({'periods': (1, 4)}, r'periods=\(1, 4\): .*2 tokens or more'),
+    ({'differentiate': 'half'}, "differentiate='half': .*first_order"),
+  ],
+)
+def test_a_stream_that_cannot_be_is_refused(values, words):
+  with pytest.raises(ValueError, match=words):
+    StreamConfig(**{'periods': (4, 8), 'update': UpdateConfig(), **values})
+
+
+@pytest.mark.parametrize('read', ['fresh', 'on'])
+@pytest.mark.parametrize(
+  'levels,rates,words',
+  [
+    (1, RATES[:2], '1 levels and 2 rates .*one of each'),
+    (2, RATES[:1], '2 levels and 1 rates'),
+    (3, RATES, '3 levels and 3 rates'),
+    (2, (0.1, 0.1), r'rates\[0\] of the shape \(\): \(2,\) is wanted'),
+    (2, (RATES[0], np.ones(3)), r'rates\[1\] of the shape \(3,\)'),
+  ],
+)
+def test_levels_and_rates_are_one_a_period(read, levels, rates, words):
+  cfg = cases.stream_config('two levels')
+  net, state = cases.toy(SLOW[:2], True), cases.toy_state(cfg)
+  every = (*state.levels, state.levels[0])[:levels]
+  rest = cases.toy_mixers(), cases.piece(X)
+  with pytest.raises(ValueError, match=words):
+    if read == 'fresh':
+      fresh.run(cfg, net, rates, every, *rest)
+    else:
+      resume.run(cfg, net, rates, state._replace(levels=every), *rest)
+
+
+def test_a_state_of_another_smallest_period_is_refused():
+  cfg = cases.stream_config('two levels')
+  state = cases.toy_state(cases.stream_config('three levels'))
+  state = state._replace(levels=state.levels[:2])
+  net = cases.toy(SLOW[:2], True)
+  with pytest.raises(ValueError, match='room for 4 .* smallest period of 3'):
+    resume.run(cfg, net, RATES[:2], state, cases.toy_mixers(), cases.piece(X))
