@@ -12,6 +12,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from nestax.models import border
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import CMSConfig
 
@@ -40,6 +41,7 @@ def stack(cfg: ModelConfig, params, how: str, cms: CMSConfig):
     )
   if how not in HOW:
     raise ValueError(f'how={how!r}: one of {HOW}')
+  border.bare(params)
   if how == 'groups':
     cms = dataclasses.replace(cms, assign='groups', variant='sequential')
   else:

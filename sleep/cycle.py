@@ -35,7 +35,7 @@ import numpy as np
 
 from nestax.cms.level import norm
 from nestax.models import language_model
-from nestax.sleep import consolidate, gate, grow, rounds, texts
+from nestax.sleep import consolidate, gate, given, grow, rounds, texts
 from nestax.sleep import reader as readers
 from nestax.sleep.objective import Side
 from nestax.sleep.reader import Said
@@ -95,11 +95,15 @@ def night(
     SlotsError: if a receiver has no free slot, before anything is done.
     consolidate.MergeError: if merging its slots would lose too much.
     TaskError: if a task does not fit, before anything is done.
+    ValueError: as soon, for a day of other rows than the state's, ids that are
+      not in the vocabulary, and the like, see `given`.
   """
   cfg, how, clock = tools.cfg, tools.how, _Clock()
+  given.night(cfg, params, state, day, core, number, past)
   due = how.due(number, len(cfg.groups))
   if tasks:
     rounds.prepare(how.dream, tasks)
+    given.tasks(cfg, tasks)
   check_room(tools, params, number)
   with clock('compute'):
     awake = jax.block_until_ready(tools.compute(params, state))

@@ -19,7 +19,7 @@ from nestax.cms import experts
 from nestax.cms import level as levels_
 from nestax.cms.experts import Slots, SlotsError
 from nestax.cms.level import Theta
-from nestax.models import language_model, level_state, segments
+from nestax.models import border, language_model, level_state, segments
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 
@@ -72,6 +72,7 @@ def equip(
     raise SlotsError(
       f'the model has {cfg.cms.slots} expert slots a level already'
     )
+  border.bare(params)
   blocks = dict(params['blocks'])
   for i in range(len(cfg.schedule.levels)):
     new = experts.init(jax.random.fold_in(key, i), S, cfg.D, rank, (cfg.N,))

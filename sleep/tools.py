@@ -9,7 +9,7 @@ import jax
 
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
-from nestax.sleep import dream, grow, imitate, seed, texts
+from nestax.sleep import dream, given, grow, imitate, seed, texts
 from nestax.sleep import reader as readers
 from nestax.sleep.dream import DreamConfig
 from nestax.sleep.gate import GateConfig
@@ -90,8 +90,10 @@ def of_model(
 
   Raises:
     SlotsError: for a model that cannot sleep.
+    ValueError: for ids that its vocabulary does not have.
   """
   grow.check(cfg)
+  given.words(cfg, words)
   reader = readers.of_model(cfg, words.allowed_V)
 
   def put(among, place, new):
