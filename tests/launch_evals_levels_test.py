@@ -106,3 +106,5 @@ def test_the_command_refuses_in_words(capsys):
     capsys.readouterr().err
     == 'levels: --tune=TEXT: a text to pick the inner rate on is needed\n'
   )
+  assert levels.main(parse(['levels', *words, '--tune=./x.txt'])) == 2
+  assert 'picked on what is then measured' in capsys.readouterr().err

@@ -13,6 +13,7 @@ last one to end writes the whole `table.md`.
 """
 
 import functools
+import os
 import pathlib
 import sys
 
@@ -146,6 +147,11 @@ def _of_training(counts) -> tuple[dict, dict]:
 def _of_stacking(counts) -> tuple[dict, dict]:
   if not _TUNE.value:
     raise ValueError('--tune=TEXT: a text to pick the inner rate on is needed')
+  if os.path.realpath(_TUNE.value) == os.path.realpath(_NOVEL.value):
+    raise ValueError(
+      f'--tune={_TUNE.value} is the --novel: the inner rate would be picked on '
+      'what is then measured; give another text'
+    )
   rates = [float(rate) for rate in _RATES.value]
 
   def stacked(count: int, rate: float) -> trained.Trained:
