@@ -154,8 +154,10 @@ def _pause(
     loop.log.write(number, 'valid', found)
   loop.spent.turn('checkpoint')
   saving = _due(number, config.checkpoint.every, loop.last)
-  # A state in the middle of bad steps must not push out better ones.
-  if stop or (saving and not bad):
+  # A state in the middle of bad steps must not push out better ones. At the end
+  # it is all that is left of the good steps before, if there were any.
+  good = not bad or number == loop.last and bad < number
+  if stop or (saving and good):
     loop.log.sync()
     bits = found and found['bits_per_byte']
     loop.checkpoints.save(number, state, loop.data, bits)

@@ -189,6 +189,16 @@ def test_a_bad_step_is_counted_and_gone_over(corpus, tmp_path, spoiled):
   assert os.listdir(tmp_path / 'checkpoints') == ['4']
 
 
+def test_a_run_that_ends_with_a_bad_step_keeps_the_good_ones_before(
+  corpus, tmp_path, spoiled
+):
+  spoiled(4)
+  config = cases.make_config(corpus)
+  train(tmp_path, config)
+  state, _ = state_of(tmp_path, config)
+  assert (state.step, state.skipped, state.bad) == (4, 1, 1)
+
+
 def test_bad_steps_in_a_row_stop_the_run_with_the_last_good_checkpoint(
   corpus, tmp_path, spoiled
 ):
