@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from nestax.launch import lock, rehearsal
-from nestax.launch.evals import cells, lives, nights, retention, sleepers
+from nestax.launch.evals import (
+  cells,
+  lives,
+  nights,
+  pupil,
+  retention,
+  sleepers,
+)
 from nestax.sleep.dream import DreamConfig
 from nestax.sleep.objective import SeedConfig
 from nestax.sleep.reader import Said
@@ -137,6 +144,21 @@ def test_texts_that_do_not_fit_the_model_are_refused(tmp_path, given, words):
   how = lives.setting(given.get('model', ''), [])
   with pytest.raises(ValueError, match=words):
     lives.world(how, tmp_path, **given)
+
+
+def test_no_line_of_the_pupils_core_is_rehearsed(monkeypatch, tmp_path):
+  monkeypatch.setattr(pupil, 'kept', lambda path: pupil.make(steps=0))
+  made = lives.world(lives.Setting(), tmp_path)
+
+  def lines(rows):
+    text = '\n'.join(made.tokenizer.decode(row[1:]) for row in rows)
+    found = [line for line in text.split('\n') if line[-1:] == '.']
+    return set(found)
+
+  core, rehearsed = map(lines, (made.core.tokens_BxL, made.rehearsed[0]))
+  assert len(core) > 80 and len(rehearsed) > 1_000
+  assert not core & rehearsed
+  assert len({line.split()[0] for line in core}) > 20  # of many forms
 
 
 def test_the_core_set_is_the_middle_of_a_text_and_the_rest_is_cut_whole(

@@ -199,7 +199,9 @@ def world(
     made = pupil.kept(folder / 'pupil.npz')
     cfg, params, tokenizer = made.cfg, made.params, made.tokenizer
     rows, others = made.core[: how.core], made.core[:0]
-    whole = pupil.texts(tokenizer, max(how.rehearsed, 2_000), seed=2)
+    count = max(how.rehearsed, 2_000)
+    whole = pupil.texts(tokenizer, count, seed=2, core=False)
+    named = {'core': ['lines that are not rehearsed']}
     whole = whole[:, :length]
   cms = CMSConfig(
     periods=how.periods,

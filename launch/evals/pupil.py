@@ -23,6 +23,7 @@ from nestax.models.config import ModelConfig
 WORLD = 1_000  # the seed of its people, of whom the tests know nobody
 _LENGTH, _ROWS = 64, 32
 _GROUPS = 8
+_CORE = 7  # one line of so many is of the core set; wordings repeat after 8, 3
 
 
 class Pupil(NamedTuple):
@@ -31,15 +32,33 @@ class Pupil(NamedTuple):
   cfg: ModelConfig
   params: dict
   tokenizer: Tokenizer
-  core: np.ndarray  # int32 `[n, L]`, of its world, not trained on
+  core: np.ndarray  # int32 `[n, L]`, of its world, of lines kept for it
 
 
-def texts(tokenizer: Tokenizer, rows: int, seed: int, groups: int = _GROUPS):
-  """Statements and answered questions about its world, rows of tokens."""
+def texts(
+  tokenizer: Tokenizer,
+  rows: int,
+  seed: int,
+  groups: int = _GROUPS,
+  core: bool | None = None,
+):
+  """Statements and answered questions about its world, rows of tokens.
+
+  Args:
+    tokenizer: of facts.
+    rows: how many.
+    seed: of their order.
+    groups: of people.
+    core: of the core set's lines alone, or of none of them; None for all.
+  """
   known = [f for day in facts.days(WORLD, groups) for f in day]
   lines = [fact.statement(i) for fact in known for i in range(8)]
   lines += [q + f.candidates[0] for f in known for q in f.questions]
-  lines = [tokenizer.encode(f'{line}\n') for line in lines]
+  lines = [
+    tokenizer.encode(f'{line}\n')
+    for i, line in enumerate(lines)
+    if core is None or core == (i % _CORE == 0)
+  ]
   rng, out = random.Random(f'nestax pupil {seed}'), []
   for _ in range(rows):
     row = [tokenizer.bos]
@@ -101,7 +120,8 @@ def make(
   for _ in range(steps):
     rows = data[rng.integers(0, len(data), _ROWS)]
     params, opt_state = step(params, opt_state, rows)
-  return Pupil(cfg, params, tokenizer, texts(tokenizer, 32, 1, groups))
+  core = texts(tokenizer, 32, 1, groups, core=True)
+  return Pupil(cfg, params, tokenizer, core)
 
 
 def kept(path: pathlib.Path, **options) -> Pupil:
