@@ -82,9 +82,17 @@ def _memory_in_words(plan: Plan):
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+    words = str(error)
+    if 'RESOURCE_EXHAUSTED' not in words:
       raise
-    asked = re.search(r'allocat\w+ (\d+) ?bytes', str(error))
+    shared = re.search(r'[Ss]hared memory.*? (\d+), available: (\d+)', words)
+    if shared:
+      raise OutOfMemory(
+        f"a kernel asks for {shared[1]} bytes of a multiprocessor's shared "
+        f'memory, of which this GPU has {shared[2]}: '
+        'model.memory.implementation=scan does without'
+      ) from error
+    asked = re.search(r'allocat\w+ (\d+) ?bytes', words)
     much = f', {int(asked[1]) / 2**30:.1f} GiB at once' if asked else ''
     train, less = plan.config.train, ['shorter rows (data.length)']
     if plan.config.model.remat != 'full':

@@ -328,6 +328,13 @@ def test_a_device_without_room_ends_the_run_in_words(
   )
   with pytest.raises(run.OutOfMemory, match=only):
     run.train(plan)
+  words = (  # of an L40, where Hope's kernels were asked for
+    'RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 129048, '
+    'available: 101376, context: []'
+  )
+  scanned = 'asks for 129048 bytes .* has 101376: .*implementation=scan'
+  with pytest.raises(run.OutOfMemory, match=scanned):
+    run.train(plan)
   words = 'INTERNAL: something else'
   with pytest.raises(jax.errors.JaxRuntimeError, match='something else'):
     run.train(plan)
