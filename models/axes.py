@@ -206,10 +206,10 @@ def looked_up(table_VxD, ids_BxL):
   Each is given the whole table, and reads and adds up the gradient of its own
   ids before that is scattered. Left to the partitioner, each would look its
   columns up for the ids of all devices, and sort them all for the gradient: 1M
-  on 256 chips.
+  on 256 chips. For fewer ids than it has rows the table is not sent whole.
   """
   mesh = _in_force()
-  if mesh is None:
+  if mesh is None or ids_BxL.size < table_VxD.shape[0]:
     return jnp.take(table_VxD, ids_BxL, axis=0)
   parts = partition_spec(('vocab', 'embed'), table_VxD.shape, mesh)
   rows = partition_spec(('batch', 'length'), ids_BxL.shape, mesh)

@@ -132,13 +132,7 @@ class Embedding(nn.Module):
     )
 
   def __call__(self, tokens_BxL):
-    B, L = tokens_BxL.shape
-    # the whole table is sent only where more is read than it has rows
-    if B * L >= self.V:
-      x_BxLxD = axes.looked_up(self.embedding, tokens_BxL)
-    else:
-      x_BxLxD = jnp.take(self.embedding, tokens_BxL, axis=0)
-    x_BxLxD = x_BxLxD.astype(self.dtype)
+    x_BxLxD = axes.looked_up(self.embedding, tokens_BxL).astype(self.dtype)
     return axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
 
   def attend(self, x_BxLxD):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from nestax.models import axes, language_model
 from nestax.models.config import ModelConfig
@@ -269,3 +270,32 @@ def test_flops_grow_with_length_only_for_attention():
   assert count(plain, 65_536) > 2 * count(plain, 4096)
   matmuls = 2 * language_model.parameter_count(plain)
   assert 1 < count(plain, 4) / matmuls < 1.2
+
+
+LEARNS = (('periods', (4, 8)), ('blocks', 'all'), ('rate', 0.1))
+
+
+@pytest.mark.parametrize(
+  'name,options', [('hope', {}), ('hope_attention', {'cms': LEARNS})]
+)
+@pytest.mark.parametrize('goes_on', [False, True], ids=['fresh', 'goes on'])
+def test_a_batch_may_be_a_symbol_where_it_is_exported(name, options, goes_on):
+  model, boxed, apply = build(name, N=1, **options)
+  (rows,) = export.symbolic_shape('rows', constraints=('rows >= 1',))
+
+  def open_to(names, x):
+    axis = names.index('batch')
+    shape = (*x.shape[:axis], rows, *x.shape[axis + 1 :])
+    return jax.ShapeDtypeStruct(shape, x.dtype)
+
+  state = shapes = None
+  if goes_on:
+    state = language_model.init_state(model.cfg, B, L)
+    shapes = axes.map_names(open_to, language_model.state_axes(state), state)
+  params = {'params': nn.unbox(boxed)}
+  ids = jax.ShapeDtypeStruct((rows, L), jnp.int32)
+  made = export.export(apply)(params, shapes, ids)
+  assert made.out_avals[-1].shape == (rows, L, 64)
+  _, want = apply(params, state, tokens())
+  _, got = made.call(params, state, tokens())
+  np.testing.assert_allclose(got, want, atol=1e-5)
