@@ -30,7 +30,7 @@ def within(
 ) -> None:
   """Refuses what is not a number from `low` to `high`; NaN always."""
   try:
-    number = float(value)
+    number = math.nan if isinstance(value, (str, bytes)) else float(value)
   except jax.errors.ConcretizationTypeError:
     return
   except (TypeError, ValueError):

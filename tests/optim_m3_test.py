@@ -304,6 +304,8 @@ def test_strict_dtypes_and_gradient_dtype():
     ({'b1': float('nan')}, 'b1 is nan: it has to be 0 or above, and below 1'),
     ({'b1': 1.0}, 'b1 is 1.0'),
     ({'b1': '0.9?'}, 'b1 is .0.9..'),
+    ({'b1': '0.9'}, 'b1 is .0.9.:'),
+    ({'eps': '1e-8'}, 'eps is .1e-8.:'),
     ({'b2': -0.1}, 'b2 is -0.1'),
     ({'b2': jnp.asarray(1.5)}, 'b2 is .*1.5'),
     ({'accumulate': 'sum', 'b1': float('inf')}, 'b1 is inf: .*and finite'),
