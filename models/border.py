@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nestax.models import axes
+from nestax.models.memory import api
 
 REMEDY = 'make one by init_state(cfg, batch, length) with its own config'
 
@@ -41,8 +42,19 @@ def read(V: int, like, state_, tokens_BxL, reset_BxL) -> jax.Array:
 
 
 def mesh(x) -> None:
-  """Raises a ValueError for a mesh with axes that the partitioner leaves be."""
-  for where in (jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh):
+  """Refuses a mesh that models cannot be laid out on; tells of one unused.
+
+  Raises:
+    ValueError: for axes that the partitioner leaves alone.
+  """
+  here = jax.sharding.get_abstract_mesh()
+  wide = [axis for axis in here.auto_axes if here.shape[axis] > 1]
+  if wide and not set(wide) & set(axes.MESH_AXES):
+    api.say_once(
+      f'no axis of the mesh, {", ".join(wide)}, is one of '
+      f'{", ".join(axes.MESH_AXES)}: every device does all of the work'
+    )
+  for where in (here, jax.typeof(x).sharding.mesh):
     if where.explicit_axes:
       n = len(where.axis_names)
       raise ValueError(

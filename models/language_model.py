@@ -55,10 +55,10 @@ class LanguageModel(nn.Module):
       state nobody needs (training), then None comes back.
     tokens_BxL: ids, whole numbers from 0 to V - 1, any L.
     reset_BxL: bool, True where a document starts: the sequence forgets there.
-    logits_BxLxV: float32. Under `jax.jit` ids cannot be looked at: one out of
-      range then gives NaN.
+    logits_BxLxV: float32; under `jax.jit` NaN from an id out of range on.
 
-  What does not fit is refused by a ValueError, see `models.border`.
+  Call it in `jax.jit`: outside, every call is compiled anew. It has derivatives
+  and theirs, but no `jax.jvp`. What does not fit is refused, see `border`.
   """
 
   cfg: ModelConfig
@@ -297,11 +297,7 @@ def state_axes(state: ModelState) -> ModelState:
 
 
 def take_row(state: ModelState, row: int) -> ModelState:
-  """The state of one sequence, as a batch of one.
-
-  Raises:
-    IndexError: for a row that the state does not have.
-  """
+  """The state of one sequence, a batch of one; IndexError without that row."""
   row = border.row(state.blocks, row)
 
   def one(names, x):

@@ -11,6 +11,7 @@ import pytest
 
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
+from nestax.models.memory import api
 
 B, L, V = 2, 12, 272
 PLAIN = {'family': 'hope'}
@@ -167,6 +168,19 @@ def test_a_mesh_of_explicit_axes_is_refused(how):
         traced(config(), None, ids())
     else:
       traced(config(), None, jax.device_put(ids(), put))
+
+
+@pytest.mark.parametrize(
+  'names,says', [(('x', 'y'), True), (('x', 'data'), False)]
+)
+def test_a_mesh_of_other_names_is_told_once(names, says, caplog):
+  kinds = (jax.sharding.AxisType.Auto,) * 2
+  api.say_once.cache_clear()
+  with jax.set_mesh(jax.make_mesh((2, 2), names, axis_types=kinds)):
+    for _ in range(2):
+      traced(config(), None, ids())
+  words = 'no axis of the mesh, x, y, is one of data, fsdp, tensor, sequence'
+  assert caplog.text.count(words) == says
 
 
 @both
