@@ -135,7 +135,7 @@ def show(row: dict[str, Any]) -> None:
 def verdict(row: dict[str, Any]) -> str:
   """Whether it fits and what bounds it, in a sentence."""
   if row['fits'] is None:
-    return 'Whether it fits is not known: give the peaks of a device.'
+    return 'Whether it fits is not known: give --peaks of a device.'
   total, there = row['total GiB'], row['HBM GiB']
   if not row['fits']:
     needed = f'{total:.2f} GiB' if total else row['refused']

@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_said():
   row = fit.report(trained(), 'cpu:8', PEAKS._replace(memory=1000.0))
   assert row['fits'] is False and 'does not fit' in fit.verdict(row)
   row = fit.report(trained(), 'cpu:8', None)
-  assert row['fits'] is None and 'not known' in fit.verdict(row)
+  assert row['fits'] is None and 'give --peaks' in fit.verdict(row)
   refused = trained()._replace(
     program=None, refused='Used 25.50G of 15.75G hbm'
   )
