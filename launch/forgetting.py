@@ -23,7 +23,10 @@ from nestax.sleep.replay import Replay
 
 
 def forget(out, name: str) -> None:
-  """Leaves one checkpoint, that holds nothing of the owner `name`.
+  """Leaves one checkpoint, that holds nothing the owner `name` read or learned.
+
+  What stays is the name, whose row is kept free, and what nights have said:
+  figures, and with slots of their own each owner's words of the gate.
 
   Raises:
     ValueError: if there is no life in `out`, or no such owner in it.
