@@ -13,7 +13,8 @@ import ml_collections
 from nestax.launch import checkpoint
 from nestax.launch.plans import Options
 from nestax.launch.trained import Trained
-from nestax.models import axes, language_model
+from nestax.models import language_model
+from nestax.sleep.grow import where_owners
 from nestax.sleep.replay import Replay
 
 _BUFFERS = ('replay', 'earlier')  # of a `Past`
@@ -152,18 +153,6 @@ class Store:
 
   def close(self) -> None:
     self._checkpoints.close()
-
-
-def where_owners(mask_B, new, old):
-  """A state with the rows of `new` where the mask says so, else of `old`."""
-  others = iter(jax.tree.leaves(old))
-
-  def one(names, x):
-    axis = names.index('batch')
-    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
-    return jnp.where(mask_B.reshape(shape), x, next(others))
-
-  return axes.map_names(one, language_model.state_axes(new), new)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))

@@ -3,7 +3,7 @@
 Sleep sections 2.2-2.3, the v2 protocol, for every pair of levels that is due,
 the slowest first, so that a receiver has been freed before it is given more:
 
-    compute      what is pending in the sequences is committed
+    compute      what is pending in the sequences of the day is committed
     consolidate  the sender k is reset and its slots are emptied; the receiver's
                  new slot learns what is then missing (`sleep/seed.py`)
     update       what the sequences of the day had written there is gone, too
@@ -105,9 +105,12 @@ def night(
     rounds.prepare(how.dream, tasks)
     given.tasks(cfg, tasks)
   check_room(tools, params, number)
-  with clock('compute'):
-    awake = jax.block_until_ready(tools.compute(params, state))
   rows = np.array(day.rows)
+  chosen_B = jnp.zeros((_batch(state),), bool).at[rows].set(True)
+  with clock('compute'):
+    awake = tools.compute(params, state)
+    # others are not asleep: what they read goes on to wait for its commit
+    awake = jax.block_until_ready(grow.where_owners(chosen_B, awake, state))
   context = tuple(
     jax.tree.map(lambda x: x[:, rows], tree) for tree in readers.learned(awake)
   )
@@ -120,7 +123,6 @@ def night(
     metrics['day_dusk'] = _dusk_loss(tools, teacher, day)
   metrics['rehearsed'] = 0 if past is None else len(past.length_B)
   grown, kept, index = params, context, {}
-  chosen_B = jnp.zeros((_batch(state),), bool).at[rows].set(True)
   for k in due:
     metrics[f'written_{k}'] = float(norm(context[k]).mean())
     kept = consolidate.reset(kept, k)

@@ -19,7 +19,7 @@ from nestax.cms import experts
 from nestax.cms import level as levels_
 from nestax.cms.experts import Slots, SlotsError
 from nestax.cms.level import Theta
-from nestax.models import border, language_model, level_state, segments
+from nestax.models import axes, border, language_model, level_state, segments
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 
@@ -227,6 +227,18 @@ def empty(cfg: ModelConfig, state, k: int, chosen_B=None):
   new = levels_.where_rows(chosen_B, fresh, old)
   levels = (*state.levels.levels[:k], new, *state.levels.levels[k + 1 :])
   return state._replace(levels=state.levels._replace(levels=levels))
+
+
+def where_owners(mask_B, new, old):
+  """A state with the rows of `new` where the mask says so, else of `old`."""
+  others = iter(jax.tree.leaves(old))
+
+  def one(names, x):
+    axis = names.index('batch')
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    return jnp.where(mask_B.reshape(shape), x, next(others))
+
+  return axes.map_names(one, language_model.state_axes(new), new)
 
 
 def merge(

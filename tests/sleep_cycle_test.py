@@ -11,6 +11,7 @@ import pytest
 import sleep_cases as cases
 
 from nestax.cms.experts import SlotsError
+from nestax.models import language_model
 from nestax.sleep import cycle, gate, grow, replay, texts
 from nestax.sleep import tools as tools_
 from nestax.sleep.dream import DreamConfig
@@ -110,6 +111,36 @@ def test_only_slots_change_and_only_owners_are_emptied():
     for old, new in zip(before.delta, after.delta):
       assert not new[:, :2].any()
       np.testing.assert_array_equal(new[:, 2], old[:, 2])
+
+
+def test_who_does_not_sleep_goes_on_to_wait_for_commits(monkeypatch):
+  cfg, params = model()
+  state, losses = cases.day(cfg, 3), {}
+  for name in ('core', 'day'):
+    losses |= {f'{name}_before': 1.0, f'{name}_after': 1.0}
+  monkeypatch.setattr(cycle, '_texts', lambda *args: (None, None))
+  monkeypatch.setattr(cycle, '_dusk_loss', lambda *args: 0.0)
+  monkeypatch.setattr(cycle, '_losses', lambda *args: losses)
+  monkeypatch.setattr(
+    cycle.consolidate, 'move', lambda tools, teacher, student, k, *rest: (
+      student.params, k, {}
+    ),
+  )  # fmt: skip
+
+  def compute(params, state):
+    return jax.tree.map(lambda x: ~x if x.dtype == bool else x + 1, state)
+
+  slept = cycle.night(
+    tools(HOW)._replace(compute=compute), params, state, gathered(), core(), 1,
+    jax.random.key(0),
+  )  # fmt: skip
+  assert slept.decision.accepted and slept.owners == ('ann', 'bob')
+  rows = [language_model.take_row(slept.state, row) for row in range(3)]
+  old = [language_model.take_row(state, row) for row in range(3)]
+  assert same(rows[2], old[2])
+  for row in (0, 1):
+    clocks = rows[row].levels.clock_B, old[row].levels.clock_B
+    assert clocks[0] == clocks[1] + 1
 
 
 def test_the_driver_hands_on_what_each_step_is_to_work_with(monkeypatch):
