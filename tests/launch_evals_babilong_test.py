@@ -96,6 +96,15 @@ def test_facts_keep_their_order_and_the_book_its_sentences(story):
     babi.Book(['No! Yes.'], BYTES)
 
 
+def test_a_model_that_wants_no_bos_is_given_none():
+  plain = dataclasses.replace(BYTES, adds_bos=False)
+  sample = babi.Sample(('Mary is here.',), 'Where is Mary?', 'here')
+  ids = babi.hide(
+    plain, sample, babi.Book([BOOK], plain), 200, np.random.default_rng(0)
+  )
+  assert len(ids) == 200 and BYTES.bos not in ids
+
+
 def test_an_answer_is_the_only_label_said():
   sample = babi.Sample((), 'Where was Mary before the garden?', 'kitchen')
   labels = ['garden', 'kitchen', 'office']

@@ -101,21 +101,25 @@ def hide(
   length: int,
   rng: np.random.Generator,
 ) -> np.ndarray:
-  """Ids `[length]`: a bos, then facts in order among the book's sentences.
+  """Ids `[length]`: facts in order among the book's sentences.
+
+  After a bos, if the model wants one.
 
   Raises:
     ValueError: if the facts alone are longer.
   """
   facts = [ids_of(tokenizer, fact) for fact in sample.facts]
-  left = length - 1 - sum(map(len, facts))
+  first = [tokenizer.bos] if tokenizer.adds_bos else []
+  room = length - len(first)
+  left = room - sum(map(len, facts))
   if left < 0:
     raise ValueError(
       f'{length} tokens: the facts of {sample.question!r} have '
-      f'{length - 1 - left}; give longer contexts'
+      f'{room - left}; give longer contexts'
     )
   noise = book.take(rng, left)
   places = np.sort(rng.integers(len(noise) + 1, size=len(facts)))
-  parts, at = [np.array([tokenizer.bos], np.int32)], 0
+  parts, at = [np.array(first, np.int32)], 0
   for fact, place in zip(facts, places):
     parts += [*noise[at:place], fact]
     at = place
