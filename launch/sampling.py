@@ -105,11 +105,13 @@ def stream(
     allowed_V: bool, ids that may be drawn.
 
   Raises:
-    ValueError: for an empty prefix.
+    ValueError: for an empty prefix, or ids that the model does not have.
   """
-  prefix = np.asarray(prefix, np.int32)
+  prefix, V = np.asarray(prefix, np.int32), model.cfg.V
   if not prefix.size:
     raise ValueError('nothing to start from: give at least one token')
+  if wrong := [token for token in prefix.tolist() if not 0 <= token < V]:
+    raise ValueError(f'token id {wrong[0]}: the model has V={V} of them')
   state = language_model.init_state(model.cfg, 1, length=len(prefix) + tokens)
   # whole pieces, then single tokens: two programs, whatever the length
   whole = len(prefix) // PIECE * PIECE
@@ -167,8 +169,14 @@ def text(
   Pieces never break a UTF-8 character. The prompt is not repeated.
 
   Raises:
-    ValueError: at once, for a prompt that no UTF-8 bytes spell.
+    ValueError: at once, for a prompt that no UTF-8 bytes spell, or a tokenizer
+      of more ids than the model has.
   """
+  if tokenizer.vocab_size > model.cfg.V:
+    raise ValueError(
+      f'the tokenizer has {tokenizer.vocab_size} ids; the model knows '
+      f'{model.cfg.V}'
+    )
   try:
     prefix = tokenizer.encode(prompt) if prompt else []
   except UnicodeEncodeError as error:

@@ -1,5 +1,7 @@
 """Sampling: what is ruled out, that streaming is the model, that seeds hold."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -119,3 +121,20 @@ def test_an_empty_prefix_is_refused(hope):
   stream = sampling.stream(*hope, [], 1, Sampling(), np.ones(272, bool))
   with pytest.raises(ValueError, match='at least one token'):
     next(stream)
+
+
+@pytest.mark.parametrize('token', [-1, 272])
+def test_ids_that_the_model_does_not_have_are_refused(hope, token):
+  model, params = hope
+  allowed = np.ones(model.cfg.V, bool)
+  said = sampling.stream(model, params, [1, token], 2, Sampling(), allowed)
+  with pytest.raises(ValueError, match=f'token id {token}: .*V=272'):
+    next(said)
+
+
+def test_a_tokenizer_of_more_ids_than_the_model_is_refused(hope):
+  tokenizer = tokenizers.load('bytes')
+  cfg = dataclasses.replace(hope[0].cfg, V=tokenizer.vocab_size - 1)
+  model = language_model.LanguageModel(cfg)
+  with pytest.raises(ValueError, match='has 259 ids; the model knows 258'):
+    sampling.text(model, hope[1], tokenizer, 'a', 2, Sampling())
