@@ -161,6 +161,10 @@ class Block(nn.Module):
   A mixer, then the levels. A block of Samba (arXiv 2406.07522) is four layers:
   a recurrence (Mamba-2's), an MLP, attention over a window, an MLP.
 
+  In a network of one's own a block is a layer: its levels learn only by what is
+  handed in as `deltas`, which `models.active` does in a language model. A state
+  is made by `init_state`.
+
   `state` may be None for fresh sequences. `length_B` and `aligned` are those
   of the mixers; `deltas`, `alive_BxL` and `owned` those of the levels, one
   delta and the sequences' own slots each, or None. With `periods`, one a
@@ -186,6 +190,10 @@ class Block(nn.Module):
     part='',
   ):
     cfg = self.cfg
+    if x_BxLxD.ndim != 3 or x_BxLxD.shape[-1] != cfg.D:
+      raise ValueError(
+        f'a block reads [B, L, D={cfg.D}], not an array of {x_BxLxD.shape}'
+      )
     x_BxLxD = checkpoint_name(x_BxLxD, INPUT)
     if part != 'levels':
       options = reset_BxL, length_B, aligned

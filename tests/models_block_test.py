@@ -1,5 +1,8 @@
 """Expert slots in a level: no change at birth, read by all, frozen outside."""
 
+import functools
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ import sleep_cases as cases
 from nestax.cms import experts
 from nestax.launch import optimizer
 from nestax.models import axes, language_model
+from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
 from nestax.optim import labels
 
@@ -91,3 +95,30 @@ def test_slots_are_laid_on_the_mesh_as_other_parameters():
 def test_a_rank_above_the_width_is_refused():
   with pytest.raises(ValueError, match='cms.rank=40 .* D=16'):
     ModelConfig.from_dict({'D': 16, 'cms': {'slots': 1, 'rank': 40}})
+
+
+@pytest.mark.parametrize('shape', [(2, 5, 7), (5, 8), (1, 2, 5, 8)])
+def test_a_block_refuses_what_is_not_of_its_width(shape):
+  block = blocks.Block(cases.config())
+  key, x = jax.random.key(0), jnp.zeros(shape)
+  words = re.escape(f'a block reads [B, L, D=8], not an array of {shape}')
+  with pytest.raises(ValueError, match=words):
+    jax.eval_shape(block.init, key, None, x)
+
+
+def test_a_block_is_a_layer_of_a_network_of_ones_own():
+  class Own(nn.Module):
+    @nn.compact
+    def __call__(self, state, x_BxLx3):
+      x_BxLxD = nn.Dense(8)(x_BxLx3)
+      state, x_BxLxD, _ = blocks.Block(cases.config('hope'))(state, x_BxLxD)
+      return state, nn.Dense(1)(x_BxLxD)
+
+  x = jax.random.normal(jax.random.key(0), (2, 9, 3))
+  params = jax.jit(Own().init)(jax.random.key(1), None, x)
+  read = jax.jit(functools.partial(Own().apply, nn.unbox(params)))
+  _, whole = read(None, x)
+  state, first = read(blocks.init_state(cases.config('hope'), 2, 0), x[:, :4])
+  _, rest = read(state, x[:, 4:])
+  got = jnp.concatenate([first, rest], 1)
+  np.testing.assert_allclose(got, whole, atol=1e-5)
