@@ -210,5 +210,6 @@ def fold(
   want_TxD = (held_TxD @ a) @ b
   rest = jnp.linalg.norm(hidden(theta, held_TxD) @ add_FxD - want_TxD)
   size = jnp.linalg.norm(want_TxD)
-  error = jnp.where(size > 0, rest / jnp.where(size > 0, size, 1.0), 0.0)
+  # what is not a number has not been expressed
+  error = jnp.where(size == 0, 0.0, rest / jnp.where(size == 0, 1.0, size))
   return Fold(theta._replace(down_FxD=theta.down_FxD + add_FxD), error)

@@ -65,7 +65,7 @@ def mesh(x) -> None:
 
 
 def tokens(V: int, tokens_BxL) -> jax.Array:
-  """The ids as int32, those below 0 as V: beyond the table, whose row is NaN.
+  """The ids as int32, since levels look for them among V.
 
   Raises:
     ValueError: for another rank, another type, or, where it is known, an id
@@ -90,9 +90,7 @@ def tokens(V: int, tokens_BxL) -> jax.Array:
       raise ValueError(
         f'token id {wrong}: the vocabulary has V={V}, ids from 0 to {V - 1}'
       )
-  # small types do not hold V, and count from below 0 again
-  ids_BxL = jnp.asarray(tokens_BxL).astype(jnp.int32)
-  return jnp.where(ids_BxL < 0, V, ids_BxL)
+  return jnp.asarray(tokens_BxL).astype(jnp.int32)
 
 
 def _known(x) -> bool:

@@ -132,7 +132,9 @@ class Embedding(nn.Module):
     )
 
   def __call__(self, tokens_BxL):
-    x_BxLxD = axes.looked_up(self.embedding, tokens_BxL).astype(self.dtype)
+    # an id below 0 is none, and NaN as one beyond the table is
+    ids_BxL = jnp.where(tokens_BxL < 0, self.V, tokens_BxL.astype(jnp.int32))
+    x_BxLxD = axes.looked_up(self.embedding, ids_BxL).astype(self.dtype)
     return axes.constrain(x_BxLxD, 'batch', 'length', 'activation')
 
   def attend(self, x_BxLxD):

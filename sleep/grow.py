@@ -87,8 +87,26 @@ def receiver(cfg: ModelConfig, k: int) -> int:
   return min(k + 1, len(cfg.groups) - 1)
 
 
+def _check_level(cfg: ModelConfig, k: int) -> None:
+  if not 0 <= k < len(cfg.groups):
+    raise SlotsError(
+      f'levels {k}: the model has {len(cfg.groups)} kinds that learn, the '
+      f'fastest is 0 and the slowest {len(cfg.groups) - 1}'
+    )
+
+
+def _check_slot(cfg: ModelConfig, index) -> None:
+  known = not isinstance(index, jax.core.Tracer)
+  if known and not 0 <= index < cfg.cms.slots:
+    raise SlotsError(
+      f'slot {index}: a level has {cfg.cms.slots}, from 0 to '
+      f'{cfg.cms.slots - 1}'
+    )
+
+
 def slots(cfg: ModelConfig, params, k: int) -> Slots:
   """The slots of the levels of period k, with a leading axis of blocks."""
+  _check_level(cfg, k)
   group = cfg.groups[k]
   own = params['blocks'][f'level_{group.slot}']['slots']
   blocks = np.array(group.blocks)
@@ -162,12 +180,14 @@ def period(cfg: ModelConfig, k: int) -> int:
 
 def take(cfg: ModelConfig, params, k: int, index) -> New:
   """What slot `index` of the levels of period k holds; int or traced."""
+  _check_slot(cfg, index)
   a, b, logit, _ = slots(cfg, params, k)
   return New(*(jnp.take(x, index, axis=1) for x in (a, b, logit)))
 
 
 def put(cfg: ModelConfig, params, k: int, index, new: New):
   """Parameters whose slot `index` holds `new`; undoes `take`."""
+  _check_slot(cfg, index)
   own = slots(cfg, params, k)
   return replace(
     cfg,
@@ -219,6 +239,7 @@ def empty(cfg: ModelConfig, state, k: int, chosen_B=None):
     k: the levels.
     chosen_B: bool, which sequences; None for all.
   """
+  _check_level(cfg, k)
   old = state.levels.levels[k]
   B = old.count_B.shape[0]
   chosen_B = jnp.ones((B,), bool) if chosen_B is None else chosen_B

@@ -178,3 +178,37 @@ def test_slots_of_a_model_on_a_mesh_stay_where_they_are():
     jax.tree.map(np.testing.assert_array_equal, got, want)
     for x, place in zip(jax.tree.leaves(got), jax.tree.leaves(where)):
       assert x.sharding.is_equivalent_to(place, x.ndim), (x.shape, x.sharding)
+
+
+@pytest.mark.parametrize('k', [-1, 2])
+def test_levels_that_are_not_there_are_refused(k):
+  cfg, params = model()
+  state = language_model.init_state(cfg, 2, 8)
+  words = f'levels {k}: .* 2 kinds that learn, .* 0 and the slowest 1'
+  for ask in (
+    lambda: grow.grow(cfg, params, k),
+    lambda: grow.take(cfg, params, k, 0),
+    lambda: grow.empty(cfg, state, k),
+  ):
+    with pytest.raises(SlotsError, match=words):
+      ask()
+
+
+@pytest.mark.parametrize('index', [-1, 2])
+def test_slots_that_are_not_there_are_refused(index):
+  cfg, params = model()
+  words = f'slot {index}: a level has 2, from 0 to 1'
+  with pytest.raises(SlotsError, match=words):
+    grow.take(cfg, params, 0, index)
+  with pytest.raises(SlotsError, match=words):
+    grow.put(cfg, params, 0, index, grow.take(cfg, params, 0, 0))
+
+
+def test_a_merge_on_what_is_no_text_does_not_say_that_nothing_is_lost():
+  cfg, params = model()
+  params, _ = grow.grow(cfg, params, 1)
+  params = filled(cfg, params, 1, 0)
+  for wrong in (-1, cases.V):
+    tokens_BxL = cases.tokens(8, 8).at[:, 3].set(wrong)
+    merged = grow.merge(cfg, params, 1, tokens_BxL, jax.random.key(0))
+    assert not merged.error <= 1.0
