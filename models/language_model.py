@@ -55,6 +55,8 @@ class LanguageModel(nn.Module):
       state nobody needs (training), then None comes back.
     tokens_BxL: ids, whole numbers from 0 to V - 1, any L.
     reset_BxL: bool, True where a document starts: the sequence forgets there.
+      The grids of chunks and periods stay, so that it is read as a fresh row
+      is, to rounding, if it starts where all of them do.
     logits_BxLxV: float32; under `jax.jit` NaN from an id out of range on.
 
   Call it in `jax.jit`: outside, every call is compiled anew. It has derivatives
