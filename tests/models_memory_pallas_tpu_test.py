@@ -150,7 +150,7 @@ def test_boundaries_are_kept_at_the_stride():
   given = Given(slow, jnp.zeros((2, 8, 1)), state)
   tokens = 3 * [jnp.zeros((1, 40, 8))]
   stream = Stream(*tokens, None, None, None)
-  shape = Shape(MemoryConfig(8, 8, stride=2), 'bfloat16', 8, 5, 2)
+  shape = Shape(MemoryConfig(8, 8, stride=2), 'bfloat16', 8, 5, 2, 2)
   forward = functools.partial(tpu_forward.forward, shape, True, True)
   _, kept = jax.eval_shape(forward, given, stream)
   assert [x.shape for x in jax.tree.leaves(kept)] == [
@@ -204,6 +204,33 @@ def test_two_heads_are_walked_in_turn_where_both_fit(
 ):
   cfg = MemoryConfig(C, C, **options)
   assert tpu_vmem.heads_a_step(cfg, C, H, K, dtype) == heads
+
+
+@pytest.mark.parametrize(
+  'options,H,K,C,dtype,heads',
+  [
+    ({}, 4, 128, 128, 'bfloat16', 4),
+    ({}, 8, 64, 64, 'bfloat16', 4),
+    ({}, 6, 128, 128, 'bfloat16', 2),
+    ({}, 3, 64, 64, 'bfloat16', 4),  # one of them is padding
+    ({}, 3, 128, 128, 'bfloat16', 1),
+    ({}, 4, 128, 256, 'bfloat16', 2),  # a program too long
+    (DEEP | PUSHED, 4, 256, 128, 'bfloat16', 1),
+  ],
+)
+def test_twice_the_heads_are_walked_forward(options, H, K, C, dtype, heads):
+  cfg = MemoryConfig(C, C, **options)
+  assert tpu_vmem.heads_ahead(cfg, C, H, K, dtype) == heads
+
+
+def test_more_heads_ahead_than_back_change_nothing(monkeypatch):
+  name = 'stream with resets'
+  monkeypatch.setattr(tpu_vmem, 'LANES', K + 1)
+  words = MemoryConfig(*RULES[name][0]), 16, H, K, 'float32'
+  assert tpu_vmem.heads_a_step(*words) == 1
+  assert tpu_vmem.heads_ahead(*words) == 2
+  got = found.__wrapped__(name, 'pallas')
+  cases.assert_close(got, found(name, 'token'), RULES[name][-1])
 
 
 def test_blocks_are_copied_whole():

@@ -2,8 +2,10 @@
 
 `libtpu` compiles ahead of time on any machine (`pip install '.[tpu]'`, or
 TPU_LIBRARY_PATH=.../libtpu.so). Its dump holds a kernel's scheduled bundles:
-one is about a cycle of a core, and the kernel's body is a grid step, one chunk
-of a few heads. The floor is what its matrix products keep the matrix units
+the kernel's body is a grid step, one chunk of a few heads. One is about a cycle
+of a core, but where nothing is issued, while a product or a move over lanes is
+waited for, there is none: cycles are the bundles before those that are empty
+are taken out. The floor is what its matrix products keep the matrix units
 busy for, by the compiler's own table. A process of its own compiles, so that
 libtpu and its settings stay out of this one.
 """
@@ -28,6 +30,7 @@ GENERATIONS = {'v5e': ('v5litepod', 1), 'v5p': ('v5p', 2), 'v6e': ('v6e', 1)}
 KERNELS = ('memory_forward', 'memory_forward_saving', 'memory_backward')
 MISSING = "there is no libtpu to compile with: pip install '.[tpu]'"
 SUMMARY = 'schedule-analysis_final_bundles.txt'
+WITH_WAITS = 'schedule-analysis_packed-bundles-post-ra.txt'
 UNITS = 'final_hlo-static-per-bundle-utilization.txt'
 
 
@@ -39,6 +42,7 @@ class Count(NamedTuple):
   """Of a kernel's body."""
 
   bundles: int
+  cycles: int  # bundles and those in which nothing is issued
   matrix: float  # bundles that its products alone would take
   spills: int  # vector registers stored for want of room
 
@@ -140,13 +144,18 @@ def read(folder: pathlib.Path, kernel: str) -> Count:
     TpuError: if the dump does not hold the kernel.
   """
   # names look like 1795533-memory_forward.1-71-schedule-analysis_...
-  summary = sorted(folder.glob(f'*-{kernel}.*-{SUMMARY}'))
-  units = sorted(folder.glob(f'*-{kernel}.*-{UNITS}'))
-  if not summary or not units:
+  found = [
+    sorted(folder.glob(f'*-{kernel}.*-{name}'))
+    for name in (SUMMARY, WITH_WAITS, UNITS)
+  ]
+  if not all(found):
     raise TpuError(f'the dump in {folder} holds no {kernel}')
-  text = summary[-1].read_text(errors='replace')
-  total = re.search(r'total scheduled bundles:\s+(\d+)', text)
-  head, rows = units[-1].read_text().split('== UTILIZATION:')
+  *summaries, units = [paths[-1].read_text(errors='replace') for paths in found]
+  bundles, cycles = [
+    int(re.search(r'total scheduled bundles:\s+(\d+)', text)[1])
+    for text in summaries
+  ]
+  head, rows = units.split('== UTILIZATION:')
   names, capacity = head.strip().splitlines()[-2:]
   names = [name.strip() for name in names.split(',')]
   sums = [0] * len(names)
@@ -156,20 +165,21 @@ def read(folder: pathlib.Path, kernel: str) -> Count:
   # compilers of 2026 say MXU for what those before called MATMUL
   unit = 'MXU' if 'MXU' in used else 'MATMUL'
   matrix = used[unit] / int(room[unit])
-  return Count(int(total[1]), matrix, used['VSTORE:SPILL'])
+  return Count(bundles, cycles, matrix, used['VSTORE:SPILL'])
 
 
 def measure(topology: str, cfg: MemoryConfig, shape) -> list[dict]:
-  """Rows of a table: bundles per chunk of a head, floor, ratio, spills."""
-  heads = tpu_vmem.heads_a_step(
-    cfg, cfg.chunks[0], shape.H, shape.K, shape.dtype
-  )
+  """Rows of a table, per chunk of a head: see Count, and bundles by floor."""
+  words = cfg, cfg.chunks[0], shape.H, shape.K, shape.dtype
+  ahead, back = tpu_vmem.heads_ahead(*words), tpu_vmem.heads_a_step(*words)
   rows = []
   for name, of in count(topology, cfg, shape).items():
+    heads = back if name == 'memory_backward' else ahead
     rows.append({
       'name': name,
       'T': shape.T,
       'bundles': of.bundles / heads,
+      'cycles': of.cycles / heads,
       'matrix unit': of.matrix / heads,
       '/ matrix unit': of.bundles / of.matrix,
       'spills': of.spills / heads,

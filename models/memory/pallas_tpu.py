@@ -95,7 +95,8 @@ def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   n, B, H, C, K = xs.query_CxK.shape
   heads = tpu_vmem.heads_a_step(cfg, C, H, K, dtype)
   padded = -(-H // heads) * heads
-  shape = Shape(cfg, jnp.dtype(dtype).name, C, n, heads)
+  ahead = tpu_vmem.heads_ahead(cfg, C, H, K, dtype)
+  shape = Shape(cfg, jnp.dtype(dtype).name, C, n, heads, ahead)
 
   def by_head(x, axis):
     width = [(0, 0)] * x.ndim

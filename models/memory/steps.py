@@ -20,8 +20,18 @@ def last(steps: Generator[None, None, T]) -> T:
 
 def in_turn(pieces: Sequence[Generator[None, None, T]]) -> list[T]:
   """Takes one step of each piece after the other; returns their results."""
-  results: dict[int, T] = {}
-  while len(results) < len(pieces):
+  steps = beside(*pieces)
+  while True:
+    try:
+      next(steps)
+    except StopIteration as end:
+      return end.value
+
+
+def beside(*pieces: Generator) -> Generator[None, None, list]:
+  """The same as steps of one piece of work: one of each piece at a time."""
+  results = {}
+  while True:
     for i, steps in enumerate(pieces):
       if i in results:
         continue
@@ -29,4 +39,15 @@ def in_turn(pieces: Sequence[Generator[None, None, T]]) -> list[T]:
         next(steps)
       except StopIteration as end:
         results[i] = end.value
-  return [results[i] for i in range(len(pieces))]
+    if len(results) == len(pieces):
+      return [results[i] for i in range(len(pieces))]
+    yield
+
+
+def one_by_one(*pieces: Generator) -> Generator[None, None, list]:
+  """All steps of a piece before those of the next: fewer values at a time."""
+  results = []
+  for steps in pieces:
+    results.append((yield from steps))
+    yield
+  return results

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from nestax.models.memory import tile_anchor
 from nestax.models.memory.inverse import inverse_steps
-from nestax.models.memory.tile_front import Maps, State, front_steps, read
+from nestax.models.memory.steps import beside
+from nestax.models.memory.tile_front import (
+  Maps,
+  State,
+  front_steps,
+  reach,
+  read,
+)
 from nestax.models.memory.tile_ops import adaptive, columns_of, nn, nt, tn
 
 
@@ -108,6 +115,15 @@ def read_before(cfg, f, slow, at_boundary, running, k, dtype):
   return out, qk
 
 
+def inverse(cfg, f, k, dtype):
+  """Of the system, None where there is none; a generator of steps."""
+  if not cfg.delta:
+    return None
+  L = f.E_CxC * nt(k, k, dtype)
+  yield
+  return (yield from inverse_steps(L, dtype))
+
+
 def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
   """Advances one head by a chunk: a generator, see `steps`.
 
@@ -125,24 +141,33 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
   K = tokens.key_CxK.shape[1]
   boundary, running, _ = state
   at_boundary = running if boundary is None else boundary
-  f = yield from front_steps(cfg, slow, bias_8x1, at_boundary, tokens, dtype)
+  f = yield from front_steps(
+    cfg, slow, bias_8x1, at_boundary, tokens, dtype, ahead=True
+  )
   yield
   rows, k = f.rows, f.k_CxK.astype(dtype)
   point = inner_point(cfg, f.k_CxK, f.v_CxK).astype(dtype)
-  if cfg.delta:
-    L = f.E_CxC * nt(k, k, dtype)
+
+  def reads():
+    G = reach(rows, f.columns)
     yield
-  out, qk = yield from read_before(cfg, f, slow, at_boundary, running, k, dtype)
-  within = None if qk is None else (f.G_CxC * qk).astype(dtype)
-  sides = yield from _right_sides(
-    cfg, f, slow, at_boundary, running, point, k, dtype
+    out, qk = yield from read_before(
+      cfg, f, slow, at_boundary, running, k, dtype
+    )
+    within = None if qk is None else (G * qk).astype(dtype)
+    sides = yield from _right_sides(
+      cfg, f, slow, at_boundary, running, point, k, dtype
+    )
+    of_gates = gate_terms(
+      cfg, slow, at_boundary, running, point, k, rows, dtype
+    )
+    return out, within, sides, of_gates
+
+  # the inverse waits for one product after the other
+  (out, within, sides, (first, second)), T = yield from beside(
+    reads(), inverse(cfg, f, k, dtype)
   )
-  first, second = gate_terms(
-    cfg, slow, at_boundary, running, point, k, rows, dtype
-  )
-  yield
   if cfg.delta:
-    T = yield from inverse_steps(L, dtype)
     # a row times T, where a column times each side would be moved over lanes
     solve, T = (-rows['eta'] * T).astype(dtype), T.astype(dtype)
     yield

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.models.memory.decay import log_rate
+from nestax.models.memory.steps import beside, one_by_one
 from nestax.models.memory.tile_ops import (
   as_columns,
   columns_of,
@@ -66,7 +67,7 @@ class Front(NamedTuple):
   v_CxK: jax.Array
   norms: tuple  # reciprocal norms of q, k, v, [C, 1]; None where not taken
   logit_8xC: jax.Array
-  G_CxC: jax.Array
+  G_CxC: jax.Array | None  # None where it is found later, by `reach`
   E_CxC: jax.Array  # eta_t G_p[t, i]
   alive_Cx1: jax.Array | None
   rows: dict  # name -> [1, C]
@@ -116,12 +117,20 @@ def _log_gates(cfg, logit_8xC, given, live_1xC):
   return log_eta, log_alpha
 
 
+def _alive(tokens: Tokens, dtype):
+  """1 for tokens of the document that the chunk began in, `[1, C]`."""
+  return (tokens.marks_2xC[0:1] == 0).astype(dtype)
+
+
 def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
-  """The gates' logits `[8, C]`, and all that follows from them as rows."""
+  """The gates' logits `[8, C]`, and all that follows from them as rows.
+
+  A generator of steps.
+  """
   C = tokens.key_CxK.shape[0]
   alive = live_1xC = None
   if tokens.marks_2xC is not None:
-    alive = (tokens.marks_2xC[0:1] == 0).astype(bias_8x1.dtype)
+    alive = _alive(tokens, bias_8x1.dtype)
     live_1xC = tokens.marks_2xC[1:2] != 0
   lanes = ((1,), (1,))
   if alive is None:
@@ -131,6 +140,7 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
     logit = exact(slow.gates_8xK, tokens.key_CxK, lanes)
     logit = logit + alive * exact(boundary.gates_8xK, tokens.key_CxK, lanes)
   logit = logit + bias_8x1
+  yield
   given = handed_rows(cfg, tokens)
   log_eta, log_alpha = _log_gates(cfg, logit, given, live_1xC)
 
@@ -139,6 +149,7 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
   if cfg.momentum:
     logs.append(given['beta'])
   totals = exact(stack_rows(logs, logit.dtype), triangle)
+  yield
   total = totals[0:1]
   before = total - log_alpha
   reach = 1.0 if alive is None else alive
@@ -172,8 +183,9 @@ def _gate_rows(cfg, slow: Maps, bias_8x1, boundary, tokens: Tokens):
 
 
 def front_steps(
-  cfg: MemoryConfig, slow, bias_8x1, boundary, tokens, dtype, maps=None
-):
+  cfg: MemoryConfig, slow, bias_8x1, boundary, tokens, dtype, maps=None,
+  ahead=False,
+):  # fmt: skip
   """Everything a chunk's tokens say by themselves and read at the boundary.
 
   A generator, see `steps`; it returns a Front.
@@ -181,12 +193,13 @@ def front_steps(
   Args:
     maps: `(box, x, alive) -> y`, how maps are read where it is not from their
       columns of `slow` and `boundary`; those then have gates only.
+    ahead: vectors are found while gates wait for their results, which keeps
+      more values at a time, and G is left for later.
   """
   K = tokens.key_CxK.shape[1]
-  logit, rows = _gate_rows(cfg, slow, bias_8x1, boundary, tokens)
-  yield
-  columns = as_columns(rows)
-  alive_Cx1 = columns.get('alive')
+  alive_Cx1 = None
+  if tokens.marks_2xC is not None:
+    alive_Cx1 = as_columns({'alive': _alive(tokens, bias_8x1.dtype)})['alive']
 
   def box(name, x):
     if name not in cfg.boxes:
@@ -200,24 +213,50 @@ def front_steps(
       )
     return y + wide(x) if name in cfg.identity else y
 
-  def vector(name, x, normed):
-    y = box(name, x)
-    return unit_norm(y) if normed else (y, None)
+  def vectors():
+    found = {}
+    for name, x, normed in (
+      ('k', tokens.key_CxK, cfg.key_norm),
+      ('v', tokens.value_CxK, cfg.value_norm),
+      ('q', tokens.query_CxK, cfg.key_norm),
+    ):
+      y = box(name, x)
+      found[name] = unit_norm(y) if normed else (y, None)
+      yield
+    return zip(*(found[name] for name in 'qkv'))
 
-  q, q_norm = vector('q', tokens.query_CxK, cfg.key_norm)
-  yield
-  k, k_norm = vector('k', tokens.key_CxK, cfg.key_norm)
-  yield
-  v, v_norm = vector('v', tokens.value_CxK, cfg.value_norm)
-  yield
-  G = decay(rows, columns, 'total', 'total', strict=False)
-  yield
-  push = None
-  if cfg.momentum:
-    G_p = decay(rows, columns, 'before', 'total', strict=True)
-    E = columns['eta'] * G_p
-    push = yield from push_steps(rows, columns, G_p, dtype)
-  else:
-    E = decay(rows, columns, 'row', 'total', strict=True)
-  norms = q_norm, k_norm, v_norm
-  return Front(q, k, v, norms, logit, G, E, alive_Cx1, rows, columns, push)
+  # those of momentum are many to keep while vectors are found
+  early = ahead or not cfg.momentum
+
+  def decays(rows, columns):
+    G = push = None
+    if not ahead:
+      G = reach(rows, columns)
+      yield
+    if cfg.momentum:
+      G_p = decay(rows, columns, 'before', 'total', strict=True)
+      E = columns['eta'] * G_p
+      push = yield from push_steps(rows, columns, G_p, dtype)
+    else:
+      E = decay(rows, columns, 'row', 'total', strict=True)
+    return G, E, push
+
+  def gates():
+    logit, rows = yield from _gate_rows(cfg, slow, bias_8x1, boundary, tokens)
+    yield
+    columns = as_columns(rows)
+    yield
+    found = (yield from decays(rows, columns)) if early else None
+    return logit, rows, columns, found
+
+  both = beside if ahead else one_by_one
+  (logit, rows, columns, found), (vectors, norms) = yield from both(
+    gates(), vectors()
+  )
+  G, E, push = found or (yield from decays(rows, columns))
+  return Front(*vectors, norms, logit, G, E, alive_Cx1, rows, columns, push)
+
+
+def reach(rows, columns):
+  """G: what is left of a step at its token and after it, `[C, C]`."""
+  return decay(rows, columns, 'total', 'total', strict=False)

@@ -12,9 +12,9 @@ and no Z without `delta`. For the rest see `tile`.
 import jax.numpy as jnp
 
 from nestax.models.memory import tile, tile_anchor
-from nestax.models.memory.inverse import inverse_steps
+from nestax.models.memory.steps import beside
 from nestax.models.memory.tile import Saved
-from nestax.models.memory.tile_front import Maps, State, front_steps
+from nestax.models.memory.tile_front import Maps, State, front_steps, reach
 from nestax.models.memory.tile_ops import adaptive, columns_of, nn, nt, tn
 
 
@@ -89,25 +89,31 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
   """`tile.forward_steps` with momentum."""
   boundary, running, momentum = state
   at_boundary = running if boundary is None else boundary
-  f = yield from front_steps(cfg, slow, bias_8x1, at_boundary, tokens, dtype)
+  f = yield from front_steps(
+    cfg, slow, bias_8x1, at_boundary, tokens, dtype, ahead=True
+  )
   yield
   k = f.k_CxK.astype(dtype)
   point = tile.inner_point(cfg, f.k_CxK, f.v_CxK).astype(dtype)
-  if cfg.delta:
-    kk = nt(k, k, dtype)
-    L, P = f.E_CxC * kk, (f.push.A_p_CxC * kk).astype(dtype)
+
+  def reads():
+    G = reach(f.rows, f.columns)
     yield
-  out, qk = yield from tile.read_before(
-    cfg, f, slow, at_boundary, running, k, dtype
+    out, qk = yield from tile.read_before(
+      cfg, f, slow, at_boundary, running, k, dtype
+    )
+    U = yield from _steps(cfg, f, slow, at_boundary, point, dtype)
+    of_gates = tile.gate_terms(
+      cfg, slow, at_boundary, running, point, k, f.rows, dtype
+    )
+    return out, qk, G, U, of_gates
+
+  (out, qk, G, U, (Ug, kept_g)), T = yield from beside(
+    reads(), tile.inverse(cfg, f, k, dtype)
   )
-  U = yield from _steps(cfg, f, slow, at_boundary, point, dtype)
-  Ug, kept_g = tile.gate_terms(
-    cfg, slow, at_boundary, running, point, k, f.rows, dtype
-  )
-  yield
-  T = Z = Zg = None
+  Z = Zg = None
   if cfg.delta:
-    T = yield from inverse_steps(L, dtype)
+    P = (f.push.A_p_CxC * nt(k, k, dtype)).astype(dtype)
     Z = yield from _solved(cfg, f, slow, k, state, U, T, P, dtype)
     T = T.astype(dtype)
     pushed_g = sum(gate_sides(cfg, f, momentum, k, Ug, P, dtype))
@@ -122,7 +128,7 @@ def forward_steps(cfg, slow: Maps, bias_8x1, state: State, tokens, dtype):
     out = out + nn(f.push.A_CxC * qk, U[-1], dtype)
     yield
     if cfg.delta:
-      out = out + nn(f.G_CxC * qk, Z[-1], dtype)
+      out = out + nn(G * qk, Z[-1], dtype)
   yield
   new = yield from _written(cfg, f, state, U, Z, Ug, Zg, k, dtype)
 

@@ -69,6 +69,7 @@ def _kept_shapes(shape: Shape, given: Given):
 
 def forward(shape: Shape, save: bool, interpret: bool, given, stream):
   """((State, output), what is kept or None)."""
+  shape = shape._replace(heads=shape.ahead)
   s = shape.stride
   specs = Specs(
     shape,

@@ -18,6 +18,7 @@ class Shape(NamedTuple):
   C: int
   n: int  # chunks
   heads: int  # of one grid step
+  ahead: int  # of one of the forward kernel
 
   @property
   def stride(self) -> int:

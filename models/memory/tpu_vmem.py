@@ -16,6 +16,7 @@ from nestax.models.memory.types import MemoryConfig
 LANES = 128
 SMALLEST = 64 * 2**20
 MOST_BYTES = 32 * 2**20  # of what the chunks of a segment leave
+MOST_ROWS = 512  # of tokens of all heads in a forward step
 # Of what has no register, as libtpu has it.
 SPILLED = 8 * 2**20
 
@@ -28,6 +29,19 @@ def heads_a_step(cfg: MemoryConfig, C: int, H: int, K: int, dtype) -> int:
   if K < LANES:
     return min(H, LANES // K)
   return 1 if H % 2 or wanted(cfg, C, K, dtype, 2) > SMALLEST else 2
+
+
+def heads_ahead(cfg: MemoryConfig, C: int, H: int, K: int, dtype) -> int:
+  """The same of the forward kernel: twice as many where they divide the heads.
+
+  Its gates and inverses wait for one result after the other: two heads leave
+  two bundles of five empty. The step's program stays about as long as the
+  backward kernel's, which two heads keep busy.
+  """
+  heads = heads_a_step(cfg, C, H, K, dtype)
+  padded, twice = -(-H // heads) * heads, 2 * heads
+  fits = wanted(cfg, C, K, dtype, twice) <= SMALLEST and twice * C <= MOST_ROWS
+  return heads if padded % twice or not fits else twice
 
 
 def wanted(cfg: MemoryConfig, C: int, K: int, dtype, heads: int) -> int:
@@ -76,7 +90,7 @@ def chunk_bytes(cfg: MemoryConfig, C: int, K: int, dtype, heads: int) -> int:
   outer = {box: array(K * cfg.expansion, K) for box in cfg.deep}
   maps = Maps(array(K, _width(cfg, K)), None, outer or None)
   state = State(maps, maps, maps if cfg.momentum else None)
-  shape = Shape(cfg, jnp.dtype(dtype).name, C, 1, heads)
+  shape = Shape(cfg, jnp.dtype(dtype).name, C, 1, heads, heads)
   saved = saved_shapes(shape, Given(None, None, state), (heads,))
 
   def size(x):
