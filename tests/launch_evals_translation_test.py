@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import sleep_cases as cases
@@ -171,20 +172,25 @@ def test_settings_differ_in_what_is_read(tmp_path, monkeypatch, made):
     )
 
 
-@pytest.mark.slow
-def test_what_was_read_changes_what_is_written(made):
+def test_translations_go_on_from_all_that_was_read(made, monkeypatch):
   options = translation.Options(tests=1, window=32, piece=16, most=8, rows=2)
   one = spoken('Palula', PAIRS[:3], PAIRS[3:])
   two = spoken('Other', [Pair('x' * 9, 'z' * 30)], PAIRS[3:])
+  begun = []
 
-  def say(read):
-    return translation.translate(
+  def write(asked, tokenizer, prompts, most, stops):
+    begun.append(jax.tree.leaves(asked.begun))
+    return [' said '] * len(prompts)
+
+  monkeypatch.setattr(translation.writing, 'write', write)
+  for read in ([one], [one], [one, two]):
+    said = translation.translate(
       made, options, read, [one], np.random.default_rng(0)
     )
-
-  alone, after = say([one]), say([one, two])
-  assert list(alone) == ['Palula'] and len(alone['Palula']) == 1
-  assert alone != after
+    assert said == {'Palula': ['said']}
+  first, again, after = begun
+  assert all(map(np.array_equal, first, again))
+  assert not all(map(np.array_equal, first, after))
 
 
 @pytest.mark.parametrize(
