@@ -84,13 +84,18 @@ def tokens(V: int, tokens_BxL) -> jax.Array:
       'numbers is wanted, a row a sequence'
     )
   if _known(tokens_BxL):
-    ids = np.asarray(tokens_BxL)
-    if ids.size and not 0 <= (least := ids.min()) <= (most := ids.max()) < V:
-      wrong = least if least < 0 else most
-      raise ValueError(
-        f'token id {wrong}: the vocabulary has V={V}, ids from 0 to {V - 1}'
-      )
+    in_vocabulary(V, tokens_BxL)
   return jnp.asarray(tokens_BxL).astype(jnp.int32)
+
+
+def in_vocabulary(V: int, ids, what: str = '') -> None:
+  """Raises a ValueError for an id that is none; `what` says where it is."""
+  ids = np.asarray(ids)
+  if ids.size and not 0 <= (least := ids.min()) <= (most := ids.max()) < V:
+    wrong = least if least < 0 else most
+    raise ValueError(
+      f'{what}token id {wrong}: the vocabulary has V={V}, ids from 0 to {V - 1}'
+    )
 
 
 def _known(x) -> bool:

@@ -119,8 +119,4 @@ def _texts(what: str, said: Said, V: int) -> None:
       f'{what}: length_B={length}; one a row of {ids.shape[0]} is wanted, at '
       f'most {ids.shape[1]}'
     )
-  if ids.size and not 0 <= (least := ids.min()) <= (most := ids.max()) < V:
-    raise ValueError(
-      f'{what}: token id {least if least < 0 else most}; the vocabulary has '
-      f'V={V}, ids from 0 to {V - 1}'
-    )
+  border.in_vocabulary(V, ids, f'{what}: ')

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nestax.models.memory import gpu_deep, gpu_deep_adjoint
+from nestax.models.memory import gpu_deep
 from nestax.models.memory.gpu_deep import Pair
 from nestax.models.memory.gpu_layout import Shape
 
@@ -108,12 +108,6 @@ def put_chunk(dtype, refs: Both, at, those, both: Both) -> None:
       ref.outer[(*at, slice(None), those)] = x.outer.astype(dtype)
 
 
-def of_chunk(refs: Pair, at, those) -> Pair:
-  return Pair(
-    refs.inner[(*at, those, slice(None))], refs.outer[(*at, slice(None), those)]
-  )
-
-
 def slow_part(refs: Pair, h, those) -> Pair:
   return Pair(refs.inner[h, those, :], refs.outer[h, :, those])
 
@@ -129,20 +123,10 @@ def keys(shape: Shape, r, h2):
   return act, *gpu_deep.unit_rows(shape.dots, act.value, h2)
 
 
-def gains(shape: Shape, norms) -> gpu_deep.Gains:
-  """By what steps are divided: nothing, unless they are bounded."""
-  found = gpu_deep.gains(*norms)
-  if shape.cfg.bounded:
-    return found
-  one = jnp.ones_like(found.outer)
-  return gpu_deep.Gains(one, one, jnp.zeros_like(one))
-
-
-def pushed(dots, chunk: Here, before: Both, inner, outer) -> Both:
+def pushed(chunk: Here, before: Both, inner, outer) -> Both:
   """Some hidden units after the chunk.
 
   Args:
-    dots: of the walk.
     chunk: of tokens.
     before: the same units at its start.
     inner: weights -> what the tokens' steps add to the first layer by them.
@@ -171,10 +155,3 @@ def reached(chunk: Here, both: Both, find):
   if both.momentum is None:
     return total
   return total + find(chunk.last_b, both.momentum)
-
-
-def through_gains(shape: Shape, gain, norms, eta, by_inner, by_outer):
-  """Gradients of the squared norms h2, b2 and e2, `[C]`."""
-  if not shape.cfg.bounded:
-    return (jnp.zeros_like(eta),) * 3
-  return gpu_deep_adjoint.through_gains(gain, norms, eta, by_inner, by_outer)

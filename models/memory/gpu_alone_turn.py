@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from nestax.models.memory import gpu_alone_tile as tile
-from nestax.models.memory import gpu_deep, gpu_steps
+from nestax.models.memory import gpu_deep, gpu_deep_adjoint, gpu_steps
 from nestax.models.memory.gpu_alone_tile import Both, Given, Left, Saved
 from nestax.models.memory.gpu_deep import Pair
 from nestax.models.memory.gpu_layout import Shape, array, put, put_rows
@@ -136,32 +136,9 @@ def _over_kernel(shape: Shape, step, given, left, saved, d_left, d_boundary,
   new.U[b, h, j] = d_U.astype(dots.dtype)
 
 
-class _Gained(NamedTuple):
-  """A chunk's gains and what reaches them, `[C]`."""
-
-  gain: gpu_deep.Gains
-  by_inner: jax.Array
-  by_outer: jax.Array
-  d_h2: jax.Array
-  d_b2: jax.Array
-  d_e2: jax.Array
-
-
-def _gained(shape: Shape, chunk, saved, rows, d_U, at) -> _Gained:
-  norms = gpu_deep.norms_at(saved.norms, at)
-  gain = tile.gains(shape, norms)
+def _gained(shape: Shape, chunk, saved, rows, d_U, at):
   by_inner = gpu_deep.over_slices(shape, rows, at, ROWS.index('inner'))
-  e = saved.e[at].astype(jnp.float32)
-  by_outer = jnp.sum(d_U.astype(jnp.float32) * e, axis=1)
-  through = tile.through_gains(
-    shape, gain, norms, chunk.eta, by_inner, by_outer
-  )
-  return _Gained(gain, by_inner, by_outer, *through)
-
-
-def _d_below(chunk, gained: _Gained, d_U, below):
-  d = -(chunk.eta / gained.gain.inner)[:, None] * d_U
-  return d + (2.0 * gained.d_b2)[:, None] * below
+  return gpu_deep_adjoint.gained(shape, saved, chunk.eta, by_inner, d_U, at)
 
 
 def _errors_kernel(shape: Shape, step, given, left, saved, d_left, d_boundary,
@@ -176,8 +153,8 @@ def _errors_kernel(shape: Shape, step, given, left, saved, d_left, d_boundary,
   h2 = saved.norms[b, h, i, 0, :]
   act, u, _ = tile.keys(shape, tile.units_of(left.r, at, those), h2)
   below = act.slope * tile.units_of(saved.m, at, those)
-  d_below = _d_below(
-    chunk, gained, tile.units_of(turned.U_inner, at, those), below
+  d_below = gpu_deep_adjoint.d_below(
+    chunk.eta, gained, tile.units_of(turned.U_inner, at, those), below
   )
   d_m = (act.slope * d_below).astype(dots.dtype)
   turned.m[b, h, i, :, those] = d_m
@@ -220,8 +197,8 @@ def _turn_kernel(shape: Shape, step, given, left, saved, d_left, d_boundary,
   d_h = scale[:, None] * (d_u - along[:, None] * u.astype(jnp.float32))
   d_h = d_h + (2.0 * gained.d_h2)[:, None] * act.value + d_p
   m = tile.units_of(saved.m, at, those)
-  d_below = _d_below(
-    chunk, gained, tile.units_of(turned.U_inner, at, those), act.slope * m
+  d_below = gpu_deep_adjoint.d_below(
+    chunk.eta, gained, tile.units_of(turned.U_inner, at, those), act.slope * m
   )
   d_r = act.slope * d_h + act.curve * m * d_below
   d_r = (d_r + tile.units_of(d_left.r, at, those)).astype(dots.dtype)

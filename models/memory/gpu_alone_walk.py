@@ -4,6 +4,7 @@ A program is a head of a sequence, which goes over a chunk by slices of the
 hidden units as in `gpu_deep_walk`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -54,26 +55,16 @@ def _walk_kernel(shape: Shape, given: Given, zeros, outs, state):
   b, h = pl.program_id(0), pl.program_id(1)
   both, boundary = state
 
-  def keep(i):
-    """Where so many chunks fill the tokens this is the boundary."""
-    if boundary is None:
-      return
-
-    @pl.when(given.filled[b, 0] == i)
-    def _():
-      def copy(j, _):
-        those = gpu_deep.units(shape, j)
-        now = gpu_deep.part(both.fast, (b, h, i), those)
-        gpu_deep.put_part(boundary, (b, h, i), those, now)
-
-      jax.lax.fori_loop(0, gpu_deep.slices(shape), copy, None)
+  keep = functools.partial(
+    gpu_deep.keep, shape, given.filled, boundary, both.fast
+  )
 
   def chunk(i, _):
-    keep(i)
+    keep((b, h, i))
     _chunk(shape, (given, *outs, both), anchored(zeros, b, h, i))
 
   jax.lax.fori_loop(0, shape.n, chunk, None)
-  keep(shape.n)
+  keep((b, h, shape.n))
 
 
 class _Sums(NamedTuple):
@@ -111,7 +102,7 @@ def _chunk(shape: Shape, refs, at) -> None:
   norms = sums.h2, b2, jnp.sum(e * e, axis=1)
   put_rows(saved.norms, at, norms)
   put(saved.e, at, e)
-  gain = tile.gains(shape, norms)
+  gain = gpu_deep.gains(shape, *norms)
   U_outer = (-(chunk.eta / gain.outer)[:, None] * e).astype(dots.dtype)
   put(left.U_outer, at, U_outer)
   gpu_steps.settle(shape)
@@ -149,7 +140,6 @@ def _write(shape: Shape, refs, chunk, known, at, j) -> None:
   U = (rate[:, None] * b).astype(dots.dtype)
   left.U_inner[(*at, slice(None), those)] = U
   new = tile.pushed(
-    dots,
     chunk,
     tile.part(both_ref, at, those),
     lambda weights: dots.tn(U, gpu_deep.times(weights, chunk.k)),

@@ -120,7 +120,10 @@ class Gains(NamedTuple):
   ratio: jax.Array  # of the inner gain, before it is held above 1
 
 
-def gains(h2, b2, e2) -> Gains:
+def gains(shape: Shape, h2, b2, e2) -> Gains:
+  if not shape.cfg.bounded:  # by nothing
+    one = jnp.ones_like(h2)
+    return Gains(one, one, jnp.zeros_like(h2))
   ratio = b2 / (e2 + EPS)
   return Gains(jnp.sqrt(jnp.maximum(h2, 1.0)), jnp.maximum(ratio, 1.0), ratio)
 
@@ -160,6 +163,29 @@ def put_part(refs: Pair, at, those, pair: Pair) -> None:
   b, h, _ = at
   refs.inner[b, h, those, :] = pair.inner
   refs.outer[b, h, :, those] = pair.outer
+
+
+def keep(shape: Shape, filled, boundary: Pair | None, refs: Pair, at) -> None:
+  """Where `i` chunks fill the tokens, what is carried is the boundary.
+
+  Args:
+    shape: of the walk.
+    filled: reference of how many do, `[B, 1]`.
+    boundary: references, or None.
+    refs: of what the walk carries.
+    at: a head, and the chunk i that comes next.
+  """
+  if boundary is None:
+    return
+  b, _, i = at
+
+  @pl.when(filled[b, 0] == i)
+  def _():
+    def copy(j, _):
+      those = units(shape, j)
+      put_part(boundary, at, those, part(refs, at, those))
+
+    jax.lax.fori_loop(0, slices(shape), copy, None)
 
 
 class Slice(NamedTuple):

@@ -77,19 +77,30 @@ class Gained(NamedTuple):
   d_e2: jax.Array
 
 
-def gained(shape, written, decay, rows, d_outer, at) -> Gained:
-  b, h, i = at
+def gained(shape, written, eta, by_inner, d_outer, at) -> Gained:
+  """See `Gained`.
+
+  Args:
+    shape: of the walk.
+    written: with references of the chunks' norms and e.
+    eta: `[C]`.
+    by_inner: sum over the units of b times the gradient of the first layer's
+      steps or right-hand sides, `[C]`.
+    d_outer: gradient of the second layer's, `[C, K]`.
+    at: the chunk.
+  """
   norms = gpu_deep.norms_at(written.norms, at)
-  gain = gpu_deep.gains(*norms)
-  by_inner = row(shape, rows, at, 'inner')
-  e = written.e[b, h, i].astype(jnp.float32)
+  gain = gpu_deep.gains(shape, *norms)
+  e = written.e[at].astype(jnp.float32)
   by_outer = jnp.sum(d_outer.astype(jnp.float32) * e, axis=1)
-  through = through_gains(gain, norms, decay.eta, by_inner, by_outer)
+  through = (jnp.zeros_like(eta),) * 3
+  if shape.cfg.bounded:
+    through = _through_gains(gain, norms, eta, by_inner, by_outer)
   return Gained(gain, by_inner, by_outer, *through)
 
 
-def d_below(decay, gained: Gained, d_rhs, below):
-  d = -(decay.eta / gained.gain.inner)[:, None] * d_rhs.astype(jnp.float32)
+def d_below(eta, gained: Gained, d_rhs, below):
+  d = -(eta / gained.gain.inner)[:, None] * d_rhs.astype(jnp.float32)
   return d + (2.0 * gained.d_b2)[:, None] * below
 
 
@@ -129,7 +140,7 @@ def tokens(shape: Shape, decay, gained: Gained, rows, at):
   return total, enters, -decay.eta * by_steps
 
 
-def through_gains(gain: gpu_deep.Gains, norms, eta, by_inner, by_outer):
+def _through_gains(gain: gpu_deep.Gains, norms, eta, by_inner, by_outer):
   """Of the squared norms, 0 where gains are held at 1."""
   h2, _, e2 = norms
   d_h2 = jnp.where(h2 > 1.0, 0.5 * eta * by_outer / (gain.outer * h2), 0.0)

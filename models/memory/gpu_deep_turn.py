@@ -171,12 +171,13 @@ def _errors_kernel(shape: Shape, step, slow, stream, walked, written, read,
   new.rows[b, h, j, 4, :] = jnp.sum(d_u * wide_u, axis=1)
   new.u[b, h, :, those] = d_u.astype(dots.dtype)
 
+  by_inner = gpu_deep_adjoint.row(shape, start.rows, at, 'inner')
   gained = gpu_deep_adjoint.gained(
-    shape, written, decay, start.rows, d_outer, at
+    shape, written, decay.eta, by_inner, d_outer, at
   )
   below = act.slope * written.m[b, h, i, :, those].astype(jnp.float32)
   d_rhs = turned.rhs_inner[b, h, i, :, those]
-  d_m = act.slope * gpu_deep_adjoint.d_below(decay, gained, d_rhs, below)
+  d_m = act.slope * gpu_deep_adjoint.d_below(decay.eta, gained, d_rhs, below)
   d_m = d_m.astype(dots.dtype)
   turned.m[b, h, i, :, those] = d_m
   W, D = of.slow.outer, of.D.outer
@@ -193,8 +194,9 @@ def _turn_kernel(shape: Shape, step, slow, stream, walked, written, read,
   chunk = gpu_deep.here(shape, stream, walked, at)
   decay = chunk.decay
   d_outer, e = turned.rhs_outer[b, h, i], written.e[b, h, i]
+  by_inner = gpu_deep_adjoint.row(shape, start.rows, at, 'inner')
   gained = gpu_deep_adjoint.gained(
-    shape, written, decay, start.rows, d_outer, at
+    shape, written, decay.eta, by_inner, d_outer, at
   )
   d_e = -(decay.eta / gained.gain.outer)[:, None] * d_outer.astype(jnp.float32)
   d_e = d_e + (2.0 * gained.d_e2)[:, None] * e.astype(jnp.float32)
@@ -218,7 +220,7 @@ def _turn_kernel(shape: Shape, step, slow, stream, walked, written, read,
   d_h = d_h + (2.0 * gained.d_h2)[:, None] * act.value + d_p
   m = written.m[b, h, i, :, those].astype(jnp.float32)
   d_rhs = turned.rhs_inner[b, h, i, :, those].astype(jnp.float32)
-  d_below = gpu_deep_adjoint.d_below(decay, gained, d_rhs, act.slope * m)
+  d_below = gpu_deep_adjoint.d_below(decay.eta, gained, d_rhs, act.slope * m)
   d_r = act.slope * d_h + act.curve * m * d_below
   turned.r[b, h, i, :, those] = d_r.astype(dots.dtype)
   r_v = written.r_v[b, h, i, :, those].astype(jnp.float32)

@@ -6,6 +6,7 @@ in place, and so does what one turn over the slices leaves for the next. After
 the first the errors are known, after the second their size below.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -81,22 +82,10 @@ def _walk_kernel(shape: Shape, slow, stream, walked, zeros, outs, state):
   b, h = pl.program_id(0), pl.program_id(1)
   (written, m), (D, boundary) = outs, state
 
-  def keep(i):
-    """Where so many chunks fill the tokens this is the boundary."""
-    if boundary is None:
-      return
-
-    @pl.when(stream.filled[b, 0] == i)
-    def _():
-      def copy(j, _):
-        those = gpu_deep.units(shape, j)
-        here = gpu_deep.part(D, (b, h, i), those)
-        gpu_deep.put_part(boundary, (b, h, i), those, here)
-
-      jax.lax.fori_loop(0, gpu_deep.slices(shape), copy, None)
+  keep = functools.partial(gpu_deep.keep, shape, stream.filled, boundary, D)
 
   def chunk(i, _):
-    keep(i)
+    keep((b, h, i))
     at = anchored(zeros, b, h, i)
     refs = slow, stream, walked, written, (written.m, at) if m is None else (
       m, (b, h, 0)
@@ -104,7 +93,7 @@ def _walk_kernel(shape: Shape, slow, stream, walked, zeros, outs, state):
     _chunk(shape, refs, at, zeros[i])
 
   jax.lax.fori_loop(0, shape.n, chunk, None)
-  keep(shape.n)
+  keep((b, h, shape.n))
 
 
 def _chunk(shape: Shape, refs, at, zero):
@@ -145,7 +134,7 @@ def _chunk(shape: Shape, refs, at, zero):
     if ref is not None:
       put(ref, at, x)
   gpu_steps.settle(shape)
-  gain = gpu_deep.gains(sums.h2, b2, e2)
+  gain = gpu_deep.gains(shape, sums.h2, b2, e2)
   T = walked.T[at]
 
   def write(j, _):
