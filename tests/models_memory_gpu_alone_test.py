@@ -3,23 +3,21 @@
 Those of Titans and TTT-MLP, whose gates are handed in.
 """
 
+import deep_cases
 import jax
 import jax.numpy as jnp
 import memory_cases as cases
 import pytest
+from deep_cases import LENGTH, C
 
 from nestax.models.families import FAMILY
 from nestax.models.memory import (
-  api,
   gpu_alone,
   gpu_alone_turn,
   gpu_deep,
   pallas_gpu,
 )
 from nestax.models.memory.types import MemoryConfig, init_state
-
-C = 16
-LENGTH = 2 * C + 5  # the last chunk is not filled
 
 
 @pytest.fixture(autouse=True)
@@ -57,44 +55,13 @@ def begun(cfg):
   return state._replace(boundary=running, running=running, momentum=momentum)
 
 
-def everything(cfg, initial, state, inputs, dtype, implementation):
-  """Outputs, end state and gradients of all that is real."""
-
-  @jax.jit
-  def run(initial, start, streams):
-    def values(initial, start, streams):
-      here = inputs._replace(**streams)
-      begin = None
-      if state is not None:
-        fast, momentum = start
-        begin = state._replace(boundary=fast, running=fast, momentum=momentum)
-      if implementation == 'gpu':
-        end, out = pallas_gpu.run(
-          cfg, initial, begin, here, dtype, aligned=True
-        )
-      else:
-        end, out = api.run(
-          cfg, initial, begin, here, dtype=dtype, implementation=implementation
-        )
-      return out, end and end[:3]
-
-    got, back = jax.vjp(values, initial, start, streams)
-    return got, back(jax.tree.map(lambda x: jnp.cos(3 * x), got))
-
-  start = None if state is None else (state.running, state.momentum)
-  streams = inputs._replace(reset=None)._asdict()
-  streams = {name: x for name, x in streams.items() if x is not None}
-  return run(initial, start, streams)
-
-
 def check(cfg, stream, dtype, tolerance, length=LENGTH):
   initial = first_values(cfg)
   inputs = cases.inputs(cfg, jnp.float32, length, resets=stream)
   if cfg.momentum:  # that lasts from chunk to chunk
     inputs = inputs._replace(log_beta=0.1 * inputs.log_beta)
-  args = cfg, initial, begun(cfg) if stream else None, inputs, dtype
-  got = everything(*args, 'gpu')
-  cases.assert_close(got, everything(*args, 'token'), tolerance)
+  state = begun(cfg) if stream else None
+  deep_cases.check(cfg, initial, state, inputs, dtype, tolerance)
 
 
 def test_titans_equals_the_token_rule_in_a_stream_of_documents():
