@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from absl import flags
 
+from nestax.launch import mesh
 from nestax.launch.configs import common, sizes
 from nestax.models import config as models
 
@@ -31,6 +32,7 @@ def parser(
     if asked:
       print(f'{words}\n{configs() if config else ""}{listed(values)}')
       sys.exit(0)
+    mesh.spare_threads()
     try:
       flags.FLAGS(argv[:1])  # absl's own, at their defaults
       if config:

@@ -1,6 +1,8 @@
 """The device mesh of a run, and what is laid on it."""
 
 import math
+import os
+import re
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,9 +16,35 @@ from nestax.models import axes
 # `mesh.fsdp` = 0 takes as many: at 256, D = 2048 leaves 8 columns a device.
 MOST_FSDP = 16
 
+# A device waits in each of the collectives that run at once; two are common.
+THREADS = 4
+
 
 class MeshError(ValueError):
   """The mesh of the config does not fit the devices or the batch."""
+
+
+def spare_threads(devices: int = 0) -> None:
+  """Gives each device that a CPU simulates threads to wait in.
+
+  XLA has one a device. All-reduces that do not depend on each other may run at
+  once, on some devices one and on some the other: they then wait for threads
+  that neither has, and after 40 seconds XLA ends the process.
+
+  Call it before JAX looks for devices. A NPROC that is set stays.
+
+  Args:
+    devices: that are simulated; 0 for as many as the environment asks for.
+  """
+  asked = re.findall(
+    r'--xla_force_host_platform_device_count=(\d+)',
+    os.environ.get('XLA_FLAGS', ''),
+  )
+  asked += [os.environ.get('JAX_NUM_CPU_DEVICES') or 0]
+  devices = devices or max(map(int, asked))
+  if devices > 1:
+    threads = max(THREADS * devices, os.cpu_count() or 1)
+    os.environ.setdefault('NPROC', str(threads))
 
 
 def make(sizes, rows: int, length: int, devices=None) -> Mesh:

@@ -9,7 +9,10 @@ import tempfile
 import jax
 import pytest
 
-jax.config.update('jax_num_cpu_devices', 8)
+from nestax.launch import mesh as meshes
+
+DEVICES = 8
+jax.config.update('jax_num_cpu_devices', DEVICES)
 # Most of the suite's time is compilation: less than half of it so. Programs
 # that tests start as processes of their own are compiled in full.
 jax.config.update('jax_disable_most_optimizations', True)
@@ -17,12 +20,14 @@ jax.config.update('jax_disable_most_optimizations', True)
 FLAGS = '--xla_cpu_parallel_codegen_split_count=1'
 if jax.__version_info__ < (0, 11):  # an unknown flag ends the process
   FLAGS += ' --xla_cpu_use_fusion_emitters=false'
-flags = os.environ.get('XLA_FLAGS')
-os.environ['XLA_FLAGS'] = f'{flags or ""} {FLAGS}'
+had = {name: os.environ.get(name) for name in ('XLA_FLAGS', 'NPROC')}
+os.environ['XLA_FLAGS'] = f'{had["XLA_FLAGS"] or ""} {FLAGS}'
+meshes.spare_threads(DEVICES)
 jax.devices()  # reads them
-del os.environ['XLA_FLAGS']
-if flags is not None:
-  os.environ['XLA_FLAGS'] = flags
+for name, value in had.items():
+  os.environ.pop(name, None)
+  if value is not None:
+    os.environ[name] = value
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # Every compiled program takes some of the 65,530 memory maps that Linux gives
