@@ -90,66 +90,6 @@ def test_a_command_line_names_a_family_and_its_size(tmp_path):
     parse('retnet:2m')
   with pytest.raises(common.FlagsError, match="'retnot:340m'.*retnet"):
     parse('retnot:340m')
-  for text, words in (
-    ('def get_config(:', r'SyntaxError: .*mine16.py, line 1'),
-    ('import nowhere_at_all', "ModuleNotFoundError: .*'nowhere_at_all'"),
-    ('raise RuntimeError("not here")', 'RuntimeError: not here'),
-    ('get_config = None\ndel get_config', 'no function get_config'),
-  ):
-    mine = tmp_path / f'mine{len(text)}.py'
-    mine.write_text(text)
-    with pytest.raises(common.FlagsError, match=words):
-      parse(str(mine))
-
-
-_FAILING = """
-import json
-
-def get_config():
-  try:
-    {begun}
-  except {caught} as error:
-    {raised}
-"""
-
-
-@pytest.mark.parametrize(
-  'begun,raised,words',
-  [
-    (
-      '{}[3]',
-      'raise ValueError("no 3") from None',
-      'line 8: ValueError: no 3$',
-    ),
-    (
-      '{}[3]',
-      'raise ValueError("no 3") from error',
-      r'line 8: ValueError: no 3 \(because of mine.py, line 6: KeyError: 3\)$',
-    ),
-    (
-      '{}[3]',
-      'raise TypeError("no 3")',
-      r'line 8: TypeError: no 3 \(because of mine.py, line 6: KeyError: 3\)$',
-    ),
-    (
-      '{}[3]',
-      'raise ValueError("no 3") from OSError("full")',
-      r'line 8: ValueError: no 3 \(because of OSError: full\)$',
-    ),
-    ('int("x")', 'raise', 'line 6: ValueError: invalid literal'),
-    # an exception that cannot be made of words alone
-    ('json.loads("[")', 'raise', 'line [0-9]+: JSONDecodeError: Expecting'),
-  ],
-  ids=['none', 'cause', 'context', 'not raised', 'again', 'of more than words'],
-)
-def test_what_a_config_file_raises_is_told(begun, raised, words, tmp_path):
-  caught = 'KeyError' if '3' in begun else 'ValueError'
-  mine = tmp_path / 'mine.py'
-  mine.write_text(_FAILING.format(begun=begun, caught=caught, raised=raised))
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values)
-  with pytest.raises(common.FlagsError, match=f'^--config={mine}: .*{words}'):
-    common.parse_flags(['prog', f'--config={mine}'], values)
 
 
 def test_the_best_is_kept_of_checkpoints_that_are_evaluated():

@@ -1,21 +1,15 @@
 """Every key that a config has, its default, and the values it may take."""
 
 import dataclasses
-import inspect
 import json
 import pathlib
-import traceback
 from typing import Any
 
 import ml_collections
 from absl import flags, logging
-from ml_collections.config_flags import config_flags
 
-from nestax.launch import initial, optimizer
+from nestax.launch import config_errors, initial, optimizer
 from nestax.models.config import FAMILIES, ModelConfig
-
-# Files whose errors put another one into their words.
-_WRAPPERS = inspect.getfile(flags.Flag), config_flags.__file__
 
 # What a run may change and still be the same run: how long it goes on, what
 # it writes down, and how the same mathematics is laid on the machine.
@@ -263,62 +257,35 @@ def parse_flags(
     What is left after the flags, as absl's `flags.FLAGS` does.
 
   Raises:
-    FlagsError: in words, for an unknown flag or key, a value of another type
-      or a config file that is not there.
+    FlagsError: in words, for an unknown flag or key, a value of another type,
+      a config file that is not there and whatever the file itself raises.
   """
   try:
     rest = values(_expand(argv, default))
     quiet()
+    _check_whole(values['config'].value)
     return rest
-  # How a ConfigDict says that it has no such key, sometimes wrapped twice.
-  except (AttributeError, KeyError) as error:
-    if "no attribute 'get_config'" in str(error):
-      raise FlagsError(
-        'the file that --config names has no function get_config, which gives '
-        'the config'
-      ) from error
-    inner = error.args[0] if isinstance(error.args[0], KeyError) else error
-    hint = '. '.join(str(inner.args[0]).split('\n'))
-    raise FlagsError(f'unknown key of the config: {hint}') from error
-  except (flags.Error, OSError, TypeError, ValueError) as error:
-    raise FlagsError(_words(error)) from error
-  except (ImportError, RuntimeError, SyntaxError) as error:  # of the file's own
-    raise FlagsError(f'--config: {type(error).__name__}: {error}') from error
+  except Exception as error:
+    words = config_errors.words(error)
+    if words is None:
+      raise
+    raise FlagsError(words) from error
 
 
-def _words(error: Exception) -> str:
-  """What an error says; for a config file's own, without the traceback.
-
-  ml_collections puts a file's traceback into a message, absl that message into
-  another: what the file raised is the context of both. Where the file raised it
-  because of another, that is told too, unless by `raise ... from None`.
-  """
-  cause: BaseException = error
-  while cause.__context__ and _frames(cause)[-1].filename in _WRAPPERS:
-    cause = cause.__context__
-  frames = _frames(cause)
-  if cause is error or frames[0].filename != config_flags.__file__:
-    return str(error)
-  if str(cause).startswith('--config='):  # in words of ours
-    return str(cause)
-  flag = str(error).removeprefix('flag ').removesuffix(f': {error.__context__}')
-  if frames[-1].filename == config_flags.__file__:  # called as it cannot be
-    return f'{flag}: {cause}'
-  return f'{flag}: {_told(cause)}'
-
-
-def _told(error: BaseException) -> str:
-  words = f'{type(error).__name__}: {error}'
-  for last in _frames(error)[-1:]:  # a cause need not have been raised
-    words = f'{pathlib.Path(last.filename).name}, line {last.lineno}: {words}'
-  reason = error.__cause__
-  if not error.__suppress_context__:
-    reason = error.__context__
-  return words if reason is None else f'{words} (because of {_told(reason)})'
-
-
-def _frames(error: BaseException) -> traceback.StackSummary:
-  return traceback.extract_tb(error.__traceback__)
+def _check_whole(config) -> None:
+  """Refuses what is no config of ours, from a file of somebody's own."""
+  begin = 'begin with common.defaults() or with the get_config of another'
+  if not hasattr(config, 'to_dict'):  # raises what kept a file from loading
+    raise FlagsError(
+      f'get_config gives a {type(config).__name__}, no ConfigDict: {begin}'
+    )
+  there = _flat(config.to_dict()).keys()
+  lacking = [key for key in _flat(defaults().to_dict()) if key not in there]
+  if lacking:
+    raise FlagsError(
+      f'the config has no {lacking[0]}, nor {len(lacking) - 1} more keys of '
+      f'{__file__}: {begin}'
+    )
 
 
 def _expand(argv: list[str], default: str) -> list[str]:
