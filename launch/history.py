@@ -82,13 +82,13 @@ def never_slept(plan: Plan, being: Being, names) -> cycle.Night:
   )
 
 
-def retention(plan: Plan, past: Past, params, state) -> list[float | None]:
+def retention(plan: Plan, past: Past, params, state) -> dict[str, float | None]:
   """Nats a token of each day's text by the slow weights alone.
 
   Those of its owner, where owners have slots of their own.
   """
   length = plan.options.night.texts.length
-  shared, losses = state.owned is None, []
+  shared, losses = state.owned is None, {}
   for day in plan.days:
     rows = {
       name: rows_of(ids, length, plan.options.probe_rows, plan.tools.words.pad)
@@ -104,7 +104,7 @@ def retention(plan: Plan, past: Past, params, state) -> list[float | None]:
       loss = gate.loss(plan.tools.reader, own, None, tokens, size)
       scored = int((size - 1).sum())
       nats, count = nats + loss * scored, count + scored
-    losses.append(nats / count if count else None)
+    losses[day.name] = nats / count if count else None
   return losses
 
 
@@ -118,6 +118,14 @@ def write(out: pathlib.Path, plan: Plan, past: Past) -> None:
   Lineage(out / 'lineage.jsonl').rewrite(versions)
   names = [day.name for day in plan.days]
   report.write(out, past.rows, names, periods)
+
+
+def name_days(past: Past, read) -> None:
+  """Names the days of `retention`, of which older lives kept the order."""
+  names = [day.name for day in read]
+  for row in past.rows:
+    if isinstance(row['retention'], list):
+      row['retention'] = dict(zip(names, row['retention']))
 
 
 def nothing_left(past: Past, count: int) -> str:

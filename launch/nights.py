@@ -93,6 +93,7 @@ class Life:
     else:
       self.being = found
       history.check_days(self.past, plan.days, self.out)
+      history.name_days(self.past, plan.days)
     self.past.replay.capacity = options.capacity
     rehearsal.bound(
       self.past.earlier, options.held, options.seed, self.past.nights

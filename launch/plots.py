@@ -164,8 +164,8 @@ def retention(
   picture = figure.Figure(figsize=size, dpi=120, layout='constrained')
   axes, *below = np.ravel(picture.subplots(1 + asked, 1, sharex=True))
   nights = [row['night'] for row in rows]
-  for i, name in enumerate(days):
-    losses = [_number(dict(enumerate(row['retention'])).get(i)) for row in rows]
+  for name in days:
+    losses = [_number(row['retention'].get(name)) for row in rows]
     axes.plot(nights, losses, marker='.', label=f'day {name}')
   core = [_number(row['core']) for row in rows]
   axes.plot(nights, core, 'k--', label='core')

@@ -68,7 +68,7 @@ def night_row(
   number: int,
   slept,
   day: str,
-  retention,
+  retention: dict[str, float | None],
   used: Sequence[int],
   slots: int,
   recall: dict | None = None,
@@ -81,7 +81,7 @@ def night_row(
     number: of the night.
     slept: what it came to; its metrics are of the model it proposed.
     day: name of the day before it.
-    retention: losses of the model that woke up, a day's each.
+    retention: by day, the loss of the model that woke up.
     used: slots that it uses, of each level.
     slots: that each level has.
     recall: what `quiz.row` says, if there are questions.

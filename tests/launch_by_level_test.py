@@ -28,7 +28,7 @@ def kept(recall=None):
   night = cycle.Night(
     None, None, Decision(False, 'rolled back'), ('ann',), metrics, {'gate': 2.0}
   )
-  return report.night_row(3, night, 'mon', [1.0, None], [0, 2], 6, recall)
+  return report.night_row(3, night, 'mon', {'mon': 1.0}, [0, 2], 6, recall)
 
 
 def test_a_line_of_a_night_calls_levels_by_their_periods():

@@ -11,7 +11,9 @@ import pytest
 from nestax.cms.experts import SlotsError
 from nestax.launch import (
   checkpoint,
+  days,
   forgetting,
+  history,
   life,
   metrics,
   nights,
@@ -19,7 +21,7 @@ from nestax.launch import (
   trained,
 )
 from nestax.launch.run import Interrupted
-from nestax.sleep import consolidate, cycle
+from nestax.sleep import consolidate, cycle, replay
 from nestax.sleep.lineage import Lineage
 
 
@@ -74,7 +76,7 @@ def test_every_day_is_followed_by_a_night(whole):
   for levels in (rows[2]['levels'], version.metrics['levels']):
     assert list(levels) == ['every 4', 'every 8']
     assert levels['every 8']['written'] > 0
-  assert all(len(row['retention']) == 2 for row in rows)
+  assert all(list(row['retention']) == ['1', '2'] for row in rows)
   for name in ('retention.png', 'levels.png'):
     assert (whole / name).stat().st_size > 1000
 
@@ -200,6 +202,13 @@ def test_nights_are_slept_when_asked(texts, tmp_path):
   assert [row['after_day'] for row in rows] == ['', '2']
   nights.live(cases.plan(texts, nights=1), tmp_path)
   assert len(cases.rows(tmp_path)) == 2
+
+
+def test_losses_that_an_older_life_kept_in_order_are_called_by_their_days():
+  past = life.Past([], replay.Replay(1))
+  past.rows = [{'retention': [1.0]}, {'retention': {'b': 2.0}}]
+  history.name_days(past, [days.Day('a', {}), days.Day('b', {})])
+  assert past.rows == [{'retention': {'a': 1.0}}, {'retention': {'b': 2.0}}]
 
 
 def test_nights_fall_every_so_many_tokens(texts, tmp_path):
@@ -465,7 +474,7 @@ def test_owners_with_slots_of_their_own_sleep_alone_and_take_them_along(
   assert cases.used(rows) == [[0, 0], [0, 2], [0, 4]]
   assert cases.same(life.being.params, plan.made.params)
   # what each says of a day is by slots of their own
-  assert rows[1]['retention'][0] != rows[0]['retention'][0]
+  assert rows[1]['retention']['1'] != rows[0]['retention']['1']
   held = life.being.state.owned[1].active_S
   assert np.asarray(held).sum(-1).tolist() == [[4, 4]] * 2
   forgetting.forget(tmp_path, 'ann')

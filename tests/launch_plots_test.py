@@ -22,7 +22,7 @@ def test_the_loss_curve_is_a_png_with_both_curves_and_the_bigram(tmp_path):
 
 
 def test_what_is_known_of_each_day_is_drawn_below_its_losses(tmp_path):
-  row = {'night': 0, 'core': 1.0, 'retention': [3.0, None]}
+  row = {'night': 0, 'core': 1.0, 'retention': {'a': 3.0, 'b': None}}
   known = {'morning': {'b': 0.2}, 'dusk': None}
   later = {'morning': {'b': 0.6}, 'dusk': {'b': 0.9}}
   other = {'morning': {'b': 0.6}, 'dusk': {'b': 0.1}}

@@ -44,24 +44,25 @@ def printed(row):
 
 
 def test_a_row_is_plain_and_what_is_not_finite_is_null():
-  row = report.night_row(3, slept(), '2', [1.0, None], [0, 2], 6)
+  kept = {'1': 1.0, '2': None}
+  row = report.night_row(3, slept(), '2', kept, [0, 2], 6)
   again = json.loads(json.dumps(row, allow_nan=False))
   assert again == row and row['metrics']['divergence_1_first'] is None
   assert (row['night'], row['after_day'], row['slots']) == (3, '2', 6)
   assert (row['core'], row['used']) == (2.01, [0, 2])
-  assert row['retention'] == [1.0, None] and row['owners'] == ['ann']
+  assert row['retention'] == kept and row['owners'] == ['ann']
 
 
 def test_a_night_that_was_rolled_back_leaves_the_core_as_it_was():
   night = slept()._replace(decision=Decision(False, 'rolled back'))
-  row = report.night_row(3, night, '2', [], [0, 0], 6)
+  row = report.night_row(3, night, '2', {}, [0, 0], 6)
   assert (row['core'], row['accepted']) == (2.0, False)
   assert '0 of 6' in printed(row) and '2 of 6' not in printed(row)
 
 
 def test_the_table_says_what_went_where_and_what_it_cost():
   night = slept(lost_1=0.125, kept_1=0.02, rehearsed=48)
-  row = report.night_row(3, night, '2', [], [0, 2], 6)
+  row = report.night_row(3, night, '2', {}, [0, 2], 6)
   said = printed(row)
   for words in (
     'night 3, after day 2',
@@ -80,7 +81,7 @@ def test_the_table_says_what_went_where_and_what_it_cost():
 
 
 def test_help_says_what_is_in_the_table_and_in_progress():
-  row = report.night_row(3, slept(), '2', [], [0, 2], 6)
+  row = report.night_row(3, slept(), '2', {}, [0, 2], 6)
   said, words = printed(row), program.__doc__
   for name in ('goes to', 'had written', 'divergence', 'slots used', 'merged'):
     assert name in said and f'\n  {name} ' in words, name
@@ -92,7 +93,7 @@ def test_levels_that_were_not_due_and_dreams_are_named():
   night = slept(dream_paid=0.5, dream_before=-2.0, dream_after=-1.5)
   for name in ('written_1', 'divergence_1', 'divergence_1_first'):
     del night.metrics[name]
-  said = printed(report.night_row(1, night, '1', [], [0, 2], 6))
+  said = printed(report.night_row(1, night, '1', {}, [0, 2], 6))
   assert 'not due' in said
   assert 'dreams: 50% helped; score -2.000 -> -1.500' in said
 
@@ -102,7 +103,7 @@ def test_what_is_known_is_told_by_level_and_by_day():
   known |= {'morning': 0.75, 'alone_0': 0.5, 'alone_1': 0.375, 'without_1': 0.2}
   night = slept(**{f'recall_{name}': value for name, value in known.items()})
   row = {'morning': {'mon': 0.75, '': 1.0}}
-  said = printed(report.night_row(1, night, 'mon', [], [0, 2], 6, row))
+  said = printed(report.night_row(1, night, 'mon', {}, [0, 2], 6, row))
   for words in (
     'slept on (12 questions, chance 25%): 88% with fast levels, 12% -> 75% by',
     'by one level alone: every 4 50%, every 8 38%; after the night without the '
@@ -111,13 +112,16 @@ def test_what_is_known_is_told_by_level_and_by_day():
   ):
     assert words in said, words
   assert 'recall' not in printed(
-    report.night_row(1, slept(), '', [], [0, 2], 6)
+    report.night_row(1, slept(), '', {}, [0, 2], 6)
   )
 
 
 def test_the_files_are_written_anew(tmp_path):
-  first = report.night_row(0, slept(), '', [4.0], [0, 2], 6)
-  rows = [first, report.night_row(1, slept(), '1', [3.0, None], [0, 2], 6)]
+  first = report.night_row(0, slept(), '', {'1': 4.0}, [0, 2], 6)
+  rows = [
+    first,
+    report.night_row(1, slept(), '1', {'1': 3.0, '2': None}, [0, 2], 6),
+  ]
   report.write(tmp_path, rows, ['1', '2'], PERIODS)
   report.write(tmp_path, rows, ['1', '2'], PERIODS)
   lines = (tmp_path / 'night.jsonl').read_text().splitlines()

@@ -80,7 +80,7 @@ def test_a_night_dreams_about_the_day_that_it_sleeps_on(tmp_path, monkeypatch):
     raise Enough
 
   monkeypatch.setattr(nights.owners, 'night', night)
-  monkeypatch.setattr(nights.history, 'retention', lambda *how: [])
+  monkeypatch.setattr(nights.history, 'retention', lambda *how: {})
   quiet = types.SimpleNamespace(
     received=0, say=lambda line: None, update=lambda *words: None
   )

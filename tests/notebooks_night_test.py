@@ -36,8 +36,8 @@ def test_the_night_of_sleep_keeps_the_days_and_the_core(
   lines = (tmp_path / 'runs/sleep/life/night.jsonl').read_text().splitlines()
   before, monday, tuesday = map(json.loads, lines)
   assert monday['accepted'] and tuesday['accepted']
-  for day, night in enumerate((monday, tuesday)):
+  for day, night in (('monday', monday), ('tuesday', tuesday)):
     # by slow weights alone, fast levels empty: a tenth less than before
     assert night['retention'][day] < 0.9 * before['retention'][day]
-  assert tuesday['retention'][0] < before['retention'][0]
+  assert tuesday['retention']['monday'] < before['retention']['monday']
   assert tuesday['core'] < 1.15 * before['core']
