@@ -3,6 +3,8 @@
 Those of Titans and TTT-MLP, whose gates are handed in.
 """
 
+import functools
+
 import deep_cases
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import memory_cases as cases
 import pytest
 from deep_cases import LENGTH, C
 
+from nestax.models import block
 from nestax.models.families import FAMILY
 from nestax.models.memory import (
   gpu_alone,
@@ -134,8 +137,28 @@ def test_other_rules_are_not_theirs(options):
   assert not gpu_alone.covers(rule('titans', **options))
 
 
-def test_kernels_are_taken_only_where_they_are_asked_for(monkeypatch):
+def test_kernels_are_taken_on_the_gpus_that_they_were_tried_on(monkeypatch):
+  cfg = rule('titans')
   monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
-  pallas_gpu.check(rule('titans'), C, 16, 'bfloat16')
-  with pytest.raises(pallas_gpu.DoesNotFit, match='no GPU has timed'):
-    pallas_gpu.check_tried(rule('titans'))
+  pallas_gpu.check(cfg, C, 16, 'bfloat16')
+  pallas_gpu.check_tried(cfg)
+  monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.0')
+  with pytest.raises(pallas_gpu.DoesNotFit, match="capability '8.0'"):
+    pallas_gpu.check_tried(cfg)
+
+
+def test_what_chunks_begin_with_is_not_kept_where_kernels_results_are():
+  cfg = rule('titans')
+  inputs = cases.inputs(cfg, jnp.float32)
+
+  def kept(policy):
+    @functools.partial(jax.checkpoint, policy=block.POLICIES[policy])
+    def run(initial, query):
+      here = inputs._replace(query=query)
+      return pallas_gpu.run(cfg, initial, None, here, 'bfloat16')[1]
+
+    args = first_values(cfg), inputs.query
+    back = jax.eval_shape(lambda *args: jax.vjp(run, *args)[1], *args)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(back))
+
+  assert kept('kernels') == kept('dots')

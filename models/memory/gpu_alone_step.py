@@ -13,7 +13,6 @@ from nestax.models.memory.gpu_alone_tile import Given, Left, Tokens
 from nestax.models.memory.gpu_deep import EPS, Pair
 from nestax.models.memory.gpu_layout import Shape
 from nestax.models.memory.solve import dot
-from nestax.models.memory.types import named
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -35,10 +34,6 @@ def _forward(shape: Shape, given: Given):
   return (left, boundary, end), (given, left, saved)
 
 
-def _fwd(shape, given):
-  return named(_forward(shape, given))
-
-
 def _bwd(shape, residuals, gradients):
   given, left, saved = residuals
   d_left, d_boundary, d_end = gradients
@@ -49,7 +44,8 @@ def _bwd(shape, residuals, gradients):
   return (Given(d_slow, d_start, d_tokens, None, None),)
 
 
-through.defvjp(_fwd, _bwd)
+# not `named`: what chunks begin with is large, and found again in a walk
+through.defvjp(_forward, _bwd)
 
 
 def _sums(shape: Shape, given: Given, left: Left, saved, turned):

@@ -119,7 +119,8 @@ def _over_kernel(shape: Shape, step, given, left, saved, d_left, d_boundary,
   (b, h, i), dots = at, shape.dots
   chunk = tile.here(given, at)
   d = _after((given, d_boundary), start, at, those)
-  tile.put_part(new.d, at, those, d)
+  if d_boundary is not None:  # else they are there
+    tile.put_part(new.d, at, those, d)
   tile.put_chunk(dots.dtype, turned.end, at, those, d)
   d_U = tile.reached(
     chunk, d, lambda w, x: dots.nt(gpu_deep.times(w, chunk.k), x.inner)
