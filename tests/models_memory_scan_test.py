@@ -291,3 +291,21 @@ def test_gates_of_zero_forget_all(implementation, momentum):
 
   want = both('token', initial, inputs)
   cases.assert_close(both(implementation, initial, inputs), want, 1e-5)
+
+
+def test_products_of_float32_are_not_rounded_on_any_machine():
+  cfg = MemoryConfig(chunk_mem=8, chunk_rest=8, momentum=True)
+  inputs = cases.inputs(cfg, jnp.float32)
+
+  def loss(initial, query):
+    here = inputs._replace(query=query)
+    return jnp.sum(api.run(cfg, initial, None, here, implementation='scan')[1])
+
+  text = (
+    jax.jit(jax.grad(loss, (0, 1)))
+    .lower(cases.initial_values(cfg, jnp.float32), inputs.query)
+    .as_text()
+  )
+  products = [line for line in text.splitlines() if 'dot_general' in line]
+  assert products
+  assert [line for line in products if 'HIGHEST' not in line] == []

@@ -1,5 +1,6 @@
 """What one chunk of one head is, and the products of gates inside it."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -83,10 +84,12 @@ def decays(cfg: MemoryConfig, log_alpha_C, chunk: Chunk) -> Decay:
   b = jnp.exp(total_b) * alive_C
   # a token of padding lets the momentum pass by without adding it
   live = 1.0 if chunk.live_C is None else chunk.live_C[None, :]
-  G_live, G_p_live = G * live, G_p * live
+  # GPUs and TPUs round what a product of float32 takes, unless they are told
+  product = functools.partial(jnp.matmul, precision='highest')
   return Decay(
     G, G_p, g, g_p, anchor, anchor_p,
-    G_live @ B, G_p_live @ B, G_live @ b, G_p_live @ b, B[-1], b[-1],
+    *(product(left * live, right) for right in (B, b) for left in (G, G_p)),
+    B[-1], b[-1],
   )  # fmt: skip
 
 
