@@ -1,5 +1,6 @@
 """nestax-bench kernel times the recurrence and attention at equal tokens."""
 
+import numpy as np
 import pytest
 
 from nestax.launch.benches import kernel
@@ -28,6 +29,23 @@ def test_every_implementation_is_timed_both_ways(rows):
     assert row['TFLOP/s'] * 1e12 * row['ms'] / 1e3 == pytest.approx(flops)
     assert row['GB/s'] * 1e9 * row['ms'] / 1e3 == pytest.approx(moved)
     assert row['floor ms'] is None, 'the peaks of a CPU are not known'
+
+
+def test_calls_are_timed_in_a_row(monkeypatch):
+  asked = []
+
+  def interleaved(runs, repeats):
+    asked.extend(run() for run in runs.values())
+    return {name: np.full((repeats, 1), 0.06) for name in runs}
+
+  def count(args, *g):
+    asked.append('call')
+
+  monkeypatch.setattr(kernel.timing, 'interleaved', interleaved)
+  monkeypatch.setattr(kernel.jax, 'jit', lambda f: count)
+  table = kernel.measure(kernel.rule(8, []), SHAPE, ['scan'], repeats=3)
+  assert len(asked) == 2 * kernel.CALLS + 2
+  assert [row['ms'] for row in table] == [60 / kernel.CALLS] * 2
 
 
 def test_work_is_of_all_heads_and_passes():
