@@ -52,6 +52,10 @@ class Tokenizer:
     """int32, the UTF-8 bytes that each id stands for; 0 for specials."""
     return np.array([len(piece) for piece in self.pieces], np.int32)
 
+  @functools.cached_property
+  def _line_end(self) -> list[int]:
+    return self.encode('\n')
+
   def decode(self, ids: Sequence[int]) -> str:
     """Text of `ids`; bytes that are no UTF-8 become U+FFFD."""
     decoder = StreamDecoder(self)
@@ -62,8 +66,7 @@ class Tokenizer:
     if not self.prefix:
       return self.encode(text)
     # behind a line's end, whose ids are then left out
-    first = self.encode('\n')
-    ids = self.encode('\n' + text)
+    first, ids = self._line_end, self.encode('\n' + text)
     if ids[: len(first)] == first:
       return ids[len(first) :]
     return self.encode(text.removeprefix(' '))
