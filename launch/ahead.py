@@ -19,7 +19,7 @@ from jax.experimental import topologies
 
 from nestax.launch import prepare
 from nestax.launch.benches import tpu
-from nestax.models import axes, language_model
+from nestax.models import axes, language_model, model_state
 from nestax.models.config import ModelConfig
 from nestax.models.memory import pallas_tpu
 
@@ -227,9 +227,9 @@ def _decode(plan: prepare.Plan):
 
   params = lay(nn.unbox(boxed), axes.shardings(mesh, boxed))
   memory = jax.eval_shape(
-    lambda: language_model.init_state(model.cfg, rows, length)
+    lambda: model_state.init_state(model.cfg, rows, length)
   )
-  layout = language_model.state_shardings(mesh, memory)
+  layout = model_state.state_shardings(mesh, memory)
   memory = lay(memory, layout)
   tokens_B = jax.ShapeDtypeStruct(
     (rows,), jnp.int32, sharding=axes.batch_sharding(mesh, 1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nestax.launch.plans import Plan
-from nestax.models.language_model import ModelState
+from nestax.models.model_state import ModelState
 from nestax.sleep import gate, owners, replay
 from nestax.sleep.replay import Piece, Predicate
 

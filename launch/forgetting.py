@@ -17,7 +17,7 @@ from nestax.launch.life import Being, Past
 from nestax.launch.plans import Options
 from nestax.launch.signals import Signals
 from nestax.launch.trained import Trained
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.models.config import ModelConfig
 from nestax.sleep.replay import Replay
 
@@ -59,7 +59,7 @@ def _forget(out, config: dict, owners: Sequence[str], name: str) -> None:
   try:
     past = Past([], Replay(2))
     init = functools.partial(
-      language_model.init_state, cfg, len(owners), options.window
+      model_state.init_state, cfg, len(owners), options.window
     )
     being = store.restore(_shapes(cfg, init), past)
     if name in past.forgotten:  # perhaps cut off before its end

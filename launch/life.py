@@ -13,7 +13,7 @@ import ml_collections
 from nestax.launch import checkpoint
 from nestax.launch.plans import Options
 from nestax.launch.trained import Trained
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.sleep.grow import where_owners
 from nestax.sleep.replay import Replay
 
@@ -24,7 +24,7 @@ class Being(NamedTuple):
   """The arrays: slow weights, and the state of every owner."""
 
   params: Any
-  state: language_model.ModelState
+  state: model_state.ModelState
   logits_BxV: jax.Array  # for the next token; all equal before the first
 
 

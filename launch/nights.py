@@ -29,7 +29,7 @@ from nestax.launch import (
 from nestax.launch.life import Being, Past
 from nestax.launch.plans import Plan
 from nestax.launch.run import Interrupted, Signals
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.sleep import consolidate, owners, replay, texts
 
 
@@ -107,7 +107,7 @@ class Life:
   def _born(self) -> Being:
     made, B = self.plan.made, len(self.past.owners)
     window = self.plan.options.window
-    state = language_model.init_state(made.model.cfg, B, window)
+    state = model_state.init_state(made.model.cfg, B, window)
     born = Being(made.params, state, jnp.zeros((B, made.model.cfg.V)))
     # one placement for all: programs are compiled once, not again a night later
     return jax.device_put(born, jax.devices()[0])

@@ -19,7 +19,7 @@ from nestax.launch import mesh as meshes
 from nestax.launch import step as steps
 from nestax.launch.configs import common
 from nestax.launch.data import pipeline
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.models.config import ModelConfig
 
 
@@ -92,7 +92,7 @@ def compose(config, devices=None) -> Plan:
   _check_levels(cfg, length, config.train.carry_state)
   memory = None
   if config.train.carry_state:
-    memory = functools.partial(language_model.init_state, cfg, length=length)
+    memory = functools.partial(model_state.init_state, cfg, length=length)
   frozen = groups.frozen(config, params)
   return Plan(config, model, mesh, tx, schedule, memory, given, frozen)
 

@@ -17,7 +17,7 @@ from nestax.launch import recall
 from nestax.launch.data.tokenizers import Tokenizer
 from nestax.launch.questions import Question
 from nestax.models.config import ModelConfig
-from nestax.models.language_model import ModelState
+from nestax.models.model_state import ModelState
 from nestax.sleep import grow, owners
 from nestax.sleep import reader as readers
 from nestax.sleep.reader import Reader

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nestax.launch.data.tokenizers import StreamDecoder, Tokenizer
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 
 PIECE = 64  # tokens of a prefix that are read at once
 LEAST_TEMPERATURE = 1e-6  # below it logits divided by it may overflow
@@ -112,7 +112,7 @@ def stream(
     raise ValueError('nothing to start from: give at least one token')
   if wrong := [token for token in prefix.tolist() if not 0 <= token < V]:
     raise ValueError(f'token id {wrong[0]}: the model has V={V} of them')
-  state = language_model.init_state(model.cfg, 1, length=len(prefix) + tokens)
+  state = model_state.init_state(model.cfg, 1, length=len(prefix) + tokens)
   # whole pieces, then single tokens: two programs, whatever the length
   whole = len(prefix) // PIECE * PIECE
   pieces = [prefix[i : i + PIECE] for i in range(0, whole, PIECE)]

@@ -11,7 +11,7 @@ import optax
 
 from nestax.launch import initial, loss
 from nestax.launch import mesh as meshes
-from nestax.models import axes, language_model, telemetry
+from nestax.models import axes, language_model, model_state, telemetry
 
 
 class TrainState(NamedTuple):
@@ -41,7 +41,7 @@ def abstract_state(model, tx, mesh, memory=None) -> TrainState:
     step=whole,
     params=axes.shardings(mesh, boxed),
     opt_state=meshes.like_params(mesh, boxed, state.opt_state),
-    memory=language_model.state_shardings(mesh, state.memory),
+    memory=model_state.state_shardings(mesh, state.memory),
     key=whole,
     skipped=whole,
     bad=whole,

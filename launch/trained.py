@@ -13,7 +13,7 @@ import jax
 from nestax.launch import checkpoint
 from nestax.launch import mesh as meshes
 from nestax.launch.data import llama_tokenizers, tokenizers
-from nestax.models import axes, language_model, pretrained
+from nestax.models import axes, language_model, model_state, pretrained
 from nestax.models.config import ModelConfig
 from nestax.models.llama_files import safetensors
 from nestax.sleep import owners
@@ -59,7 +59,7 @@ def load(
     parts = {'params': nn.unbox(language_model.abstract_params(cfg))}
     if owner and _apart(config):
       size = len(position()['owners']), config['life']['window']
-      init = functools.partial(language_model.init_state, cfg, *size)
+      init = functools.partial(model_state.init_state, cfg, *size)
       parts['state'] = jax.eval_shape(init)
     return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), parts

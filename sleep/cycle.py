@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nestax.cms.level import norm
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.sleep import consolidate, gate, given, grow, rounds, texts
 from nestax.sleep import reader as readers
 from nestax.sleep.objective import Side
@@ -57,7 +57,7 @@ class Night(NamedTuple):
   """
 
   params: Any
-  state: language_model.ModelState
+  state: model_state.ModelState
   decision: gate.Decision
   owners: tuple[str, ...]
   metrics: dict[str, float]
@@ -67,7 +67,7 @@ class Night(NamedTuple):
 def night(
   tools: Tools,
   params,
-  state: language_model.ModelState,
+  state: model_state.ModelState,
   day: Day,
   core: Said,
   number: int,

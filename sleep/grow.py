@@ -19,7 +19,14 @@ from nestax.cms import experts
 from nestax.cms import level as levels_
 from nestax.cms.experts import Slots, SlotsError
 from nestax.cms.level import Theta
-from nestax.models import axes, border, language_model, level_state, segments
+from nestax.models import (
+  axes,
+  border,
+  language_model,
+  level_state,
+  model_state,
+  segments,
+)
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 
@@ -259,7 +266,7 @@ def where_owners(mask_B, new, old):
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     return jnp.where(mask_B.reshape(shape), x, next(others))
 
-  return axes.map_names(one, language_model.state_axes(new), new)
+  return axes.map_names(one, model_state.state_axes(new), new)
 
 
 def merge(

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from nestax.cms.experts import Slots, SlotsError
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.models.config import ModelConfig
-from nestax.models.language_model import ModelState
+from nestax.models.model_state import ModelState
 from nestax.sleep import cycle, grow, texts
 from nestax.sleep.gate import Decision
 from nestax.sleep.reader import Said
@@ -99,7 +99,7 @@ def night(
   check(tools.cfg, tools.how.full)
   slept = {}
   for row, alone in _apart(day):
-    mine = language_model.take_row(state, row)
+    mine = model_state.take_row(state, row)
     # without slots in the state, those of the parameters are read
     slept[row] = cycle.night(
       tools,
@@ -116,7 +116,7 @@ def night(
   for row, one in slept.items():
     if one.decision.accepted:
       mine = keep(tools.cfg, one.params, one.state)
-      state = language_model.put_row(state, row, mine)
+      state = model_state.put_row(state, row, mine)
   return _together(params, state, day, list(slept.values()))
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nestax.cms.stream import Piece, written
-from nestax.models import active, language_model, segments
+from nestax.models import active, language_model, model_state, segments
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import Segment
 
@@ -68,7 +68,7 @@ def of_model(cfg: ModelConfig, allowed_V=None) -> Reader:
     if not length:
       return Rows(None, context)
     # no levels of every row, which would be as many models
-    return Rows(language_model.init_mixers(cfg, rows, length), context)
+    return Rows(model_state.init_mixers(cfg, rows, length), context)
 
   def read(params, state, tokens_BxL, length_B=None):
     mixers, logits_BxLxV = _read(cfg, params, state, tokens_BxL, length_B)
@@ -80,7 +80,7 @@ def of_model(cfg: ModelConfig, allowed_V=None) -> Reader:
   return Reader(fresh, read)
 
 
-def learned(state: language_model.ModelState):
+def learned(state: model_state.ModelState):
   """What the levels of each sequence have written: a reader's context."""
   return None if state.levels is None else written(state.levels.levels)
 

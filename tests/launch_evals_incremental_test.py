@@ -22,7 +22,7 @@ from nestax.launch.evals import (
   learners,
   suite,
 )
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.sleep import reader as readers
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -240,7 +240,7 @@ def test_examples_read_alone_are_learned_as_they_will_be_asked_for():
   rng = np.random.default_rng(0)
   state = method.learn(None, stage('b', 'w'), rng)
   want = jax.tree.map(jnp.copy, readers.learned(state))
-  again = language_model.forget_mixers(cfg, state, 64)
+  again = model_state.forget_mixers(cfg, state, 64)
   texts = jnp.array(cases.tokens(1, 40))
   _, said = cases.applied(cfg)({'params': params}, again, texts)
   got = readers.learned(method.learn(state, stage('q'), rng))

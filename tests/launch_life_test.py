@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nestax.launch import checkpoint, life
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.sleep.replay import Piece, Replay
 
 
@@ -28,7 +28,7 @@ def test_the_past_survives_json():
 
 def born(B):
   made = cases.made()
-  state = language_model.init_state(made.model.cfg, B, 8)
+  state = model_state.init_state(made.model.cfg, B, 8)
   return state, jnp.zeros((B, made.model.cfg.V))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from nestax.launch import generate, life, trained
 from nestax.launch.evals import novel
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.sleep.replay import Replay
 
 NOBODY = novel.Stack('', (), 'all', 0.1)
@@ -21,7 +21,7 @@ NOBODY = novel.Stack('', (), 'all', 0.1)
 def grown():
   """The state of two owners with slots in use, of their own each."""
   cfg = cases.made(scope='owner').model.cfg
-  state = language_model.init_state(cfg, 2, cases.OPTIONS.window)
+  state = model_state.init_state(cfg, 2, cases.OPTIONS.window)
   owned = [
     slots._replace(
       b_SxRxD=jax.random.normal(jax.random.key(i), slots.b_SxRxD.shape),
@@ -57,14 +57,14 @@ def read(model, params, state, tokens):
 
 def logits(made, state=None):
   tokens = jnp.asarray(np.random.default_rng(0).integers(97, 100, (1, 6)))
-  state = state or language_model.init_state(made.model.cfg, 1, 8)
+  state = state or model_state.init_state(made.model.cfg, 1, 8)
   return read(made.model, made.params, state, tokens)
 
 
 def test_an_owner_reads_with_slots_of_their_own(apart):
   plain, bob = trained.load(apart), trained.load(apart, owner='bob')
   assert cases.same(plain.params, cases.made(scope='owner').params)
-  row = language_model.take_row(grown(), 1)
+  row = model_state.take_row(grown(), 1)
   want = logits(plain, row)  # as the life itself reads with the state
   np.testing.assert_allclose(logits(bob), want, atol=1e-6)
   others = logits(trained.load(apart, owner='ann')), logits(plain)

@@ -7,7 +7,7 @@ import numpy as np
 
 from nestax.launch import quiz, recall
 from nestax.launch.questions import Question
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.sleep import grow
 from nestax.sleep import reader as readers
 from nestax.sleep.replay import Piece
@@ -56,7 +56,7 @@ def test_all_parts_have_rows_of_one_length():
 
 def who(params):
   """Only bob's levels have written."""
-  state = language_model.init_state(CFG, 3, 8)
+  state = model_state.init_state(CFG, 3, 8)
   levels = [
     level._replace(
       delta=jax.tree.map(lambda x: x.at[:, 1].add(1.0), level.delta)
@@ -148,7 +148,7 @@ def test_answers_go_on_from_their_questions():
 def test_slots_of_ones_own_are_asked_of_their_owner():
   made = cases.made(scope='owner')
   cfg = made.model.cfg
-  state = language_model.init_state(cfg, 2, 8)
+  state = model_state.init_state(cfg, 2, 8)
   owned = [
     slots._replace(active_S=slots.active_S.at[:, 1].set(float(i)))
     for i, slots in enumerate(state.owned)

@@ -11,7 +11,7 @@ import pytest
 
 from nestax.launch import forgetting, history, life, nights, rehearsal
 from nestax.launch.run import Interrupted
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.sleep import cycle, gate, owners
 from nestax.sleep.reader import Said
 from nestax.sleep.replay import Replay
@@ -146,8 +146,8 @@ def test_owners_with_slots_of_their_own_rehearse_no_others_days(
   for module, name in (
     (owners, 'personal'),
     (owners, 'keep'),
-    (language_model, 'take_row'),
-    (language_model, 'put_row'),
+    (model_state, 'take_row'),
+    (model_state, 'put_row'),
   ):
     monkeypatch.setattr(module, name, lambda *a: State(()))
   monkeypatch.setattr(owners, 'check', lambda *a: None)

@@ -11,7 +11,7 @@ import pytest
 from nestax.launch import sampling
 from nestax.launch.data import tokenizers
 from nestax.launch.sampling import Sampling
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.models.config import ModelConfig
 
 
@@ -84,7 +84,7 @@ def test_text_repeats_with_its_seed_and_has_no_specials(hope):
 
 def test_a_hope_needs_no_more_memory_for_a_longer_text(hope):
   def size(length):
-    state = language_model.init_state(hope[0].cfg, 1, length=length)
+    state = model_state.init_state(hope[0].cfg, 1, length=length)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
   assert size(10) == size(1_000_000)

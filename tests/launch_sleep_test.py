@@ -16,7 +16,7 @@ import pytest
 
 from nestax.launch import checkpoint, command, life, trained
 from nestax.launch import sleep as program
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.sleep.lineage import Lineage
 from nestax.sleep.replay import Piece, Replay
 
@@ -104,7 +104,7 @@ def asked(*words):
 def test_an_owner_is_deleted_by_name_and_folder_alone(tmp_path, capsys):
   made, out = cases.made(), tmp_path / 'life'
   cfg = made.model.cfg
-  old = language_model.init_state(cfg, 2, cases.OPTIONS.window)
+  old = model_state.init_state(cfg, 2, cases.OPTIONS.window)
   old = jax.tree.map(np.ones_like, old)
   past = life.Past(['ann', 'bob'], Replay(9), done={'ann': 3})
   past.replay.add(Piece('ann', (1, 2)))

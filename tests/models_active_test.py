@@ -11,7 +11,7 @@ from cms_cases import MODELS
 
 from nestax.cms import fresh
 from nestax.cms import level as levels_
-from nestax.models import active, language_model, segments
+from nestax.models import active, language_model, model_state, segments
 from nestax.models.config import ModelConfig
 
 B, L, PIECE = 4, 28, 7
@@ -66,7 +66,7 @@ def read_fresh(name, tokens=None, reset=None, params=None):
 
 
 def start(name):
-  return language_model.init_state(build(name)[0], B, length=L)
+  return model_state.init_state(build(name)[0], B, length=L)
 
 
 def read_on(name, state, tokens, reset):
@@ -124,7 +124,7 @@ def same_states(got, want):
 def rows_of(cfg):
   """For each leaf of a state, its axis of sequences."""
   one, two = (
-    jax.eval_shape(lambda b=b: language_model.init_state(cfg, b, length=L))
+    jax.eval_shape(lambda b=b: model_state.init_state(cfg, b, length=L))
     for b in (1, 2)
   )
   return jax.tree.map(
@@ -367,7 +367,7 @@ def test_a_mesh_reads_as_one_device(name):
     axis_types=(jax.sharding.AxisType.Auto,) * 3,
   )  # fmt: skip
   state = start(name)
-  state = jax.device_put(state, language_model.state_shardings(mesh, state))
+  state = jax.device_put(state, model_state.state_shardings(mesh, state))
   for leaf in jax.tree.leaves((state.levels.levels, state.levels.boundary)):
     assert not leaf.sharding.is_fully_replicated, leaf.shape
   with jax.set_mesh(mesh):

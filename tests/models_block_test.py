@@ -14,7 +14,7 @@ import sleep_cases as cases
 
 from nestax.cms import experts
 from nestax.launch import optimizer
-from nestax.models import axes, language_model
+from nestax.models import axes, language_model, model_state
 from nestax.models import block as blocks
 from nestax.models.config import ModelConfig
 from nestax.optim import labels
@@ -22,7 +22,7 @@ from nestax.optim import labels
 
 def logits(cfg, params, learning):
   tokens = cases.tokens(2, 12)
-  state = language_model.init_state(cfg, 2, 16) if learning else None
+  state = model_state.init_state(cfg, 2, 16) if learning else None
   return cases.applied(cfg)({'params': params}, state, tokens)[1]
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.models.config import ModelConfig
 from nestax.models.memory import api
 
@@ -55,7 +55,7 @@ def ids(*shape, dtype=jnp.int32):
 
 
 def fresh(*parts, batch=B, length=L):
-  return language_model.init_state(config(*parts), batch, length)
+  return model_state.init_state(config(*parts), batch, length)
 
 
 both = pytest.mark.parametrize('part', [{}, LEARNS], ids=['plain', 'learns'])
@@ -225,38 +225,6 @@ def test_no_tokens_change_nothing(part, state):
   got, logits = reader(config(part))(given, ids(B, 0))
   assert logits.shape == (B, 0, V)
   jax.tree.map(np.testing.assert_array_equal, got, given)
-
-
-@pytest.mark.parametrize('batch', [-1, 2.0, '2', None])
-def test_a_batch_that_is_no_number_is_refused(batch):
-  with refuses('batch=', 'whole number of sequences'):
-    fresh(batch=batch)
-
-
-@pytest.mark.parametrize('row', [-1, B, 5])
-def test_a_row_that_is_not_there_is_refused(row):
-  state = fresh(LEARNS)
-  one = language_model.take_row(state, 0)
-  with refuses(f'row {row} of a state of 2', 'from 0 to 1', error=IndexError):
-    language_model.take_row(state, row)
-  with refuses(f'row {row} of a state of 2', 'from 0 to 1', error=IndexError):
-    language_model.put_row(state, row, one)
-
-
-def test_what_is_no_row_of_the_state_is_not_put_into_it():
-  state = fresh(LEARNS)
-  with refuses('another model', r'\(2, 2,.*not \(2, 1,'):
-    language_model.put_row(state, 0, state)
-  with refuses('another model', 'it has no levels'):
-    language_model.put_row(state, 0, fresh(batch=1))
-
-
-def test_a_row_may_be_traced_where_it_is_put():
-  state = jax.tree.map(jnp.ones_like, fresh(LEARNS))
-  one = language_model.take_row(fresh(LEARNS), 0)
-  got = jax.jit(language_model.put_row)(state, 1, one)
-  want = language_model.put_row(state, np.int64(1), one)
-  jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_parameters_in_their_collection_are_told_from_bare_ones():

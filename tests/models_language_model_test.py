@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from nestax.models import axes, language_model
+from nestax.models import axes, language_model, model_state
 from nestax.models.config import ModelConfig
 from nestax.models.memory.types import MemoryConfig
 
@@ -73,7 +73,7 @@ def apply(name, state, *inputs):
 
 
 def fresh(name):
-  return language_model.init_state(build(name)[0].cfg, B, length=L)
+  return model_state.init_state(build(name)[0].cfg, B, length=L)
 
 
 def close(a, b, atol=1e-5):
@@ -104,7 +104,7 @@ def test_a_stream_longer_than_its_cache_does_not_depend_on_its_cuts():
   cfg = build('transformer')[0].cfg
 
   def read(*cuts):
-    state, out = language_model.init_state(cfg, B, length=10), []
+    state, out = model_state.init_state(cfg, B, length=10), []
     for start, stop in zip((0, *cuts), (*cuts, L)):
       state, logits = apply('transformer', state, tokens()[:, start:stop])
       out.append(logits)
@@ -113,7 +113,7 @@ def test_a_stream_longer_than_its_cache_does_not_depend_on_its_cuts():
   close(read(8, 16), read(16))
   close(read(1, 9, 17), read(16))
   with pytest.raises(ValueError, match='length=0'):
-    language_model.init_state(cfg, B, length=0)
+    model_state.init_state(cfg, B, length=0)
 
 
 @every_family
@@ -290,8 +290,8 @@ def test_a_batch_may_be_a_symbol_where_it_is_exported(name, options, goes_on):
 
   state = shapes = None
   if goes_on:
-    state = language_model.init_state(model.cfg, B, L)
-    shapes = axes.map_names(open_to, language_model.state_axes(state), state)
+    state = model_state.init_state(model.cfg, B, L)
+    shapes = axes.map_names(open_to, model_state.state_axes(state), state)
   params = {'params': nn.unbox(boxed)}
   ids = jax.ShapeDtypeStruct((rows, L), jnp.int32)
   made = export.export(apply)(params, shapes, ids)

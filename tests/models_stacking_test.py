@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.models import language_model, stacking
+from nestax.models import language_model, model_state, stacking
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import CMSConfig
 
@@ -57,7 +57,7 @@ def logits(cfg, params, tokens_BxL):
 
 def stream(cfg, params, tokens_BxL, size):
   """Logits of the tokens read in pieces, the state carried over."""
-  state = language_model.init_state(cfg, tokens_BxL.shape[0], length=LENGTH)
+  state = model_state.init_state(cfg, tokens_BxL.shape[0], length=LENGTH)
   found = []
   for piece in jnp.split(tokens_BxL, tokens_BxL.shape[1] // size, 1):
     state, y_BxLxV = applied(cfg)({'params': params}, state, piece)

@@ -7,7 +7,7 @@ import pytest
 import sharded_cases as cases
 from jax.sharding import AxisType
 
-from nestax.models import axes, language_model
+from nestax.models import axes, model_state
 from nestax.models.config import FAMILIES
 
 LEARNING = ('hope', 'hope_attention')
@@ -37,9 +37,9 @@ def shardings(cfg, rows, **sizes):
   kinds = (AxisType.Auto,) * len(sizes)
   mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
   state = jax.eval_shape(
-    lambda: language_model.init_state(cfg, rows, length=cases.L)
+    lambda: model_state.init_state(cfg, rows, length=cases.L)
   )
-  layout = language_model.state_shardings(mesh, state)
+  layout = model_state.state_shardings(mesh, state)
   assert jax.tree.structure(layout) == jax.tree.structure(state)
   for (path, leaf), sharding in zip(
     jax.tree.leaves_with_path(state), jax.tree.leaves(layout)

@@ -9,7 +9,7 @@ from nestax.launch import mesh as meshes
 from nestax.launch import optimizer
 from nestax.launch import step as steps
 from nestax.launch.configs import common
-from nestax.models import axes, language_model
+from nestax.models import axes, language_model, model_state
 from nestax.models.config import ModelConfig
 from nestax.models.families import WINDOWED
 
@@ -69,7 +69,7 @@ def train(cfg: ModelConfig, name: str, sizes, parts: int = 1, carry=False):
   mesh, model, tx, schedule = parts_of_a_run(cfg, name, sizes, parts)
   memory, rows_axes = None, None
   if carry:
-    fresh = functools.partial(language_model.init_state, cfg, length=L)
+    fresh = functools.partial(model_state.init_state, cfg, length=L)
     memory, rows_axes = lambda: fresh(B), steps.batch_axes(fresh)
   with jax.set_mesh(mesh):
     state = steps.init_state(model, tx, mesh, 0, memory)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import CMSConfig
 from nestax.sleep import reader as readers
@@ -54,7 +54,7 @@ def day(cfg, B, seed=3):
 
   Reading until levels commit compiles for much longer than what is tested.
   """
-  state = language_model.init_state(cfg, B, 32)
+  state = model_state.init_state(cfg, B, 32)
   leaves, tree = jax.tree.flatten([x.delta for x in state.levels.levels])
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   deltas = tree.unflatten(

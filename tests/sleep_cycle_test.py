@@ -11,7 +11,7 @@ import pytest
 import sleep_cases as cases
 
 from nestax.cms.experts import SlotsError
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.sleep import cycle, gate, grow, replay, texts
 from nestax.sleep import tools as tools_
 from nestax.sleep.dream import DreamConfig
@@ -135,8 +135,8 @@ def test_who_does_not_sleep_goes_on_to_wait_for_commits(monkeypatch):
     jax.random.key(0),
   )  # fmt: skip
   assert slept.decision.accepted and slept.owners == ('ann', 'bob')
-  rows = [language_model.take_row(slept.state, row) for row in range(3)]
-  old = [language_model.take_row(state, row) for row in range(3)]
+  rows = [model_state.take_row(slept.state, row) for row in range(3)]
+  old = [model_state.take_row(state, row) for row in range(3)]
   assert same(rows[2], old[2])
   for row in (0, 1):
     clocks = rows[row].levels.clock_B, old[row].levels.clock_B

@@ -8,7 +8,7 @@ import sleep_cases as cases
 
 from nestax.cms.experts import SlotsError
 from nestax.launch import mesh
-from nestax.models import axes, language_model
+from nestax.models import axes, language_model, model_state
 from nestax.sleep import grow
 
 
@@ -112,7 +112,7 @@ def test_a_model_that_cannot_sleep_says_why(cms, words):
 
 def test_emptied_levels_are_as_new_for_the_chosen_sequences_alone():
   cfg, _ = model(optimizer='momentum', variant='nested')
-  fresh = language_model.init_state(cfg, 2, 32)
+  fresh = model_state.init_state(cfg, 2, 32)
   day = jax.tree.map(jnp.ones_like, fresh)  # every array has been written
   night = grow.empty(cfg, day, 0, jnp.array([True, False]))
   new, old, born = leaves(night), leaves(day), leaves(fresh)
@@ -183,7 +183,7 @@ def test_slots_of_a_model_on_a_mesh_stay_where_they_are():
 @pytest.mark.parametrize('k', [-1, 2])
 def test_levels_that_are_not_there_are_refused(k):
   cfg, params = model()
-  state = language_model.init_state(cfg, 2, 8)
+  state = model_state.init_state(cfg, 2, 8)
   words = f'levels {k}: .* 2 kinds that learn, .* 0 and the slowest 1'
   for ask in (
     lambda: grow.grow(cfg, params, k),

@@ -12,7 +12,7 @@ import sleep_cases as cases
 from nestax.cms import experts
 from nestax.cms.experts import SlotsError
 from nestax.launch import life
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.sleep import owners, replay, texts
 from nestax.sleep import tools as tools_
 from nestax.sleep.gate import GateConfig
@@ -66,18 +66,18 @@ def read(params, state, tokens):
 def test_everybody_reads_with_slots_of_their_own():
   """As the model would whose slots are theirs, levels learning meanwhile."""
   state, tokens = (
-    taught(language_model.init_state(CFG, 2, 12)),
+    taught(model_state.init_state(CFG, 2, 12)),
     cases.tokens(2, 9),
   )
   after, logits = read(model_params(), state, tokens)
-  plain = language_model.init_state(CFG, 2, 12)
+  plain = model_state.init_state(CFG, 2, 12)
   assert np.abs(read(model_params(), plain, tokens)[1] - logits).max() > 0.1
   for row in range(2):
     mine = owners.personal(model_params(), state, row)
-    alone = language_model.take_row(state, row)._replace(owned=None)
+    alone = model_state.take_row(state, row)._replace(owned=None)
     end, want = read(mine, alone, tokens[row : row + 1])
     np.testing.assert_allclose(logits[row : row + 1], want, atol=2e-5)
-    got = language_model.take_row(after, row)
+    got = model_state.take_row(after, row)
     for a, b in zip(got.levels.levels, end.levels.levels):
       jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5),
@@ -89,7 +89,7 @@ def test_everybody_reads_with_slots_of_their_own():
 
 def test_empty_slots_of_their_own_change_no_logit():
   tokens = cases.tokens(2, 9)
-  state = language_model.init_state(CFG, 2, 12)
+  state = model_state.init_state(CFG, 2, 12)
   _, want = read(model_params(), state, tokens)
   grown = tuple(experts.activate(slots, 1) for slots in state.owned)
   assert same(
@@ -104,15 +104,15 @@ def test_empty_slots_of_their_own_change_no_logit():
 def test_a_row_is_taken_and_put_back(family):
   cfg = cases.config(family, slots=2, rank=4, scope='owner')
   state = cases.day(cfg, 3)
-  row = language_model.take_row(state, 1)
-  like = jax.eval_shape(lambda: language_model.init_state(cfg, 1, 32))
+  row = model_state.take_row(state, 1)
+  like = jax.eval_shape(lambda: model_state.init_state(cfg, 1, 32))
   assert jax.tree.map(jnp.shape, row) == jax.tree.map(jnp.shape, like)
-  empty = language_model.init_state(cfg, 3, 32)
-  put = language_model.put_row(empty, 1, row)
-  assert same(language_model.take_row(put, 1), row)
+  empty = model_state.init_state(cfg, 3, 32)
+  put = model_state.put_row(empty, 1, row)
+  assert same(model_state.take_row(put, 1), row)
   for other in (0, 2):
-    fresh = language_model.take_row(empty, other)
-    assert same(language_model.take_row(put, other), fresh)
+    fresh = model_state.take_row(empty, other)
+    assert same(model_state.take_row(put, other), fresh)
   assert not same(put, empty)
 
 
@@ -139,13 +139,13 @@ def test_a_night_teaches_owners_and_leaves_the_weights_of_all():
   assert owners.used(CFG, slept.params, slept.state) == [0, 2]
   for row in (0, 1):
     assert not same(
-      language_model.take_row(slept.state, row).owned,
-      language_model.take_row(state, row).owned,
+      model_state.take_row(slept.state, row).owned,
+      model_state.take_row(state, row).owned,
     )
     deltas = [x.delta for x in slept.state.levels.levels]
     assert not any(np.asarray(x)[:, row].any() for x in jax.tree.leaves(deltas))
   # cid read nothing
-  took = language_model.take_row
+  took = model_state.take_row
   assert same(took(slept.state, 2), took(state, 2))
   ann, bob = (took(slept.state, row).owned for row in (0, 1))
   assert not same(ann, bob)
@@ -156,7 +156,7 @@ def test_a_night_teaches_owners_and_leaves_the_weights_of_all():
 def test_owners_sleep_as_if_alone():
   _, together = sleep()
   _, alone = sleep(('bob',))
-  took = language_model.take_row
+  took = model_state.take_row
   assert same(took(together.state, 1), took(alone.state, 1))
   assert alone.owners == ('bob',)
 
@@ -172,16 +172,16 @@ def test_a_night_that_one_gate_refuses_is_taken_back_for_its_owner(monkeypatch):
   monkeypatch.setattr(owners.cycle.gate, 'decide', only_the_second)
   state, slept = sleep.__wrapped__()
   assert slept.owners == ('bob',) and slept.decision.accepted
-  took = language_model.take_row
+  took = model_state.take_row
   assert same(took(slept.state, 0), took(state, 0))
   assert same(took(slept.state, 1), took(sleep()[1].state, 1))
 
 
 def test_slots_go_with_their_owner():
   state = taught(cases.day(CFG, 2))
-  fresh = language_model.init_state(CFG, 2, 32)
+  fresh = model_state.init_state(CFG, 2, 32)
   gone = life.where_owners(np.array([True, False]), fresh, state)
-  took = language_model.take_row
+  took = model_state.take_row
   assert same(took(gone, 0), took(fresh, 0))
   assert same(took(gone, 1), took(state, 1))
 
@@ -193,7 +193,7 @@ def test_slots_of_ones_own_are_not_merged():
 
 
 def test_room_is_looked_for_in_the_slots_of_who_sleeps():
-  state = language_model.init_state(CFG, 3, 32)
+  state = model_state.init_state(CFG, 3, 32)
 
   def fill(slots):
     grown = experts.activate(experts.activate(slots, 0), 1)
@@ -212,7 +212,5 @@ def test_room_is_looked_for_in_the_slots_of_who_sleeps():
 
 
 def test_shared_slots_are_nobodys_in_the_state():
-  assert language_model.init_state(cases.config(slots=2), 2, 8).owned is None
-  assert (
-    language_model.init_state(cases.config(scope='owner'), 2, 8).owned is None
-  )
+  assert model_state.init_state(cases.config(slots=2), 2, 8).owned is None
+  assert model_state.init_state(cases.config(scope='owner'), 2, 8).owned is None

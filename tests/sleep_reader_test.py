@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sleep_cases as cases
 
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.sleep import reader as readers
 
 
@@ -102,9 +102,9 @@ def test_rows_that_owners_cannot_share_are_refused():
 
 def test_fresh_rows_have_mixers_and_no_levels_of_their_own(monkeypatch):
   cfg = cases.config('hope_attention', blocks='all')
-  want = language_model.init_state(cfg, 4, 8).blocks
+  want = model_state.init_state(cfg, 4, 8).blocks
   written = readers.learned(cases.day(cfg, 1))
-  monkeypatch.setattr(language_model.level_state, 'init_state', None)
+  monkeypatch.setattr(model_state.level_state, 'init_state', None)
   rows = readers.of_model(cfg).fresh(written, 4, 8)
   assert rows.written is written
   jax.tree.map(np.testing.assert_array_equal, rows.mixers, want)

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from nestax.launch.benches import settings, timing
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.models.attention import AttentionState
 from nestax.models.config import ModelConfig
 
@@ -119,7 +119,7 @@ def at(cfg: ModelConfig, params, batch: int, position: int, room: int):
     position: tokens read.
     room: tokens that will be read from there.
   """
-  state = language_model.init_state(cfg, batch, position + room)
+  state = model_state.init_state(cfg, batch, position + room)
   rest = position % period(cfg)
   state = _shift(state, position - rest)
   if not rest:
@@ -130,7 +130,7 @@ def at(cfg: ModelConfig, params, batch: int, position: int, room: int):
   return read(params, state, tokens)
 
 
-def _shift(state: language_model.ModelState, tokens: int):
+def _shift(state: model_state.ModelState, tokens: int):
   """Sets all clocks on by a whole number of periods."""
 
   def on(blocks):

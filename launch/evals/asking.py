@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.models.config import ModelConfig
 from nestax.sleep import distributions
 from nestax.sleep import reader as readers
@@ -62,7 +62,7 @@ class Asked:
     return readers.of_model(self.cfg).fresh(self.context, self.rows, length)
 
 
-def go_on(state: language_model.ModelState) -> Rows:
+def go_on(state: model_state.ModelState) -> Rows:
   """A stream's state as one to ask from, levels as they are by now."""
   return Rows(state.blocks, readers.learned(state))
 

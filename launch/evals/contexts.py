@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from nestax.launch.evals import asking
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 from nestax.models.config import ModelConfig
 from nestax.sleep.reader import Rows
 
@@ -22,10 +22,10 @@ def _read(cfg: ModelConfig, params, state, tokens_BxL):
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def alone(
-  cfg: ModelConfig, window: int, state: language_model.ModelState
-) -> language_model.ModelState:
+  cfg: ModelConfig, window: int, state: model_state.ModelState
+) -> model_state.ModelState:
   """The state, donated, before another context: levels alone remember."""
-  return language_model.forget_mixers(cfg, state, window)
+  return model_state.forget_mixers(cfg, state, window)
 
 
 def read(
@@ -34,9 +34,9 @@ def read(
   ids_BxL: np.ndarray,
   window: int,
   piece: int = 1024,
-  state: language_model.ModelState | None = None,
+  state: model_state.ModelState | None = None,
   show: Callable[[int], None] = lambda tokens: None,
-) -> language_model.ModelState:
+) -> model_state.ModelState:
   """Reads contexts of one length side by side; their levels learn.
 
   Args:
@@ -50,7 +50,7 @@ def read(
   """
   B, L = ids_BxL.shape
   if state is None:
-    state = language_model.init_state(cfg, B, window)
+    state = model_state.init_state(cfg, B, window)
   start = 0
   # the rest in small pieces, then token by token: few programs for any length
   for width in (piece, min(piece, TAIL), 1):
@@ -62,7 +62,7 @@ def read(
   return state
 
 
-def row(state: language_model.ModelState, index: int) -> Rows:
+def row(state: model_state.ModelState, index: int) -> Rows:
   """One sequence's state as one to ask from, see `asking.Asked`."""
   rows = asking.go_on(state)
   return jax.tree.map(lambda x: x[:, index : index + 1], rows)

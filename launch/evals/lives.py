@@ -15,7 +15,7 @@ from nestax.launch import plans, recall, rehearsal, trained
 from nestax.launch.data.tokenizers import Tokenizer
 from nestax.launch.evals import facts, pupil
 from nestax.launch.evals.sleepers import Evening, Sleeper
-from nestax.models import language_model, stacking
+from nestax.models import language_model, model_state, stacking
 from nestax.models.config import ModelConfig
 from nestax.models.continuum import CMSConfig
 from nestax.sleep import gate, grow, replay, texts
@@ -237,7 +237,7 @@ def read(world: World, params, state, ids, window: int):
 
   What does not fill the last call is left out.
   """
-  state_ = state or language_model.init_state(world.cfg, 1, window)
+  state_ = state or model_state.init_state(world.cfg, 1, window)
   piece = 8 * world.cfg.stream.periods[-1]
   for start in range(0, len(ids) - piece + 1, piece):
     tokens = jnp.asarray(ids[None, start : start + piece])

@@ -31,7 +31,7 @@ from nestax.launch.evals import (
   suite,
   trials,
 )
-from nestax.models import language_model
+from nestax.models import model_state
 from nestax.models.config import FAMILIES
 
 SCORES = ('forced', 'generated')
@@ -215,7 +215,7 @@ def _forced(made: trained.Trained, row: haystack.Row, L: int) -> float:
   length = -(-L // PIECE) * PIECE  # one shape for all rows
   tokens = np.zeros(length, np.int32)
   tokens[: len(row.tokens)] = row.tokens
-  state = language_model.init_state(made.model.cfg, 1, length)
+  state = model_state.init_state(made.model.cfg, 1, length)
   said = []
   for start in range(0, length, PIECE):
     piece = jnp.asarray(tokens[None, start : start + PIECE])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nestax.launch.evals import asking
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -60,7 +60,7 @@ def _batch(model, params, texts, window: int, rows: int) -> np.ndarray:
   piece = min(longest, max(1, asking.AT_ONCE // rows))
   width = -(-longest // piece) * piece
   tokens, length = asking.padded(texts, rows, width + 1)
-  state = language_model.init_state(model.cfg, rows, min(window, width))
+  state = model_state.init_state(model.cfg, rows, min(window, width))
   total = np.zeros(rows, np.float64)
   for start in range(0, max(length) - 1, piece):
     inputs = tokens[:, start : start + piece]

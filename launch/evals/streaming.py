@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nestax.launch import loss
-from nestax.models import language_model
+from nestax.models import language_model, model_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +95,14 @@ def read(
   params = nn.unbox(params)
   step = _step(model)
   length = min(settings.window, len(tokens))
-  state = language_model.init_state(model.cfg, 1, length)
+  state = model_state.init_state(model.cfg, 1, length)
   sizes = jnp.asarray(byte_lengths, jnp.int32)
   for start in range(0, len(tokens) - 1, settings.piece):
     inputs = tokens[start : start + settings.piece]
     targets = tokens[start + 1 : start + settings.piece + 1]
     inputs = inputs[: len(targets)]
     if settings.reset and start and start % settings.reset == 0:
-      state = language_model.forget_levels(model.cfg, state)
+      state = model_state.forget_levels(model.cfg, state)
     state, total, levels = step(params, state, inputs, targets, sizes)
     total, levels = jax.device_get((total, levels))
     reading = Reading(
@@ -125,7 +125,7 @@ def _step(model):
       'bytes': sizes_V[targets_L][None],
     }
     total = loss.sums(logits_1xLxV, batch)
-    return state, total, language_model.level_telemetry(state)
+    return state, total, model_state.level_telemetry(state)
 
   return step
 
