@@ -14,8 +14,8 @@ import numpy as np
 
 from nestax.launch import checkpoint, life, lock
 from nestax.launch.life import Being, Past
-from nestax.launch.plans import Options
 from nestax.launch.signals import Signals
+from nestax.launch.sleep_options import Options
 from nestax.launch.trained import Trained
 from nestax.models import language_model, model_state
 from nestax.models.config import ModelConfig

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from nestax.launch import checkpoint
-from nestax.launch.plans import Options
+from nestax.launch.sleep_options import Options
 from nestax.launch.trained import Trained
 from nestax.models import model_state
 from nestax.sleep.grow import where_owners

@@ -35,7 +35,14 @@ import sys
 
 from absl import app, flags
 
-from nestax.launch import checkpoint, command, forgetting, nights, plans
+from nestax.launch import (
+  checkpoint,
+  command,
+  forgetting,
+  nights,
+  sleep_flags,
+  sleep_options,
+)
 from nestax.launch.run import Interrupted
 
 # Its own, so that the module can be imported beside the commands.
@@ -114,7 +121,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
   'nights',
-  plans.EVERY_DAY,
+  sleep_options.EVERY_DAY,
   'Most nights in all; -1: no limit.',
   flag_values=FLAGS,
 )
@@ -133,7 +140,7 @@ flags.DEFINE_list(
 flags.DEFINE_list(
   'set',
   [],
-  'Other options as KEY=VALUE, see Options in launch/plans.py.',
+  'Other options as KEY=VALUE, see launch/sleep_options.py.',
   flag_values=FLAGS,
 )
 _FORGET = flags.DEFINE_string(
@@ -158,7 +165,7 @@ def main(argv: list[str]) -> int:
     if _FORGET.value:
       forgetting.forget(_OUT.value, _FORGET.value)
     else:
-      nights.live(plans.of_flags(FLAGS.flag_values_dict()), _OUT.value)
+      nights.live(sleep_flags.plan(FLAGS.flag_values_dict()), _OUT.value)
   except Interrupted as stopped:
     return _refuse(stopped, stopped.exit_code)
   except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as e:

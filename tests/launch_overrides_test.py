@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from nestax.launch import overrides
-from nestax.launch.plans import Options
+from nestax.launch.sleep_options import Options
 
 
 def test_words_set_fields_of_any_depth_by_their_type():

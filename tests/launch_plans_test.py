@@ -11,7 +11,7 @@ import pytest
 from nestax.cms.experts import SlotsError
 from nestax.launch import days, plans
 from nestax.launch.data import tokenizers
-from nestax.launch.evals import lives, streaming
+from nestax.launch.evals import streaming
 
 
 def test_texts_are_taken_evenly_out_of_a_long_one():
@@ -65,22 +65,6 @@ def test_a_model_that_cannot_sleep_is_refused(tmp_path):
     plans.prepare(made, read, core, cases.OPTIONS)
 
 
-@pytest.mark.parametrize(
-  'values',
-  [
-    {'nights': -2},
-    {'piece': 0},
-    {'keep': -1},
-    {'surprise': 0.0},
-    {'disagreement': 0.0},
-  ],
-  ids=str,
-)
-def test_impossible_options_are_refused(values):
-  with pytest.raises(ValueError, match=f'{next(iter(values))}='):
-    dataclasses.replace(cases.OPTIONS, **values)
-
-
 def test_ids_that_the_model_does_not_know_are_refused(tmp_path):
   folder, made = cases.write_texts(tmp_path), cases.made()
   core = str(folder / 'core.txt')
@@ -95,42 +79,6 @@ def test_ids_that_the_model_does_not_know_are_refused(tmp_path):
     plans.prepare(made._replace(tokenizer=foreign), read, core, cases.OPTIONS)
 
 
-@pytest.mark.parametrize('model', ['x.gguf', ''])
-def test_pretrained_models_sleep_as_was_measured(model, tmp_path, monkeypatch):
-  folder = cases.write_texts(tmp_path)
-  asked = []
-  monkeypatch.setattr(
-    plans.novel, 'load', lambda *x: asked.append(x) or cases.made(slots=0)
-  )
-  values = {
-    'model': model, 'workdir': '' if model else 'run', 'stack': None,
-    'periods': ['4', '8'] if model else None, 'rate': None,
-    'scope': 'shared', 'slots': 2,
-    'text': [str(folder / 'ann.txt')], 'core': str(folder / 'core.txt'),
-    'days': 0, 'nights': 3, 'sleep_every': 0, 'owners': [],
-    'rehearse': [], 'questions': '',
-    'set': ['rank=4', 'night.seed.rows=2'],
-  }  # fmt: skip
-  options = plans.of_flags(values).options
-  assert (options.nights, options.rank, options.night.seed.rows) == (3, 4, 2)
-  stack = ('groups', ('4', '8'), 'all', 0.2)
-  assert asked[0][-1] == (stack if model else ('', (), 'all', 0.0))
-  night = plans.LARGE if model else plans.SMALL
-  seed = dataclasses.replace(night.seed, rows=2)
-  assert options.night == dataclasses.replace(night, seed=seed)
-  measured = lives.PRETRAINED
-  assert measured.rank == plans.PRETRAINED.rank
-  assert measured.window == plans.PRETRAINED.window
-  assert [*map(str, measured.periods)] == [*plans.STACK['periods']]
-  assert measured.rate == plans.STACK['rate']
-  assert (options.window, options.readings) == ((64, 4) if model else (2048, 1))
-  # a night in the middle of a day can only be of what was read once
-  often = plans.of_flags(values | {'sleep_every': 9}).options
-  assert (often.readings, often.sleep_every) == (1, 9)
-  dream = measured.how.dream
-  assert dataclasses.replace(plans.LARGE, dream=dream) == measured.how
-
-
 def test_questions_are_filled_up_with_an_id_that_the_model_has(tmp_path):
   made, path = cases.made(), tmp_path / 'q.jsonl'
   V = made.model.cfg.V
@@ -143,15 +91,3 @@ def test_questions_are_filled_up_with_an_id_that_the_model_has(tmp_path):
   (part,) = plans._quiz(made, str(path), asked)
   ids = np.asarray(part.sheet.rows.tokens_BxL)
   assert ids.max() < V and made.tokenizer.eos in ids
-
-
-def test_a_model_without_slots_is_told_how_many_a_night_uses_up(monkeypatch):
-  monkeypatch.setattr(plans.novel, 'load', lambda *_: cases.made(slots=0))
-  values = {
-    'model': '', 'workdir': 'run', 'stack': None, 'periods': None,
-    'rate': None, 'scope': 'shared', 'slots': 0, 'nights': 3,
-    'sleep_every': 0, 'set': [], 'text': ['a.txt'], 'core': 'c.txt',
-  }  # fmt: skip
-  words = 'night uses up two of the slowest level .one of an only level.'
-  with pytest.raises(ValueError, match=words):
-    plans.of_flags(values)

@@ -11,7 +11,7 @@ import numpy as np
 
 from nestax.launch import days, life, plans, trained
 from nestax.launch.data import tokenizers
-from nestax.launch.plans import Options
+from nestax.launch.sleep_options import Options
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 from nestax.sleep import tools as tools_

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.launch import plans, recall, rehearsal, trained
+from nestax.launch import recall, rehearsal, sleep_options, trained
 from nestax.launch.data.tokenizers import Tokenizer
 from nestax.launch.evals import facts, pupil
 from nestax.launch.evals.sleepers import Evening, Sleeper
@@ -85,15 +85,15 @@ PRETRAINED = Setting(
   optimizer='sgd',
   rate=0.2,
   passes=32,
-  rank=plans.PRETRAINED.rank,
+  rank=sleep_options.PRETRAINED.rank,
   window=64,
   past=384,
   rehearsed=512,
   tuning_rate=1e-4,
   dtype='bfloat16',
   how=dataclasses.replace(
-    plans.LARGE,
-    dream=dataclasses.replace(plans.LARGE.dream, length=160, answer=48),
+    sleep_options.LARGE,
+    dream=dataclasses.replace(sleep_options.LARGE.dream, length=160, answer=48),
   ),
 )
 
