@@ -65,6 +65,14 @@ def test_a_model_that_cannot_sleep_is_refused(tmp_path):
     plans.prepare(made, read, core, cases.OPTIONS)
 
 
+def test_days_of_one_name_are_refused(tmp_path):
+  folder = cases.write_texts(tmp_path)
+  read = days.load([str(folder / 'ann.txt')], 2, tokenizers.load('bytes'))
+  core = str(folder / 'core.txt')
+  with pytest.raises(ValueError, match="'1' is the name of two of the days"):
+    plans.prepare(cases.made(), (*read, read[0]), core, cases.OPTIONS)
+
+
 def test_ids_that_the_model_does_not_know_are_refused(tmp_path):
   folder, made = cases.write_texts(tmp_path), cases.made()
   core = str(folder / 'core.txt')
