@@ -1,6 +1,7 @@
 """What kept a config from being read, in words instead of a traceback."""
 
 import inspect
+import os
 import pathlib
 import traceback
 
@@ -10,7 +11,7 @@ from ml_collections.config_flags import config_flags
 
 # Files whose errors put another one into their words.
 _WRAPPERS = inspect.getfile(flags.Flag), config_flags.__file__
-_COLLECTIONS = str(pathlib.Path(ml_collections.__file__).parent)
+_COLLECTIONS = os.path.join(os.path.dirname(ml_collections.__file__), '')
 
 
 def words(error: Exception) -> str | None:
@@ -95,7 +96,9 @@ def _places(error: BaseException) -> list[traceback.FrameSummary]:
   if not loaders:
     return []
   below = [
-    x for x in frames[loaders[-1] + 1 :] if 'importlib' not in x.filename
+    x
+    for x in frames[loaders[-1] + 1 :]
+    if not x.filename.startswith('<frozen importlib')
   ]
   if below and below[0].filename.startswith(_COLLECTIONS):
     return []

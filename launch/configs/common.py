@@ -282,8 +282,9 @@ def _check_whole(config) -> None:
   there = _flat(config.to_dict()).keys()
   lacking = [key for key in _flat(defaults().to_dict()) if key not in there]
   if lacking:
+    more = f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''
     raise FlagsError(
-      f'the config has no {lacking[0]}, nor {len(lacking) - 1} more keys of '
+      f'the config has no {", ".join(lacking[:3])}{more}, which stand in '
       f'{__file__}: {begin}'
     )
 
