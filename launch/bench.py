@@ -5,7 +5,7 @@ import sys
 
 from absl import flags
 
-from nestax.launch import command
+from nestax.launch import command, mesh
 
 # A module of this name in `launch/benches` has `FLAGS` and `main() -> None`.
 NAMES = ('optim', 'kernel', 'step', 'decode', 'fits')
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
   if asked:
     print(f'{module.__doc__}\n{command.listed(module.FLAGS)}')
     return 0
+  mesh.spare_threads()
   try:
     for flag in module.FLAGS:  # of an earlier call
       module.FLAGS[flag].unparse()
