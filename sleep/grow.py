@@ -91,6 +91,7 @@ def equip(
 
 def receiver(cfg: ModelConfig, k: int) -> int:
   """The levels that sender k's content goes to; the slowest ones' own slots."""
+  _check_level(cfg, k)
   return min(k + 1, len(cfg.groups) - 1)
 
 
@@ -182,6 +183,7 @@ def used(cfg: ModelConfig, params, k: int) -> int:
 
 def period(cfg: ModelConfig, k: int) -> int:
   """Tokens between commits of the levels k."""
+  _check_level(cfg, k)
   return cfg.stream.periods[k]
 
 

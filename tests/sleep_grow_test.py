@@ -189,6 +189,8 @@ def test_levels_that_are_not_there_are_refused(k):
     lambda: grow.grow(cfg, params, k),
     lambda: grow.take(cfg, params, k, 0),
     lambda: grow.empty(cfg, state, k),
+    lambda: grow.period(cfg, k),
+    lambda: grow.receiver(cfg, k),
   ):
     with pytest.raises(SlotsError, match=words):
       ask()
