@@ -109,10 +109,9 @@ def through_written(shape: Shape, chunk, d: Written) -> Piece:
   d_last_A = d_A * push.last_A
   d_k = push.last_A[:, None] * d_last_Ak
   B = gpu_momentum.pushes(shape.dots, chunk.total_b, chunk.marks)
-  d_B = B * (last[:, None] * d_A[None, :])
-  between = jnp.sum(d_B, axis=1)
-  # both of the same products, see `of_ratios`
-  total_b = between - jnp.sum(d_B, axis=0)
+  between = last * jnp.sum(B * d_A[None, :], axis=1)
+  # the other way the sum is that of `last_A`
+  total_b = between - d_last_A
   # of the momentum at the boundary, in the memory at the end
   of_c = last * push.b * d.c
   between, total_b = between + of_c, total_b + of_c
