@@ -32,7 +32,7 @@ class Linked(NamedTuple):
   A_SD: jax.Array | None
   kept: tuple  # g, c and b at the chunk's end, [] float32
   # for the walk back over the other memories: what their gradients meet on
-  # the way to the keys of the chunk's end: T times ld, ls, and `P lw`
+  # the way to the keys of the chunk's end: T times ld, ls, and `-P lw`
   X: tuple | None  # [C, K]
 
 
@@ -86,7 +86,7 @@ def _link_kernel(shape: Shape, W, stream, walked, linked, adds):
       ld = ld.astype(jnp.float32) - dots.nn(P, side.alive_lw)
     put(linked.X[0], at, dots.nn(T, ld))
     put(linked.X[1], at, dots.nn(T, side.ls))
-    put(linked.X[2], at, dots.nn(T, dots.nn(P, side.lw)))
+    put(linked.X[2], at, -dots.nn(T, dots.nn(P, side.lw)))
 
 
 def system_P(shape: Shape, chunk, A_p):
@@ -137,14 +137,21 @@ def _carry_kernel(shape: Shape, back, linked, adds, start, filled, change,
 
   after = functools.partial(gpu_carry.reached, (b, h), filled, change, boundary)
 
-  def chunk(step, both):
+  def asked(step):
+    """What a step needs besides matrices, asked for a step ahead."""
+    step = jnp.minimum(step, shape.n - 1)
     i = shape.n - 1 - step if back else step
-    D, S = both
+    scalars = tuple(ref[b, h, i] for ref in linked.kept)
+    return scalars, tuple(ref[b, h, i] for ref in adds)
+
+  def chunk(step, carried):
+    (D, S), ((kept, c, b_end), added) = carried
+    i = shape.n - 1 - step if back else step
+    ahead = asked(step + 1)
     D = after(i + 1 if back else i, D)
     put(each[0], (b, h, i), D)
     put(each[1], (b, h, i), S)
     dot = dots.nt if back else dots.nn
-    kept, c, b_end = (ref[b, h, i] for ref in linked.kept)
     new_D = kept * D + dot(D, linked.A_DD[b, h, i])
     new_S = b_end * S
     across = dot(S if back else D, linked.A_DS[b, h, i])
@@ -156,12 +163,12 @@ def _carry_kernel(shape: Shape, back, linked, adds, start, filled, change,
     else:
       new_D, new_S = new_D + c * S + other, new_S + across
     D, S = (
-      x + ref[b, h, i].astype(jnp.float32)
-      for x, ref in zip((new_D, new_S), adds)
+      x + add.astype(jnp.float32) for x, add in zip((new_D, new_S), added)
     )
-    return D, S
+    return (D, S), ahead
 
   start = tuple(ref[b, h, :, :] for ref in start)
-  D, S = jax.lax.fori_loop(0, shape.n, chunk, start)
+  start = start, asked(0)
+  (D, S), _ = jax.lax.fori_loop(0, shape.n, chunk, start)
   end[0][b, h, :, :] = after(0 if back else shape.n, D)
   end[1][b, h, :, :] = S

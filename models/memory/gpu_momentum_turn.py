@@ -214,7 +214,7 @@ def _system(shape: Shape, walked, linked, chunk, at, sums) -> Piece:
     System(
       lambda: dots.nt(turned_k, N),
       lambda: dots.nt(turned_k, N_S),
-      lambda: dots.nn(X_D, N) + dots.nn(X_S, N_S) - dots.nn(X_W, E),
+      lambda: dots.nn(X_D, N) + dots.nn(X_S, N_S) + dots.nn(X_W, E),
       lambda last_k: dots.nt(turned_k, last_k),
     ),
   )
