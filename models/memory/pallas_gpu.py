@@ -115,7 +115,8 @@ def check_tried(cfg: MemoryConfig):
 
   Kernels ask for up to 227 KiB of a block's shared memory, which many GPUs
   have not; those of a two-layer `mem` beside other memories keep over twice
-  what `scan` keeps.
+  what `scan` keeps. Alone it keeps up to twice as much, and a pass forward
+  without gradients takes what its chunks begin with as well.
   """
   if cfg.deep and not gpu_alone.covers(cfg):
     raise DoesNotFit(
