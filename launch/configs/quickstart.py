@@ -1,6 +1,6 @@
 """A small Hope learns the standard library's source text, byte by byte.
 
-Runs three and a half minutes on two CPU cores and ends near 2.0 bits a byte,
+Runs three to ten minutes on two CPU cores and ends near 2.0 bits a byte,
 where the bigram entropy of the same validation bytes is 3.4: `nestax-train`.
 """
 
