@@ -76,10 +76,18 @@ def load(
       cfg, cms=dataclasses.replace(cfg.cms, scope='shared')
     )
   model = language_model.LanguageModel(cfg)
-  tokenizer = tokenizers.load(words)
+  return Trained(model, params, _of_run(words), found.step, words)
+
+
+def tokenizer_of_run(workdir) -> tokenizers.Tokenizer:
+  """The tokenizer that `load` gives, without the model; raises as it does."""
+  found = checkpoint.load_parts(workdir, lambda *_: {}, lambda line: None)
+  return _of_run(found.config['data']['tokenizer'])
+
+
+def _of_run(words: str) -> tokenizers.Tokenizer:
   # whatever the tokenizer's own model wants: here all documents began so
-  tokenizer = dataclasses.replace(tokenizer, adds_bos=True)
-  return Trained(model, params, tokenizer, found.step, words)
+  return dataclasses.replace(tokenizers.load(words), adds_bos=True)
 
 
 def _apart(config) -> bool:
@@ -121,17 +129,29 @@ def load_pretrained(path, tokenizer: str | None = None) -> Trained:
   path = os.path.expanduser(os.fspath(path))
   config, params = pretrained.load(path)
   words = tokenizer or tokenizer_of(path, config.V)
-  found = tokenizers.load(words)
-  if not path.endswith(('.gguf', '.bin')):
-    found = _with_specials(found, _folder(path), config.V)
-  if found.vocab_size > config.V:
-    raise ValueError(
-      f'the tokenizer of {path} has {found.vocab_size} ids, the end of text '
-      f'included; the model knows {config.V}'
-    )
+  found = _of_pretrained(path, config.V, words)
   params = jax.tree.map(jax.numpy.asarray, params)
   model = language_model.LanguageModel(config)
   return Trained(model, params, found, 0, words)
+
+
+def tokenizer_of_pretrained(path) -> tokenizers.Tokenizer:
+  """What `load_pretrained` gives, without the weights; raises as it does."""
+  path = os.path.expanduser(os.fspath(path))
+  V = pretrained.config(path).V
+  return _of_pretrained(path, V, tokenizer_of(path, V))
+
+
+def _of_pretrained(path: str, V: int, words: str) -> tokenizers.Tokenizer:
+  found = tokenizers.load(words)
+  if not path.endswith(('.gguf', '.bin')):
+    found = _with_specials(found, _folder(path), V)
+  if found.vocab_size > V:
+    raise ValueError(
+      f'the tokenizer of {path} has {found.vocab_size} ids, the end of text '
+      f'included; the model knows {V}'
+    )
+  return found
 
 
 def choose(workdir: str | None, model: str | None, owner: str = '') -> Trained:

@@ -43,6 +43,11 @@ def load(path: str | os.PathLike, dtype: str = 'float32') -> Pretrained:
   return Pretrained(weights.config, layout.params(weights, dtype))
 
 
+def config(path: str | os.PathLike) -> ModelConfig:
+  """Reads a file's header alone; takes and raises what `load` does."""
+  return _open(os.path.expanduser(os.fspath(path))).config
+
+
 def _open(path: str) -> layout.Weights:
   if not os.path.exists(path):
     raise FileNotFoundError(f'{path}: there is no such file or folder')

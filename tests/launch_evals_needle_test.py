@@ -243,6 +243,64 @@ def test_cells_depend_on_what_their_models_are_given_alone(tmp_path):
     assert same == [family, path], changed
 
 
+@pytest.mark.parametrize('prompt', haystack.PROMPTS)
+def test_no_question_takes_more_tokens_than_are_said_to_be_enough(prompt):
+  hay, rng = haystack.make(BYTES, prompt=prompt), np.random.default_rng(0)
+  for name, most in haystack.most(hay).items():
+    kind = haystack.KINDS[name]
+    drawn = [haystack.taken(hay, kind, rng) for _ in range(500)]
+    assert most - 32 < max(drawn) <= most, name
+
+
+@pytest.mark.parametrize(
+  'trained,changed,words',
+  [
+    (
+      True,
+      {'lengths': '512,256'},
+      'needle.lengths=512,256: rows of 256 tokens .* up to MK-NIAH-1 [0-9]+, '
+      'MQ-NIAH 408, MV-NIAH [0-9]+; give at least 408$',
+    ),
+    (False, {'lengths': '256'}, 'needle.lengths=256: '),
+    (
+      False,
+      {'length': 407, 'shortest': 128, 'lengths': '256'},
+      'needle.length=407: rows of 407 .* up to MQ-NIAH 408; ',
+    ),
+    (
+      False,
+      {'prompt': 'ruler', 'lengths': '512'},
+      'at least 7[0-9]+, or 408 with --set=needle.prompt=short$',
+    ),
+  ],
+)
+def test_rows_too_short_are_refused_before_anything_is_begun(
+  trained, changed, words, tmp_path, monkeypatch, capfd
+):
+  monkeypatch.setattr(needle.entrants, 'tokenizer', lambda word: BYTES)
+  run = tmp_path / 'run'
+  run.mkdir()
+  options = dataclasses.replace(
+    needle.EVALUATION.options, **{'lengths': '512', 'prompt': 'short'} | changed
+  )
+  asked = suite.Asked(
+    (str(run) if trained else 'transformer',), workdir=tmp_path
+  )
+  with pytest.raises(ValueError, match=words):
+    suite.run([needle.EVALUATION._replace(options=options)], asked)
+  assert 'begun' not in capfd.readouterr().err
+
+
+def test_as_many_tokens_as_are_said_to_be_enough_are_taken():
+  options = needle.Options(length=408, lengths='408', prompt='short')
+  for cell in needle.cells(options, suite.Asked(('transformer',))):
+    cell.check()
+  problem, rng = needle.problem(options), np.random.default_rng(0)
+  assert problem.train(rng, 200)['tokens'].shape == (200, 407)
+  for draw in problem.tests.values():
+    assert draw(rng, 50)['tokens'].shape == (50, 407)
+
+
 class _Named:
   tokenizer = BYTES
 

@@ -63,6 +63,18 @@ def test_a_stopped_suite_goes_on_with_the_cell_it_was_in(tmp_path, capfd):
   assert all(row['device'] for row in rows)
 
 
+def test_a_task_without_a_name_leaves_no_gap(tmp_path, capfd):
+  def nameless(options, asked):
+    easy, _ = whole.cells(options, asked)
+    yield easy._replace(task='')
+
+  whole = evaluation([])
+  asked = suite.Asked(('a',), seeds=1, workdir=tmp_path)
+  suite.run([whole._replace(cells=nameless)], asked)
+  said = capfd.readouterr().err
+  assert 'made a: begun\n' in said and 'made a: short 90\n' in said
+
+
 def test_cells_of_other_settings_are_refused(tmp_path):
   asked = suite.Asked(('a',), seeds=1, workdir=tmp_path)
   suite.run([evaluation([])], asked)

@@ -4,6 +4,7 @@ import launch_cases as cases
 import pytest
 
 from nestax.launch import run, trained
+from nestax.launch.evals import entrants
 
 
 @pytest.fixture(scope='module')
@@ -15,7 +16,10 @@ def workdir(tmp_path_factory):
 
 
 def test_the_newest_checkpoint_is_loaded(workdir):
-  assert trained.load(workdir).step == 4
+  found = trained.load(workdir)
+  assert found.step == 4
+  same = entrants.tokenizer(str(workdir))
+  assert same.pieces == found.tokenizer.pieces and same.adds_bos
 
 
 WAYS = '--prompt_file=prompt.txt', '--prompt=chunk tok'

@@ -97,6 +97,8 @@ def test_a_folder_of_safetensors_is_read_with_its_tokenizer(tmp_path):
     trained.load_pretrained(tmp_path)
   llama_cases.write_tokenizer(tmp_path / 'tokenizer.json')
   model, params, tokenizer = trained.load_pretrained(tmp_path)[:3]
+  same = trained.tokenizer_of_pretrained(tmp_path)
+  assert (same.pieces, same.bos) == (tokenizer.pieces, tokenizer.bos)
   assert tokenizer.adds_bos and tokenizer.encode('cab') == [4, 2, 3]
   said = ''.join(sampling.text(model, params, tokenizer, 'cab', 6, GREEDY))
   assert said == told([0, 4, 2, 3], tokenizer)
@@ -152,8 +154,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
   llama_cases.write_safetensors(tmp_path, llama_cases.weights())
   extra = [chr(0x100 + i) for i in range(llama_cases.V)]
   llama_cases.write_tokenizer(tmp_path / 'tokenizer.json', extra)
-  with pytest.raises(ValueError, match='has 49 ids.*the model knows 40'):
-    trained.load_pretrained(tmp_path)
+  for load in (trained.load_pretrained, trained.tokenizer_of_pretrained):
+    with pytest.raises(ValueError, match='has 49 ids.*the model knows 40'):
+      load(tmp_path)
 
 
 def test_llama2c_weights_need_their_tokenizer_beside_them(tmp_path):
@@ -164,3 +167,6 @@ def test_llama2c_weights_need_their_tokenizer_beside_them(tmp_path):
   other = str(path.parent / 'tok512.bin')
   found = trained.load_pretrained(tmp_path / 'a.bin', other).tokenizer
   assert found.vocab_size == 512
+  shutil.copy(other, tmp_path)
+  same = trained.tokenizer_of_pretrained(tmp_path / 'a.bin')
+  assert same.pieces == found.pieces

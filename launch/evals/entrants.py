@@ -11,6 +11,7 @@ import os
 
 from nestax.launch import trained
 from nestax.launch.benches import settings
+from nestax.launch.data import tokenizers
 from nestax.models.config import FAMILIES, ModelConfig
 
 # What is recomputed or unrolled changes what a step takes, and no result.
@@ -97,7 +98,22 @@ def load(word: str) -> trained.Trained:
     ValueError: if there is nothing there; else as `trained.load` and
       `trained.load_pretrained`.
   """
+  path = _path(word)
+  return trained.load(path) if _is_run(path) else trained.load_pretrained(path)
+
+
+def tokenizer(word: str) -> tokenizers.Tokenizer:
+  """The tokenizer of the model that `load` gives; raises as it does."""
+  path = _path(word)
+  if _is_run(path):
+    return trained.tokenizer_of_run(path)
+  return trained.tokenizer_of_pretrained(path)
+
+
+def _path(word: str) -> str:
   check(word)
-  path = os.path.expanduser(word)
-  run = os.path.isdir(os.path.join(path, 'checkpoints'))
-  return trained.load(path) if run else trained.load_pretrained(path)
+  return os.path.expanduser(word)
+
+
+def _is_run(path: str) -> bool:
+  return os.path.isdir(os.path.join(path, 'checkpoints'))

@@ -170,6 +170,29 @@ def taken(hay: Haystack, kind: Kind, rng: np.random.Generator) -> int:
   return _question(hay, kind, rng).taken
 
 
+def most(hay: Haystack) -> dict[str, int]:
+  """Tokens that a question takes at most, without any haystack, by its kind.
+
+  Of a tokenizer of bytes none takes more; of others hardly any does, as the
+  longest words there are do not always make the longest question.
+  """
+  rng = np.random.default_rng(0)
+
+  def size(word):
+    return len(hay.after(' ' + word))
+
+  keys = [f'{a}-{n}' for a in ADJECTIVES for n in NOUNS]
+  keys = sorted(keys, key=size, reverse=True)
+  found = {}
+  for name, kind in KINDS.items():
+    value = max((_value(rng, kind.value) for _ in range(64)), key=size)
+    needles = [
+      (k, value) for k in keys[: kind.keys] for _ in range(kind.values)
+    ]
+    found[name] = _laid(hay, kind, keys[: kind.keys], needles).taken
+  return found
+
+
 def row(hay: Haystack, kind: Kind, L: int, rng: np.random.Generator) -> Row:
   """Draws needles and lays a row of at most L tokens around them.
 
@@ -197,6 +220,11 @@ def _question(hay: Haystack, kind: Kind, rng) -> _Question:
     (key, _value(rng, kind.value)) for key in keys for _ in range(kind.values)
   ]
   needles = [needles[i] for i in rng.permutation(len(needles))]
+  return _laid(hay, kind, keys, needles)
+
+
+def _laid(hay: Haystack, kind: Kind, keys: list[str], needles) -> _Question:
+  """The question whose needles, (key, value) each, stand in this order."""
   asked = keys[: kind.asked]
   # values of a key are said in the order in which they stand
   values = [v for key in asked for other, v in needles if other == key]

@@ -247,7 +247,8 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
     _check_family(word)
   if families:
     named = dataclasses.replace(asked, models=families)
-    yield from trials.cells([problem(options)], options.train, named)
+    for cell in trials.cells([problem(options)], options.train, named):
+      yield cell._replace(check=lambda: _check_room(options))
   for path in paths:
 
     def run(say, path=path):
@@ -259,7 +260,21 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
 
     key = _key(options, _text(options), but=TRAINED_ONLY)
     key |= {'seeds': asked.seeds}
-    yield suite.Cell('', path, key, run)
+
+    def check(path=path):
+      _check_room(options, entrants.tokenizer(path))
+
+    yield suite.Cell('', path, key, run, check)
+
+
+def _check_room(options: Options, tokenizer=None) -> None:
+  """Refuses rows too short for a trained model's tokens, or for small ones."""
+  lengths = {'lengths': options.length_list}
+  if tokenizer is None:
+    tokenizer = tokenizers.load('bytes')
+    lengths = {'length': [options.length], **lengths}
+  hay = haystack.make(tokenizer, '.', options.prompt)
+  needle_rows.check_room(hay, lengths)
 
 
 def _check_family(word: str) -> None:

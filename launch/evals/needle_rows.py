@@ -1,5 +1,6 @@
 """Rows of needles in haystacks, several questions in one, and their scores."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -102,6 +103,36 @@ def _sizes(hay: haystack.Haystack) -> dict[haystack.Kind, int]:
     kind: max(haystack.taken(hay, kind, rng) for _ in range(DRAWN))
     for kind in haystack.KINDS.values()
   }
+
+
+def check_room(hay: haystack.Haystack, options: dict[str, list[int]]) -> None:
+  """Refuses rows that some question of some kind does not fit into.
+
+  Args:
+    hay: as what needles are hidden in; its text does not matter.
+    options: by an option's name the tokens of rows that it asks for.
+
+  Raises:
+    ValueError: naming the option, the kinds and what is enough.
+  """
+  most = haystack.most(hay)
+  for name, lengths in options.items():
+    short = [L for L in lengths if L < max(most.values())]
+    if short:
+      lacking = [f'{k} {n}' for k, n in most.items() if n > short[0]]
+      raise ValueError(
+        f'needle.{name}={",".join(map(str, lengths))}: rows of {short[0]} '
+        'tokens have no room for every kind: question, needles and answer '
+        f'alone take up to {", ".join(lacking)}; give at least '
+        f'{_enough(hay, max(most.values()))}'
+      )
+
+
+def _enough(hay: haystack.Haystack, most: int) -> str:
+  if hay.prompt == 'short':
+    return f'{most}'
+  least = max(haystack.most(dataclasses.replace(hay, prompt='short')).values())
+  return f'{most}, or {least} with --set=needle.prompt=short'
 
 
 def values_said(logits_BxLxV, batch):

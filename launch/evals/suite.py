@@ -203,7 +203,7 @@ def _do(one, cell, workdir, progress) -> list[dict]:
   path = _path(one, cell, workdir)
   names = {'suite': one.name, 'task': cell.task, 'model': cell.model}
   key = json.loads(json.dumps(names | cell.key))  # tuples come back as lists
-  words = ' '.join(names.values())
+  words = ' '.join(filter(None, names.values()))  # a task may have no name
   rows = cells.read(path, key)
   if rows is None:
     began = time.perf_counter()
