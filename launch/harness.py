@@ -8,18 +8,30 @@ Everything is as `lm-eval` has it; `--model nestax` is what it does not know:
 
 import importlib
 import sys
+from typing import NoReturn
 
 
 def cli() -> None:
-  """Registers the model class, then leaves everything to lm-eval."""
+  """Registers the model class, then leaves everything to lm-eval.
+
+  Ends with 2 where that class refuses what it is asked for; lm-eval's own
+  errors are raised as they are.
+  """
   try:
     # first: it says how to install what is missing
-    importlib.import_module('nestax.launch.evals.harness')
+    ours = importlib.import_module('nestax.launch.evals.harness')
     from lm_eval.__main__ import cli_evaluate
   except ImportError as error:
-    print(f'nestax-lm-eval: {error}', file=sys.stderr)
-    sys.exit(2)
-  cli_evaluate()
+    _refuse(error)
+  try:
+    cli_evaluate()
+  except ours.Refused as error:
+    _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+  print(f'nestax-lm-eval: {error}', file=sys.stderr)
+  sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -130,11 +130,26 @@ def test_generation_is_greedy_until_a_stop(model, weights):
     ({'workdir': 'x', 'max_length': 1}, 'max_length=1'),
     ({'workdir': 'x', 'batch_size': 'many'}, 'batch_size=many'),
     ({'workdir': 'x', 'batch_size': 0}, 'batch_size=0'),
+    ({'workdir': 'x', 'max_batch_size': 'no'}, 'max_batch_size=no'),
+    ({'workdir': 'x', 'max_length': 'many'}, 'max_length=many: a whole'),
+    ({'workdir': 'x', 'seed': 1.5}, 'seed=1.5: a whole number'),
+    ({'workdir': 'x', 'rate': 'fast'}, 'rate=fast: a number'),
+    ({'workdir': 'x', 'pretrained': 'y'}, 'workdir=RUN or pretrained=FILE'),
+    ({'workdirr': 'x'}, 'workdirr=x: .*there are workdir, pretrained, .*dtype'),
+    ({'workdir': '/nowhere'}, 'no checkpoint in /nowhere'),
+    ({'pretrained': 'none.gguf'}, 'none.gguf: there is no such file'),
   ],
 )
 def test_arguments_are_refused_in_words(arguments, words):
-  with pytest.raises(ValueError, match=words):
+  with pytest.raises(harness.Refused, match=words):
     harness.Nestax(**arguments)
+
+
+def test_an_argument_that_has_a_flag_is_refused():
+  with pytest.raises(harness.Refused, match='give --batch_size instead'):
+    harness.Nestax.create_from_arg_obj(
+      {'workdir': 'x', 'batch_size': 4}, {'batch_size': 1, 'device': None}
+    )
 
 
 def test_auto_is_a_number_of_rows():
@@ -158,19 +173,36 @@ metric_list:
 """
 
 
-@pytest.mark.slow
-def test_the_command_line_runs_local_tasks_offline(folder, tmp_path, weights):
-  (tmp_path / 'tasks').mkdir()
-  items = tmp_path / 'items.jsonl'
+def evaluate(folder, arguments, *words):
+  """Runs the command on a task of its own, offline."""
+  (folder / 'tasks').mkdir()
+  items = folder / 'items.jsonl'
   items.write_text(''.join(json.dumps(item) + '\n' for item in ITEMS))
   task = TASK.format(items=items)
-  (tmp_path / 'tasks' / 'letters.yaml').write_text(task)
-  words = [sys.executable, '-m', 'nestax.launch.harness', 'run']
-  words += ['--model', 'nestax', '--model_args', f'pretrained={folder}']
-  words += ['--include_path', str(tmp_path / 'tasks'), '--tasks', 'letters']
-  words += ['--output_path', str(tmp_path / 'out.json'), '--batch_size', '4']
-  env = os.environ | {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path)}
-  subprocess.run(words, check=True, env=env, timeout=600)
+  (folder / 'tasks' / 'letters.yaml').write_text(task)
+  line = [sys.executable, '-m', 'nestax.launch.harness', 'run']
+  line += ['--model', 'nestax', '--model_args', arguments]
+  line += ['--include_path', str(folder / 'tasks'), '--tasks', 'letters']
+  env = os.environ | {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(folder)}
+  return subprocess.run(
+    line + [*words], env=env, timeout=600, capture_output=True, text=True
+  )
+
+
+def test_the_command_line_refuses_in_a_line(tmp_path):
+  done = evaluate(tmp_path, 'workdir=nothing')
+  last = done.stderr.splitlines()[-1]
+  assert done.returncode == 2 and 'Traceback' not in done.stderr
+  assert last.startswith('nestax-lm-eval: no checkpoint in ')
+
+
+@pytest.mark.slow
+def test_the_command_line_runs_local_tasks_offline(folder, tmp_path, weights):
+  done = evaluate(
+    tmp_path, f'pretrained={folder}',
+    '--output_path', str(tmp_path / 'out.json'), '--batch_size', '4',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
   (made,) = tmp_path.glob('**/out_*.json')
   got = json.loads(made.read_text())['results']['letters']['acc,none']
   right = 0

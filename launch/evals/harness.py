@@ -10,7 +10,9 @@ In Python, `import nestax.launch.evals.harness` before
 `lm_eval.simple_evaluate(model='nestax', ...)` does the same.
 """
 
-from nestax.launch import sampling
+import inspect
+
+from nestax.launch import checkpoint, sampling
 from nestax.launch.evals import asking, novel, rolling, streaming, writing
 
 try:
@@ -24,6 +26,10 @@ except ImportError as error:
   ) from error
 
 _AUTO = 8  # rows where --batch_size is auto
+
+
+class Refused(ValueError):
+  """What was asked for cannot be; says in words why."""
 
 
 @register_model('nestax')
@@ -51,9 +57,8 @@ class Nestax(TemplateLM):
       takes the accelerator it finds, or what JAX_PLATFORMS says.
 
   Raises:
-    ValueError: for arguments that do not fit, in words.
-    FileNotFoundError, ImportError: as `trained.load` and
-      `trained.load_pretrained`.
+    Refused: for arguments that there are not or that do not fit, and for a
+      model that cannot be loaded, in words.
   """
 
   def __init__(
@@ -71,22 +76,41 @@ class Nestax(TemplateLM):
     batch_size: int | str = 1,
     max_batch_size: int | None = None,
     device: str | None = None,
+    **unknown,
   ):
     super().__init__()
+    _check_known(unknown)
+    _check_numbers(max_length=max_length, seed=seed, rate=rate)
+    if (workdir is None) == (pretrained is None):
+      raise Refused('give workdir=RUN or pretrained=FILE, one of them')
     if levels not in ('on', 'off'):
-      raise ValueError(f'levels={levels}: on or off')
+      raise Refused(f'levels={levels}: on or off')
     if max_length < 2:
-      raise ValueError(f'max_length={max_length}: at least 2 tokens')
+      raise Refused(f'max_length={max_length}: at least 2 tokens')
     self._rows = rows(batch_size, max_batch_size)
     del device
     words = tuple(str(periods).split('+'))
-    made = novel.load(
-      workdir, pretrained, novel.Stack(stack, words, str(blocks), rate), dtype
-    )
+    how = novel.Stack(stack, words, str(blocks), rate)
+    try:
+      made = novel.load(workdir, pretrained, how, dtype)
+    except (
+      ValueError, OSError, ImportError, checkpoint.CheckpointError
+    ) as error:  # fmt: skip
+      raise Refused(str(error)) from error
     if levels == 'off' and made.model.cfg.stream:
       made = made._replace(model=streaming.frozen(made.model))
     self.made, self.max_length, self._seed = made, max_length, seed
     self._name = str(workdir or pretrained)
+
+  @classmethod
+  def create_from_arg_obj(cls, arg_dict, additional_config=None):
+    """As lm-eval's; refuses what has a flag of its own."""
+    flags = {k for k, v in (additional_config or {}).items() if v is not None}
+    for name in sorted(flags & arg_dict.keys()):
+      raise Refused(
+        f'{name}={arg_dict[name]} as a model argument: give --{name} instead'
+      )
+    return super().create_from_arg_obj(arg_dict, additional_config)
 
   @property
   def _asked(self) -> asking.Asked:
@@ -133,7 +157,7 @@ class Nestax(TemplateLM):
   def _fitting(self, prompt, answer):
     """The end of prompt and answer that `max_length` leaves, as lm-eval's."""
     if len(answer) >= self.max_length:
-      raise ValueError(
+      raise Refused(
         f'an answer of {len(answer)} tokens; max_length={self.max_length} '
         'leaves no room for a prompt: give a larger one'
       )
@@ -178,7 +202,7 @@ class Nestax(TemplateLM):
 
   def _write(self, texts, most: int, temperature: float, stops, bar):
     if most >= self.max_length:
-      raise ValueError(
+      raise Refused(
         f'max_gen_toks={most}: fewer than max_length={self.max_length}'
       )
     made = self.made
@@ -208,11 +232,33 @@ class Nestax(TemplateLM):
     return tqdm(total=total, desc=f'nestax {words}', disable=hidden)
 
 
+def _check_known(unknown: dict) -> None:
+  if unknown:
+    words = ', '.join(f'{name}={value}' for name, value in unknown.items())
+    known = [
+      name
+      for name, x in inspect.signature(Nestax).parameters.items()
+      if x.kind is not x.VAR_KEYWORD
+    ]
+    raise Refused(
+      f'{words}: no argument of the model nestax; there are {", ".join(known)}'
+    )
+
+
+def _check_numbers(rate, **whole) -> None:
+  """lm-eval makes numbers of what looks like one, and words of the rest."""
+  for name, value in whole.items():
+    if isinstance(value, bool) or not isinstance(value, int):
+      raise Refused(f'{name}={value}: a whole number')
+  if isinstance(rate, bool) or not isinstance(rate, int | float):
+    raise Refused(f'rate={rate}: a number')
+
+
 def _wishes(kwargs: dict) -> tuple[int, float, tuple[str, ...]]:
   """Most tokens, temperature and stops of a request.
 
   Raises:
-    ValueError: for a way of sampling that there is not.
+    Refused: for a way of sampling that there is not.
   """
   how = dict(normalize_gen_kwargs(kwargs))
   stops, most = tuple(how.pop('until')), how.pop('max_gen_toks')
@@ -222,7 +268,7 @@ def _wishes(kwargs: dict) -> tuple[int, float, tuple[str, ...]]:
   known = {'top_p': 1.0, 'top_k': 0, 'num_beams': 1}
   for name, value in how.items():
     if name not in known or value not in (known[name], None):
-      raise ValueError(
+      raise Refused(
         f'generation_kwargs: {name}={value!r}: nestax takes until, '
         'max_gen_toks, do_sample and temperature'
       )
@@ -233,12 +279,14 @@ def rows(batch_size: int | str, most: int | None) -> int:
   """Rows at a time, of lm-eval's --batch_size and --max_batch_size.
 
   Raises:
-    ValueError: for another word than auto, or fewer than one row.
+    Refused: for another word than auto, or fewer than one row.
   """
+  if most is not None and not str(most).isdigit():
+    raise Refused(f'max_batch_size={most}: a number of rows')
   if str(batch_size).split(':')[0] == 'auto':
     count = _AUTO
   elif str(batch_size).isdigit() and int(batch_size):
     count = int(batch_size)
   else:
-    raise ValueError(f'batch_size={batch_size}: a number of rows, or auto')
+    raise Refused(f'batch_size={batch_size}: a number of rows, or auto')
   return min(count, int(most)) if most else count
