@@ -86,9 +86,12 @@ def test_json_lines_gives_the_lines_that_are_not_blank(tmp_path, end):
   'line, words',
   [
     (b'{"text": 3}', 'has no string under'),
-    (b'{"body": "x"}', r"no string under 'text'; it has \['body'\]"),
-    (b'[1, 2, 3]', 'has no string under'),
-    (b'{"text": "x"', 'is not JSON'),
+    (
+      b'{"body": "x"}',
+      r"no string under data\.text_key='text'; it has \['body'\]",
+    ),
+    (b'[1, 2, 3]', 'has no string under .*; it is a list, no object'),
+    (b'{"text": "x"', "is not JSON.*text say data.source='text'"),
     (b'{"text": "\xff"}', 'not UTF-8: byte 0xff at offset 10'),
     (b'{"text": "\\ud800"}', 'not valid Unicode'),
   ],
@@ -99,7 +102,7 @@ def test_bad_json_lines_are_named_with_file_and_line(tmp_path, line, words):
   assert corpus[0] == 'fine'
   with pytest.raises(corpora.DataError, match=r'a\.jsonl:3.*' + words) as bad:
     corpus[1]
-  assert 'text_key' not in str(bad.value)
+  assert "text_key=''" not in str(bad.value)  # is for ArrayRecords
 
 
 @pytest.mark.parametrize('block', [3, 7, 1 << 20])

@@ -247,6 +247,34 @@ def test_records_make_batches_too(tmp_path, source):
   assert pipeline.valid_batches(config)
 
 
+@pytest.mark.parametrize(
+  'lines, words',
+  [
+    (['{"txt": "words"}'], r'b:1 has no .*data\.text_key=.text.; it has .*txt'),
+    (['{"text": "words"}', '', 'words'], 'b:3 is not JSON'),
+  ],
+  ids=['key', 'no JSON'],
+)
+def test_the_first_records_of_each_file_are_checked(tmp_path, lines, words):
+  """And before their number, which a wrong key would hide behind."""
+  (tmp_path / 'b').write_text('\n'.join(lines))
+  config = cases.settings(tmp_path / '?', source='jsonl')
+  for others in (0, 1, 40):
+    (tmp_path / 'a').write_text('{"text": "words"}\n' * others)
+    with pytest.raises(ValueError, match=words):
+      pipeline.check(config, 259)
+
+
+def test_a_wrong_key_of_array_records_is_said(tmp_path):
+  module = pytest.importorskip('array_record.python.array_record_module')
+  writer = module.ArrayRecordWriter(str(tmp_path / 'a'), 'group_size:1')
+  writer.write(b'{"txt": "words"}')
+  writer.close()
+  config = cases.settings(tmp_path / 'a', source='array_record')
+  with pytest.raises(ValueError, match=r'a record 0 has no .*data\.text_key='):
+    pipeline.check(config, 259)
+
+
 def test_missing_corpora_are_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match='no file matches'):
     pipeline.check(cases.settings(tmp_path / '*.txt'), 259)

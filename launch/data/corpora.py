@@ -14,6 +14,7 @@ import os
 
 import numpy as np
 
+LOOKED = 4  # records of each file that `check_records` reads
 _BOM = b'\xef\xbb\xbf'
 _VISIBLE = np.ones(256, bool)
 _VISIBLE[list(b' \t\r\n')] = False
@@ -116,7 +117,8 @@ class JsonLines:
     with open(path, 'rb') as f:
       f.seek(start)
       raw = f.read(end - start)
-    return _json_text(raw, self.text_key, f'{path}:{line + 1}')
+    hint = "; for files of plain text say data.source='text'"
+    return _json_text(raw, self.text_key, f'{path}:{line + 1}', hint)
 
 
 class ArrayRecords:
@@ -159,6 +161,21 @@ class ArrayRecords:
       return _text(raw, where, 0)
     hint = "; for files of plain text say data.text_key=''"
     return _json_text(raw, self.text_key, where, hint)
+
+
+def check_records(corpus):
+  """Reads the first few records of each file, of a corpus that has records.
+
+  A wrong `text_key` then shows before anything is made of the text. Raises
+  DataError as reading a document does.
+  """
+  if isinstance(corpus, TextFiles):
+    return
+  begin = 0
+  for end in corpus.ends:
+    for index in range(begin, min(end, begin + LOOKED)):
+      corpus[index]
+    begin = end
 
 
 def _keys(names, counts):
@@ -211,8 +228,12 @@ def _json_text(raw, key, where, hint=''):
   except RecursionError:
     raise DataError(f'{where} is JSON nested too deeply') from None
   if not isinstance(record, dict) or not isinstance(record.get(key), str):
-    found = sorted(record) if isinstance(record, dict) else type(record)
-    raise DataError(f'{where} has no string under {key!r}; it has {found}')
+    found = f'it is a {type(record).__name__}, no object'
+    if isinstance(record, dict):
+      found = f'it has {sorted(record)}'
+    raise DataError(
+      f'{where} has no string under data.text_key={key!r}; {found}'
+    )
   try:
     record[key].encode('utf-8')
   except UnicodeEncodeError as e:

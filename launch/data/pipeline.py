@@ -48,6 +48,7 @@ def check(config, vocabulary):
       f'{tokenizer.vocab_size}'
     )
   corpus = sources.open_corpus(data)
+  corpora.check_records(corpus)  # before their number: it may be the reason
   train, _ = sources.split(corpus, data.valid_fraction)
   _check_size(corpus, train, data)
 
