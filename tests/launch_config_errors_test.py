@@ -42,7 +42,11 @@ def get_config():
     ),
     ('int("x")', 'raise', 'line 6: ValueError: invalid literal'),
     # an exception that cannot be made of words alone
-    ('json.loads("[")', 'raise', 'line [0-9]+: JSONDecodeError: Expecting'),
+    (
+      'json.loads("[")',
+      'raise',
+      'line 6, in decoder.py, line [0-9]+: JSONDecodeError: Expecting',
+    ),
   ],
   ids=['none', 'cause', 'context', 'not raised', 'again', 'of more than words'],
 )
@@ -50,7 +54,7 @@ def test_what_a_config_file_raises_is_told(begun, raised, words, tmp_path):
   caught = 'KeyError' if '3' in begun else 'ValueError'
   mine = tmp_path / 'mine.py'
   mine.write_text(_FAILING.format(begun=begun, caught=caught, raised=raised))
-  with pytest.raises(common.FlagsError, match=f'^--config={mine}: .*{words}'):
+  with pytest.raises(common.FlagsError, match=f'^(mine.py, )?{words}'):
     parse(mine)
 
 
@@ -60,6 +64,22 @@ def get_config():
   config = tiny.get_config()
   config.opt.lrr = 3
 """
+_UNKNOWN = 'unknown key of the config: '
+_TRIED = """from nestax.launch.configs import tiny
+
+def get_config():
+  config = tiny.get_config()
+  try:
+    {}
+  except Exception as error:
+    {}
+"""
+_HIDDEN = _TRIED.format(
+  'config.nothing = 3', 'raise ValueError("no") from error'
+)
+_BECAUSE = rf'\(because of mine.py, line 6: {_UNKNOWN}'
+_NO_FILE = _TRIED.format('open("nosuch")', 'config["nothing"] = 3')
+_OF_FILE = r'\(because of mine.py, line 6: FileNotFoundError: .*nosuch.\)$'
 _LACKING = """from nestax.launch.configs import common
 
 def get_config():
@@ -73,7 +93,7 @@ def get_config():
 @pytest.mark.parametrize(
   'text,words',
   [
-    ('def get_config(:', r'SyntaxError: .*mine.py, line 1'),
+    ('def get_config(:', '^mine.py, line 1: SyntaxError: '),
     ('import nowhere', "mine.py, line 1: ModuleNotFoundError: .*'nowhere'"),
     ('raise RuntimeError("not here")', 'line 1: RuntimeError: not here'),
     ('get_config = None\ndel get_config', 'no function get_config'),
@@ -84,9 +104,20 @@ def get_config():
     ('def get_config():\n  open("nosuch")', 'line 2: FileNotFoundError: '),
     (
       'import helper_of_mine\n',
-      '^--config: mine.py, line 1, in helper_of_mine.py, line 1: NameError: ',
+      '^mine.py, line 1, in helper_of_mine.py, line 1: NameError: ',
     ),
-    (_LOCKED, '^--config: mine.py, line 5: AttributeError: .*"lrr" does not'),
+    (_LOCKED, f"^mine.py, line 5: {_UNKNOWN}'lrr'; did you mean 'lr'[?]$"),
+    (
+      'from nestax.launch.configs import tiny\n\n'
+      'def get_config():\n  return tiny.get_config().trian',
+      f"^mine.py, line 4: {_UNKNOWN}'trian'; did you mean 'train'[?]$",
+    ),
+    (_HIDDEN, f"^mine.py, line 8: ValueError: no {_BECAUSE}'nothing'[)]$"),
+    (_NO_FILE, f"^mine.py, line 8: {_UNKNOWN}'nothing' {_OF_FILE}"),
+    (
+      'import json\n\ndef get_config():\n  return {}["\'a\'"]',
+      r'^mine.py, line 4: KeyError: ',
+    ),
     ('def get_config():\n  return {"a": 1}', 'gives a dict, no ConfigDict'),
     (
       _LACKING,

@@ -15,7 +15,7 @@ from nestax.launch import checkpoint, distributed, lock, run, train
 COMMAND = [sys.executable, '-m', 'nestax.launch.train']
 # What is refused, and the words it is refused with.
 REFUSED = {
-  '--config.train.stepz=3': 'unknown key .*Did you mean "steps"',
+  '--config.train.stepz=3': "config: 'stepz'; did you mean 'steps'[?]",
   '--config.nothing.at=3': "unknown key of the config: 'nothing'",
   '--config.train.steps=many': 'config.train.steps=many: invalid literal',
   '--config.train.steps=0': 'train.steps is 0: it has to be at least 1',
@@ -25,7 +25,7 @@ REFUSED = {
   '--config=gated_deltanet:341m': '--config=gated_deltanet:341m: no such size',
   '--config=tiny:30m': '--config=tiny:30m: tiny has one size: leave out :30m',
   '--config=mine.py:30m': r'mine.py:30m: get_config\(\) takes 0 positional',
-  '--config=mine.py': r'mine.py: mine.py, line 2: TypeError: .* 0 positional',
+  '--config=mine.py': r'mine.py, line 2: TypeError: .* 0 positional',
   '--bogus': "Unknown command line flag 'bogus'",
   'bogus': "unexpected argument 'bogus'",
   '--workdir=/proc/run': 'cannot write in the workdir /proc/run',
