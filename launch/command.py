@@ -1,6 +1,7 @@
 """Command lines of programs whose flags are their own."""
 
 import itertools
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -10,6 +11,13 @@ from absl import flags
 from nestax.launch import mesh
 from nestax.launch.configs import common, sizes
 from nestax.models import config as models
+
+# What Python and absl say of a value of another type, and what it means.
+_WANTED = {
+  r'invalid literal for int\(\)': 'a whole number is wanted',
+  'could not convert string to float': 'a number is wanted',
+  r"\('Non-boolean argument": 'True or False is wanted',
+}
 
 
 def parser(
@@ -39,12 +47,29 @@ def parser(
         return common.parse_flags(argv, values, config)
       rest = values(argv)
     except (flags.Error, common.FlagsError) as error:
-      print(f'{name}: {error}', file=sys.stderr)
+      print(f'{name}: {_said(error, bool(config))}', file=sys.stderr)
       sys.exit(2)
     common.quiet()
     return rest
 
   return parse
+
+
+def _said(error: Exception, has_config: bool) -> str:
+  """The error of a command line, with what would be right where that shows."""
+  words = str(error)
+  for theirs, wanted in _WANTED.items():
+    words = re.sub(f'^(flag --.*?: ){theirs}.*', rf'\1{wanted}', words)
+  cause = error.__cause__ or error
+  if has_config and isinstance(cause, flags.UnrecognizedFlagError):
+    meant = [
+      f'--config.{key}'
+      for key in common.keys()
+      if f'.{key}'.endswith(f'.{cause.flagname}')
+    ]
+    if meant:
+      words += f'; keys of the config are set by {", ".join(meant)}'
+  return words
 
 
 def split_help(

@@ -20,12 +20,21 @@ def test_flags_are_parsed_and_the_rest_is_given_back():
   assert steps.value == 5
 
 
-@pytest.mark.parametrize('wrong', ['--stops=5', '--steps=many'])
-def test_a_wrong_flag_is_said_and_ends_with_2(wrong, capsys):
+@pytest.mark.parametrize(
+  'wrong, words',
+  [
+    ('--stops=5', "Unknown command line flag 'stops'. Did you mean: steps ?"),
+    # the key of a config, but these flags have none
+    ('--length=5', "Unknown command line flag 'length'"),
+    ('--steps=many', 'flag --steps=many: a whole number is wanted'),
+    ('--loud=so', 'flag --loud=so: True or False is wanted'),
+  ],
+)
+def test_a_wrong_flag_is_said_and_ends_with_2(wrong, words, capsys):
   with pytest.raises(SystemExit) as stop:
     make()[0](['prog', wrong])
   assert stop.value.code == 2
-  assert capsys.readouterr().err.startswith('counting: ')
+  assert capsys.readouterr().err == f'counting: {words}\n'
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,11 @@ def defaults() -> ml_collections.ConfigDict:
   return config.lock()
 
 
+def keys() -> list[str]:
+  """The keys that every config has, dots between group and name."""
+  return list(_flat(defaults().to_dict()))
+
+
 LEAST = {
   'train.steps': 1,
   'train.batch': 1,
@@ -280,7 +285,7 @@ def _check_whole(config) -> None:
       f'get_config gives a {type(config).__name__}, no ConfigDict: {begin}'
     )
   there = _flat(config.to_dict()).keys()
-  lacking = [key for key in _flat(defaults().to_dict()) if key not in there]
+  lacking = [key for key in keys() if key not in there]
   if lacking:
     more = f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''
     raise FlagsError(
