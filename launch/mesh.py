@@ -19,6 +19,16 @@ MOST_FSDP = 16
 # A device waits in each of the collectives that run at once; two are common.
 THREADS = 4
 
+# What the logical axes are that split parameters.
+SAID = {
+  'embed': 'model width (model.D)',
+  'heads': 'heads',
+  'kv_heads': 'key and value heads (model.G)',
+  'memory_rows': 'rows of memories',
+  'mlp': 'hidden width of MLPs',
+  'vocab': 'vocabulary (model.V)',
+}
+
 
 class MeshError(ValueError):
   """The mesh of the config does not fit the devices or the batch."""
@@ -154,12 +164,25 @@ def check_params(mesh: Mesh, params_boxed) -> None:
     used.update(jax.tree.leaves(tuple(sharding.spec)))
   for axis in ('fsdp', 'tensor'):
     if mesh.shape[axis] > 1 and axis not in used:
-      split = [name for name, rule in axes.RULES.items() if axis in rule]
       raise MeshError(
-        f'mesh.{axis} = {mesh.shape[axis]} divides no parameter of the model '
-        f'along {", ".join(split)}: its devices would all do the same; use a '
-        f'divisor of these, or mesh.{axis} = 1'
+        f'mesh.{axis} = {mesh.shape[axis]} divides none of the sizes of the '
+        f'model that it could: {_sizes(axis, params_boxed)}; its devices would '
+        f'all do the same: use a divisor of one of these, or mesh.{axis} = 1'
       )
+
+
+def _sizes(axis: str, params_boxed) -> str:
+  """The sizes of parameters that an axis of a mesh may split, in words."""
+  boxed = jax.tree.leaves(params_boxed, is_leaf=lambda x: hasattr(x, 'names'))
+  found = {}
+  for leaf in boxed:
+    for name, size in zip(getattr(leaf, 'names', ()), leaf.value.shape):
+      if axis in axes.RULES.get(name, ()):
+        found.setdefault(name, set()).add(size)
+  return ', '.join(
+    f'{SAID.get(name, name)} {" and ".join(map(str, sorted(sizes)))}'
+    for name, sizes in sorted(found.items())
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
