@@ -13,6 +13,7 @@ from nestax.launch import loss
 from nestax.launch import mesh as meshes
 from nestax.launch import step as steps
 from nestax.models import language_model
+from nestax.models.config import ModelConfig
 
 B, L, D, V = 8, 6, 8, 24
 
@@ -245,12 +246,16 @@ def test_a_mesh_axis_that_splits_nothing_is_refused():
   sizes = {'data': 1, 'fsdp': 1, 'tensor': 5, 'sequence': 1}
   boxed = language_model.abstract(Reader())
   meshes.check_params(meshes.make(sizes | {'tensor': 4}, B, L), boxed)
+  with pytest.raises(meshes.MeshError, match=rf'vocabulary .model.V. {V}; its'):
+    meshes.check_params(meshes.make(sizes, B, L), boxed)
+  cfg = ModelConfig(family='transformer', D=64, H=2, F=128, N=1)
+  boxed = language_model.abstract(language_model.LanguageModel(cfg))
   words = (
-    'tensor = 5 divides none .* could: ([a-z].* [0-9]+, )+heads [0-9]+, .*'
-    rf'vocabulary \(model.V\) {V}; its'
+    'tensor = 3 divides none .* could: heads 2, key and value heads .model.G. '
+    '2, hidden width of MLPs 128, vocabulary .model.V. 272; its'
   )
   with pytest.raises(meshes.MeshError, match=words):
-    meshes.check_params(meshes.make(sizes, B, L), boxed)
+    meshes.check_params(meshes.make(sizes | {'tensor': 3}, B, L), boxed)
 
 
 def test_gradients_are_gathered_in_the_shards_of_their_parameters():
