@@ -7,6 +7,9 @@ import numpy as np
 from nestax.models.config import ModelConfig
 from nestax.models.llama_files.layout import Weights
 
+_MAGIC = b'GGUF'
+# What the gguf package says of files that are newer than itself.
+_NEWER = 'appears to be version', 'is not a valid GGMLQuantizationType'
 _NAMES = {
   'embed': 'token_embd.weight',
   'final_norm': 'output_norm.weight',
@@ -54,11 +57,19 @@ def read(path: str):
     raise ImportError(
       f"{path} needs the gguf package: pip install 'nestax[pretrained]'"
     ) from error
+  with open(path, 'rb') as file:
+    if file.read(len(_MAGIC)) != _MAGIC:
+      raise ValueError(f'{path} is no GGUF file')
   try:
     return gguf.GGUFReader(path)
   # what numpy raises on a header that points past the end, among others
   except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as e:
-    raise ValueError(f'{path} is no GGUF file, or cut short: {e}') from e
+    if any(words in str(e) for words in _NEWER):  # the others say nothing
+      raise ValueError(f'the gguf package cannot read {path}: {e}') from e
+    raise ValueError(
+      f'{path} is a GGUF file cut short, or damaged: it has '
+      f'{os.path.getsize(path):,} bytes'
+    ) from e
 
 
 def value(reader, key: str, default=None):
