@@ -3,6 +3,7 @@
 import itertools
 import sys
 
+import jax
 from absl import app, flags
 
 from nestax.launch import checkpoint, command, sampling, trained
@@ -73,6 +74,13 @@ def main(argv: list[str]) -> int:
     drawn = sampling.text(model, params, tokenizer, prompt, _TOKENS.value, how)
   except (*_WRONG, checkpoint.CheckpointError) as error:
     return _refuse(error)
+  size = sum(x.size for x in jax.tree.leaves(params))
+  print(
+    f'nestax-generate: {size:,} parameters on 1 '
+    f'{jax.devices()[0].device_kind}, compiling',
+    file=sys.stderr,  # stdout is the text alone
+    flush=True,
+  )
   sys.stdout.reconfigure(errors='replace')  # a terminal may know less UTF-8
   for piece in itertools.chain([prompt], drawn, ['\n']):
     print(piece, end='', flush=True)

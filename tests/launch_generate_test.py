@@ -1,5 +1,7 @@
 """nestax-generate: a run's model goes on from a prompt, or says why not."""
 
+import re
+
 import launch_cases as cases
 import pytest
 
@@ -49,6 +51,9 @@ def test_a_prompt_from_a_file_is_continued_the_same_way(told):
   assert code == 0, err
   assert out.startswith('chunk tok')
   assert by_word == out
+  assert re.fullmatch(
+    r'nestax-generate: [\d,]+ parameters on 1 \S+, compiling\n', err
+  )
 
 
 @pytest.mark.parametrize('line', REFUSED)
