@@ -178,8 +178,9 @@ class CMSConfig:
       return tuple(Group(slot, adapting) for slot in learning)
     if n and n < P:
       raise ValueError(
-        f"assign='groups': {n} blocks learn, fewer than the {P} periods "
-        f'{self.periods}'
+        f"cms.assign='groups' (stack='groups') gives each of the {P} of "
+        f'cms.periods={self.periods} blocks of its own, and cms.blocks='
+        f'{self.blocks!r} lets {n} learn: fewer periods or more blocks'
       )
     ends = [round(i * n / P) for i in range(P + 1)]
     return tuple(Group(0, adapting[a:b]) for a, b in zip(ends, ends[1:]))

@@ -94,6 +94,28 @@ def test_one_task_can_be_done_alone(tmp_path):
     suite.run([evaluation(done)], asked)
 
 
+def test_evaluations_without_the_tasks_asked_for_are_said(tmp_path, capfd):
+  def other(name):
+    def cells(options, asked):
+      for cell in evaluation([]).cells(options, asked):
+        yield cell._replace(task=f'{name} {cell.task}')
+
+    return evaluation([])._replace(name=name, cells=cells)
+
+  three = [evaluation([]), other('more'), other('most')]
+  asked = suite.Asked(('a',), tasks=('easy', 'hard'), workdir=tmp_path)
+  rows = suite.run(three, asked)
+  assert {row['suite'] for row in rows} == {'made'}
+  line = '--tasks=easy,hard: more, most left out, without any of these\n'
+  assert capfd.readouterr().err.count(line) == 1
+  for all_have in (
+    dataclasses.replace(asked, tasks=('hard', 'more easy', 'most hard')),
+    dataclasses.replace(asked, tasks=()),
+  ):
+    suite.run(three, all_have)
+    assert 'left out' not in capfd.readouterr().err
+
+
 def test_words_for_nobody_are_refused():
   for words, wrong in (
     ('mode.bonus=1', 'one of made'),

@@ -85,6 +85,17 @@ def test_a_keyword_of_another_type_is_refused(make, values, words):
     assert word in str(error.value), (word, str(error.value))
 
 
+def test_fewer_blocks_than_groups_are_refused_by_the_keys():
+  cms = {'assign': 'groups', 'blocks': 'last_quarter', 'periods': (8, 16)}
+  refuses(
+    {'N': 4, 'cms': cms},
+    "cms.assign='groups'",
+    'the 2 of cms.periods=(8, 16)',
+    "cms.blocks='last_quarter' lets 1 learn",
+  )
+  assert len(ModelConfig.from_dict({'N': 8, 'cms': cms}).groups) == 2
+
+
 def test_whole_numbers_will_do_for_floats_and_those_of_numpy_too():
   cfg = CMSConfig(rate=1, periods=(np.int64(8), 16))
   assert cfg == CMSConfig(rate=1.0, periods=(8, 16))

@@ -41,6 +41,7 @@ import json
 import math
 import pathlib
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -171,6 +172,7 @@ def run(evaluations: Sequence[Evaluation], asked: Asked) -> list[dict]:
     _check_tasks(asked.tasks, [cell.task for _, cell in todo], groups)
     wanted = {x for g in groups for n in asked.tasks for x in g.get(n, [n])}
     todo = [pair for pair in todo if pair[1].task in wanted]
+    _say_left_out(evaluations, todo, asked.tasks)
   for one, cell in todo:
     if not _path(one, cell, asked.workdir).exists():
       cell.check()
@@ -193,6 +195,17 @@ def _check_tasks(wanted, known, groups) -> None:
     if task not in known:
       known = ', '.join(dict.fromkeys(known))
       raise ValueError(f'--tasks={task}: the tasks are {known}')
+
+
+def _say_left_out(evaluations, todo, tasks) -> None:
+  kept = {one.name for one, _ in todo}
+  out = [one.name for one in evaluations if one.name not in kept]
+  if out:
+    print(
+      f'--tasks={",".join(tasks)}: {", ".join(out)} left out, without any of '
+      'these',
+      file=sys.stderr,
+    )
 
 
 def _path(one, cell, workdir) -> pathlib.Path:
