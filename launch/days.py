@@ -106,10 +106,15 @@ def _files(folder: str) -> list[str]:
 
 def _named(paths: Sequence[str]) -> dict[str, str]:
   names = [pathlib.Path(path).stem for path in paths]
+  check_names(names, 'files to read')
+  return dict(zip(names, paths))
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+  """Raises a ValueError if two of them are the same."""
   twice = sorted({name for name in names if names.count(name) > 1})
   if twice:
-    raise ValueError(f'{twice[0]!r} is the name of two of the files to read')
-  return dict(zip(names, paths))
+    raise ValueError(f'{twice[0]!r} is the name of two of the {what}')
 
 
 def _owners(paths, tokenizer: Tokenizer) -> dict[str, np.ndarray]:

@@ -98,10 +98,7 @@ def prepare(
   Raises:
     ValueError, OSError: in words.
   """
-  names = [day.name for day in read]
-  twice = sorted({name for name in names if names.count(name) > 1})
-  if twice:
-    raise ValueError(f'{twice[0]!r} is the name of two of the days')
+  days.check_names([day.name for day in read], 'days')
   unknown = sorted(set(only) - set(days.owners(read)))
   if unknown:
     names = ', '.join(days.owners(read))
