@@ -34,8 +34,8 @@ class Decoder(nn.Module):
     places_LxD = jnp.asarray(positions(length, D))
     x_BxLxD = code_BxD[:, None].astype(jnp.float32) + places_LxD[None]
     for _ in range(2):
-      x_BxLxD = nn.gelu(nn.Dense(D)(nn.LayerNorm()(x_BxLxD)), approximate=False)
-    return nn.Dense(self.V)(nn.LayerNorm()(x_BxLxD))
+      x_BxLxD = nn.gelu(nn.Dense(D)(nn.RMSNorm()(x_BxLxD)), approximate=False)
+    return nn.Dense(self.V)(nn.RMSNorm()(x_BxLxD))
 
 
 def net(cfg: ModelConfig) -> problems.Net:

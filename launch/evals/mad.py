@@ -6,11 +6,13 @@ Architectures', ICML; code: github.com/athms/mad-lab), at its own sizes
 which one is changed at a time; a task's MAD score is the mean over all of its
 settings. 12,800 rows to train on for 200 epochs (256 rows in memorization),
 1,280 to test on, batches of 128, two blocks of width 128, AdamW with rates
-1e-4, 5e-4 and 1e-3 that fall by half a cosine without a warm-up. The score is
-that of the epoch of the lowest loss on held-out rows: the benchmark's code
-validates after training without naming a model, for which Lightning loads the
-best checkpoint, and the first of its two callbacks keeps the lowest perplexity.
-Training ends early with the first epoch after which accuracy is 99.9, and with
+1e-4, 5e-4 and 1e-3 that fall by half a cosine without a warm-up; embeddings,
+and in compression all linear maps, begin as small as there (`beginning`;
+--set=mad.begin=0 for how families begin on text). The score is that of the
+epoch of the lowest loss on held-out rows: the benchmark's code validates after
+training without naming a model, for which Lightning loads the best checkpoint,
+and the first of its two callbacks keeps the lowest perplexity. Training ends
+early with the first epoch after which accuracy is 99.9, and with
 --set=mad.train.patience=20 after 20 epochs of no lower loss, as the benchmark's
 `--early-stop` does, which its own runs leave off. Other than there the rate is
 picked on rows of its own, which also say when to end and which epoch counts
@@ -39,7 +41,7 @@ the mean over batches.
 import dataclasses
 from collections.abc import Iterator
 
-from nestax.launch.evals import autoencoder, problems, suite, trials
+from nestax.launch.evals import autoencoder, beginning, problems, suite, trials
 from nestax.launch.evals.mad_rows import TASKS, Size, by_id
 
 BASE = {
@@ -71,6 +73,8 @@ class Options:
     harder: the harder settings too.
     epochs: of training, where --steps says nothing.
     shrink: divides lengths, rows and ids to copy; 1 is the benchmark.
+    begin: the standard deviation of embeddings before training, in compression
+      that of all linear maps, as there; 0: as families begin on text.
     train: how models are trained; `steps` and `examples` follow from the rest,
       and `patience` counts epochs, however many evaluations there are.
   """
@@ -78,6 +82,7 @@ class Options:
   harder: bool = False
   epochs: int = 200
   shrink: int = 1
+  begin: float = 0.02
   train: trials.Training = trials.Training(
     D=128,
     N=2,
@@ -97,6 +102,8 @@ class Options:
     for name, most in (('epochs', 10**6), ('shrink', 8)):
       if not 1 <= getattr(self, name) <= most:
         raise ValueError(f'{name}={getattr(self, name)}: 1 to {most}')
+    if not 0 <= self.begin <= 1:
+      raise ValueError(f'begin={self.begin}: 0 to 1, a standard deviation')
 
 
 def settings(options: Options) -> dict[tuple[str, str], Size]:
@@ -115,21 +122,26 @@ def _shrunk(size: Size, by: int) -> Size:
   return size._replace(L=L, rows=rows, copied=size.copied // by)
 
 
-def problem(task: str, name: str, size: Size) -> problems.Problem:
-  """One task at one size."""
+def problem(
+  task: str, name: str, size: Size, begin: float = 0.02
+) -> problems.Problem:
+  """One task at one size, begun as `Options.begin` says."""
   draw = TASKS[task]
 
   def rows(train):
     return lambda rng, many: draw(size, rng, many, train)
 
-  net = autoencoder.net if task == 'compression' else None
+  compressed = task == 'compression'
+  net = autoencoder.net if compressed else trials.language
+  if begin:
+    net = beginning.small(net, begin, linear=compressed)
   return problems.Problem(
     name,
     size.V,
     rows(True),
     {'accuracy': rows(False)},
     by_id,
-    {'size': size._asdict()},
+    {'size': size._asdict(), 'begin': begin},
     # as there, embedding and head are apart: a tied one learns a map too slowly
     # for its 400 steps; there is room for all chunks, and time is short
     {'tied': False, 'memory': {'remat': False}},
@@ -153,7 +165,9 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
     # of an evaluation an epoch it is the same number
     patience = -(-train.patience * epoch // train.asked(asked).every)
     train = dataclasses.replace(train, patience=patience)
-    yield from trials.cells([problem(task, name, size)], train, asked)
+    yield from trials.cells(
+      [problem(task, name, size, options.begin)], train, asked
+    )
 
 
 def groups(options: Options) -> dict[str, list[str]]:

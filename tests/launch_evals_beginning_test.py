@@ -1,0 +1,67 @@
+"""MAD's models begin small, and nothing else of them changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nestax.launch.evals import autoencoder, beginning, entrants, mad, trials
+
+SMALL = {'V': 16, 'D': 32, 'N': 2, 'H': 4, 'F': 96, 'tied': False}
+KEPT = {  # what is no linear map, and gates per head
+  *('a', 'b', 'active', 'logit', 'head', 'scale', 'bias'),
+  *('alpha', 'alpha_bias', 'eta', 'eta_bias', 'k', 'v', 'q', 'mem'),
+}
+
+
+def drawn(net) -> dict[str, np.ndarray]:
+  params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  named = jax.tree_util.tree_leaves_with_path(params)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(x)
+    for path, x in named
+  }
+
+
+@pytest.mark.parametrize('family', ['hope', 'transformer', 'deltanet'])
+@pytest.mark.parametrize('linear', [False, True])
+def test_embeddings_or_all_linear_maps_begin_small(family, linear):
+  cfg = entrants.config(family, SMALL)
+  make = autoencoder.net if linear else trials.language
+  plain = drawn(make(cfg))
+  small = drawn(beginning.small(make, 0.02, linear)(cfg))
+  assert plain.keys() == small.keys()
+  changed = {name for name in plain if (plain[name] != small[name]).any()}
+  for name in changed:
+    assert abs(small[name].std() - 0.02) < 1e-5
+    ratio = small[name] / plain[name]
+    np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-4)
+  if not linear:
+    assert [*changed] == [name for name in plain if 'embedding' in name]
+    return
+  for name in plain.keys() - changed:
+    last = name.split('/')[-1]
+    assert last in KEPT or 'conv' in name or '/gates/' in name, name
+  for part in ('query', 'key', 'value', 'out', 'level_0', 'decoder/Dense_2'):
+    assert any(part in name for name in changed), part
+
+
+@pytest.mark.parametrize('task', mad.BASE)
+def test_every_task_begins_as_the_options_say(task):
+  cfg = entrants.config('transformer', SMALL)
+  size = mad.BASE[task]._replace(V=16)
+  for begin, want in ((0.02, 0.02), (0.3, 0.3), (0.0, 32**-0.5)):
+    problem = mad.problem(task, task, size, begin)
+    assert problem.key['begin'] == begin
+    params = drawn(problem.net(cfg))
+    std = params[next(n for n in params if 'embedding' in n)].std()
+    assert abs(std - want) < (0.1 * want if begin == 0 else 1e-5)
+    dense = [n for n in params if n.startswith('decoder') and 'kernel' in n]
+    assert bool(dense) == (task == 'compression')
+    assert all(abs(params[n].std() - begin) < 1e-5 for n in dense) or not begin
+
+
+@pytest.mark.parametrize('begin', [-0.1, 1.5, float('nan')])
+def test_no_beginning_beyond_a_standard_deviation(begin):
+  with pytest.raises(ValueError, match=f'begin={begin}: 0 to 1'):
+    mad.Options(begin=begin)
