@@ -71,12 +71,15 @@ def test_a_transformers_clock_is_that_of_its_cache():
   assert state.blocks.mixer.key_BxSxGxK.shape[2] == 76
 
 
-def test_rows_are_in_milliseconds_and_ratios_of_them():
+def test_rows_are_in_milliseconds_and_ratios_of_them(capsys):
   words = [*TINY, 'model.family=hope_attention', 'model.window=4']
   made = decode.cases(
     ['tiny'], words, ['8', '1000000'], ['frozen', 'first_order'], 'all'
   )
   rows = decode.measure(made, batch=2, tokens=0, repeats=2)
+  window = max(decode.period(cfg) for cfg in made.values())
+  words = f'4 streams, 2 windows of {window} tokens each: {8 * window} tokens'
+  assert words in capsys.readouterr().err
   near, far, learning, _ = rows
   assert near['time / first position'] == near['time / frozen'] == 1
   assert far['time / first position'] == far['ms'] / near['ms']

@@ -1,9 +1,12 @@
 """Timing: every run in turn, medians, ratios, tables, JSON lines."""
 
+import itertools
 import json
 import time
+import types
 
 import numpy as np
+import pytest
 
 from nestax.launch.benches import timing
 
@@ -47,3 +50,19 @@ def test_rows_are_shown_as_markdown_and_kept_as_json_lines(tmp_path, capsys):
   ]
   assert [row['ms'] for row in kept] == [1.23456, None] * 2
   assert 'JAX' in kept[0]['device']
+
+
+@pytest.mark.parametrize('long, rounds', [(3.0, 2), (5.0, 0)])
+def test_what_is_left_is_said_where_rounds_are_long(
+  long, rounds, monkeypatch, capsys
+):
+  # a clock that goes on by a second whenever it is read
+  clock = itertools.count(0.0, 1.0)
+  monkeypatch.setattr(
+    timing, 'time', types.SimpleNamespace(perf_counter=clock.__next__)
+  )
+  monkeypatch.setattr(timing, '_LONG', long)
+  timing.interleaved({'nothing': lambda: 0.0}, repeats=3, warmup=0)
+  want = ['round 1 of 3 is done, about 8 s', 'round 2 of 3 is done, about 4 s']
+  said = capsys.readouterr().err.splitlines()
+  assert said == [f'{words} are left' for words in want[:rounds]]

@@ -203,6 +203,11 @@ def measure(made, batch: int, tokens: int, repeats: int) -> list[dict]:
     timing.say(f'compiling {case.name}, and reading {window} tokens')
     runs[case.name], peaks[case.name] = prepare(cfg, batch, case.position, room)
     jax.block_until_ready(runs[case.name]())
+  timing.say(
+    f'{len(runs)} streams, {repeats} windows of {window} tokens each: '
+    f'{len(runs) * repeats * window} tokens, one after the other '
+    '(--tokens and --repeats make it shorter)'
+  )
   seconds = timing.interleaved(runs, repeats, window, warmup=0)
   ms = {name: timing.median_ms(times) for name, times in seconds.items()}
   first = {}

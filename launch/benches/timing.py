@@ -11,6 +11,8 @@ import numpy as np
 from rich import console as rich_console
 from rich import table as rich_table
 
+_LONG = 5.0  # seconds of a round, from which on what is left is said
+
 
 def say(words: str) -> None:
   """Tells who waits what goes on; not part of a table that is piped away."""
@@ -28,7 +30,8 @@ def interleaved(
   Args:
     runs: each called without arguments does one step and returns arrays,
       which are waited for.
-    repeats: rounds over all runs, every other one backwards.
+    repeats: rounds over all runs, every other one backwards; what is left is
+      said where a round takes seconds.
     window: calls in a row that belong together, if a step's cost has a period.
     warmup: windows of each run before the first round, for compilation.
 
@@ -39,7 +42,12 @@ def interleaved(
     for _ in range(warmup * window):
       jax.block_until_ready(run())
   seconds = {name: np.zeros((repeats, window)) for name in runs}
+  begun = time.perf_counter()
   for repeat in range(repeats):
+    took = time.perf_counter() - begun
+    if repeat and took > _LONG * repeat:
+      left = took / repeat * (repeats - repeat)
+      say(f'round {repeat} of {repeats} is done, about {left:.0f} s are left')
     for name in list(runs)[:: -1 if repeat % 2 else 1]:
       for call in range(window):
         start = time.perf_counter()
