@@ -62,13 +62,7 @@ def _said(error: Exception, has_config: bool) -> str:
     words = re.sub(f'^(flag --.*?: ){theirs}.*', rf'\1{wanted}', words)
   cause = error.__cause__ or error
   if has_config and isinstance(cause, flags.UnrecognizedFlagError):
-    meant = [
-      f'--config.{key}'
-      for key in common.keys()
-      if f'.{key}'.endswith(f'.{cause.flagname}')
-    ]
-    if meant:
-      words += f'; keys of the config are set by {", ".join(meant)}'
+    words += common.meant(cause.flagname)
   return words
 
 

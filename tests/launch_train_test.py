@@ -30,6 +30,7 @@ REFUSED = {
   '--config=mine.py': r'mine.py, line 2: TypeError: .* 0 positional',
   '--bogus': "Unknown command line flag 'bogus'",
   '--steps=10': r"flag 'steps'; .* set by (\S+, )*--config\.train\.steps\b",
+  '--config.steps=10': r"'steps'; .* set by (\S+, )*--config\.train\.steps\b",
   '--model.cms.remat=x': r'cms.remat.; .* by --config\.model\.cms\.remat$',
   'bogus': "unexpected argument 'bogus'",
   '--workdir=/proc/run': 'cannot write in the workdir /proc/run',

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
@@ -274,7 +275,18 @@ def parse_flags(
     words = config_errors.words(error)
     if words is None:
       raise
-    raise FlagsError(words) from error
+    lacks = re.fullmatch("unknown key of the config: '([^']*)'", words)
+    raise FlagsError(words + meant(lacks[1] if lacks else '')) from error
+
+
+def meant(word: str) -> str:
+  """A hint: the keys whose last name a word is; '' if there are none."""
+  found = [
+    f'--config.{key}' for key in keys() if f'.{key}'.endswith(f'.{word}')
+  ]
+  if not word or not found:
+    return ''
+  return f'; keys of the config are set by {", ".join(found)}'
 
 
 def _check_whole(config) -> None:
