@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from nestax.launch import mesh
+from nestax.launch import config_parsing, mesh
 from nestax.launch.configs import common, sizes
 from nestax.models import config as models
 
@@ -44,12 +44,12 @@ def parser(
     try:
       flags.FLAGS(argv[:1])  # absl's own, at their defaults
       if config:
-        return common.parse_flags(argv, values, config)
+        return config_parsing.parse_flags(argv, values, config)
       rest = values(argv)
-    except (flags.Error, common.FlagsError) as error:
+    except (flags.Error, config_parsing.FlagsError) as error:
       print(f'{name}: {_said(error, bool(config))}', file=sys.stderr)
       sys.exit(2)
-    common.quiet()
+    config_parsing.quiet()
     return rest
 
   return parse
@@ -62,7 +62,7 @@ def _said(error: Exception, has_config: bool) -> str:
     words = re.sub(f'^(flag --.*?: ){theirs}.*', rf'\1{wanted}', words)
   cause = error.__cause__ or error
   if has_config and isinstance(cause, flags.UnrecognizedFlagError):
-    words += common.meant(cause.flagname)
+    words += config_parsing.meant(cause.flagname)
   return words
 
 

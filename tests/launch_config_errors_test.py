@@ -4,7 +4,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from nestax.launch.configs import common
+from nestax.launch import config_parsing
 
 _FAILING = """
 import json
@@ -54,7 +54,7 @@ def test_what_a_config_file_raises_is_told(begun, raised, words, tmp_path):
   caught = 'KeyError' if '3' in begun else 'ValueError'
   mine = tmp_path / 'mine.py'
   mine.write_text(_FAILING.format(begun=begun, caught=caught, raised=raised))
-  with pytest.raises(common.FlagsError, match=f'^(mine.py, )?{words}'):
+  with pytest.raises(config_parsing.FlagsError, match=f'^(mine.py, )?{words}'):
     parse(mine)
 
 
@@ -134,12 +134,12 @@ def test_whatever_is_wrong_with_a_file_is_said(
   mine.write_text(text)
   (folder / 'helper_of_mine.py').write_text('wrong\n')
   monkeypatch.syspath_prepend(folder)
-  with pytest.raises(common.FlagsError, match=words):
+  with pytest.raises(config_parsing.FlagsError, match=words):
     parse(mine)
 
 
 def test_an_error_of_nobody_s_file_is_raised_as_it_is(monkeypatch):
-  monkeypatch.setattr(common, 'quiet', lambda: 1 / 0)
+  monkeypatch.setattr(config_parsing, 'quiet', lambda: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     parse('tiny')
 
@@ -147,4 +147,4 @@ def test_an_error_of_nobody_s_file_is_raised_as_it_is(monkeypatch):
 def parse(config):
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values)
-  common.parse_flags(['prog', f'--config={config}'], values)
+  config_parsing.parse_flags(['prog', f'--config={config}'], values)

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from nestax.launch import configs
+from nestax.launch import config_parsing, configs
 from nestax.launch.configs import common
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
@@ -78,7 +78,7 @@ def test_a_command_line_names_a_family_and_its_size(tmp_path):
   def parse(word):
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file('config', flag_values=values)
-    common.parse_flags(['prog', f'--config={word}'], values)
+    config_parsing.parse_flags(['prog', f'--config={word}'], values)
     return holder.value.name
 
   assert parse('retnet:340m') == 'retnet_340m'
@@ -86,9 +86,9 @@ def test_a_command_line_names_a_family_and_its_size(tmp_path):
   mine = tmp_path / 'mine.py'
   mine.write_text((FOLDER / 'retnet.py').read_text())
   assert parse(f'{mine}:135m') == 'retnet_135m'
-  with pytest.raises(common.FlagsError, match='retnet:2m.*30m, 135m'):
+  with pytest.raises(config_parsing.FlagsError, match='retnet:2m.*30m, 135m'):
     parse('retnet:2m')
-  with pytest.raises(common.FlagsError, match="'retnot:340m'.*retnet"):
+  with pytest.raises(config_parsing.FlagsError, match="'retnot:340m'.*retnet"):
     parse('retnot:340m')
 
 
