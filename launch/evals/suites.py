@@ -72,7 +72,8 @@ _MODELS = _flag(
 )  # fmt: skip
 _TASKS = _flag(
   flags.DEFINE_list, 'tasks', [],
-  'Tasks of the evaluations to do; all if not given.',
+  'Tasks of the evaluations to do, in double quotes where a comma is in the '
+  'name; all if not given.',
 )  # fmt: skip
 _SEEDS = _flag(
   flags.DEFINE_integer, 'seeds', 3,
