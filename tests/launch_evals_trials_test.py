@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from echo_cases import PROBLEM, TRAINING, echo
 
 from nestax.launch.evals import (
   entrants,
@@ -17,32 +18,6 @@ from nestax.launch.evals import (
   trials,
 )
 from nestax.optim import schedules
-
-TRAINING = trials.Training(
-  D=16,
-  N=1,
-  H=1,
-  F=24,
-  steps=40,
-  batch=8,
-  examples=60,
-  tests=20,
-  rates=(1e-6, 3e-2),
-  evaluations=2,
-)
-
-
-def echo(rng, rows):
-  """The token itself; its last two are no target."""
-  tokens = rng.integers(0, 8, (rows, 6)).astype(np.int32)
-  weights = np.ones(tokens.shape, np.float32)
-  weights[:, -2:] = 0
-  return {'tokens': tokens, 'targets': tokens, 'weights': weights}
-
-
-PROBLEM = problems.Problem(
-  'echo', 8, echo, {'rows': echo, 'again': echo}, trials.whole_rows, {'a': 1}
-)
 
 
 def test_training_ends_where_it_is_enough():

@@ -34,11 +34,31 @@ def read(path: pathlib.Path, key: dict | None = None) -> list[dict] | None:
     return None
   there, rows = load(path)
   if key is not None and there != key:
+    if _but_seeds(there) == _but_seeds(key):
+      raise CellError(
+        f'{path} holds results of {there.get("seeds")} seeds, asked for are '
+        f'{key.get("seeds")}: none is taken away, and some are added where '
+        'there is one rate (--rates) or runs are apart '
+        '(--set=EVALUATION.train.apart=true); give another workdir'
+      )
     raise CellError(
       f'{path} holds results of {there}, asked for are {key}: give another '
       'workdir'
     )
   return rows
+
+
+def fewer(path: pathlib.Path, key: dict) -> list[dict] | None:
+  """Rows of the first seeds, if a file is of fewer and else of the same."""
+  if not path.exists():
+    return None
+  there, rows = load(path)
+  same = _but_seeds(there) == _but_seeds(key)
+  return rows if same and there.get('seeds', 0) < key.get('seeds', 0) else None
+
+
+def _but_seeds(key: dict) -> dict:
+  return {name: value for name, value in key.items() if name != 'seeds'}
 
 
 def load(path: pathlib.Path) -> tuple[dict, list[dict]]:

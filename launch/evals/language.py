@@ -237,12 +237,15 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
   tokens = training.batch * options.length * runs
   made = problem(options, asked.models)
   for cell in trials.cells([made], training, asked, timed=True):
-    yield cell._replace(run=functools.partial(_timed, cell.run, tokens))
+    run = functools.partial(_timed, cell.run, tokens)
+    # side by side with fewer a step takes another time
+    more = functools.partial(_timed, cell.more, tokens)
+    yield cell._replace(run=run, more=more if training.apart else None)
 
 
-def _timed(run, tokens: int, say) -> list[dict]:
+def _timed(run, tokens: int, *given) -> list[dict]:
   """Adds thousands of tokens a second to the scores of every seed."""
-  rows = run(say)
+  rows = run(*given)
   for row in rows:
     speed = tokens / row['step_ms'] if row['step_ms'] else None
     row['scores']['thousand tokens/s'] = speed

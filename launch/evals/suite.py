@@ -26,7 +26,8 @@ a dict a seed: `{'seed': 0, 'scores': {'accuracy': 99.5}, ...}`. Scores are
 averaged over seeds and shown under `task` or, if the task has several, under
 `task score`; whatever else stands in the dict (a learning rate, seconds) is
 kept in the cell. `key` is a plain dict of all that the scores depend on, so
-that a workdir of other settings is refused. Models are words that an
+that a workdir of other settings is refused; of fewer `seeds` it is added to by
+the cell's `more`, if it has one. Models are words that an
 evaluation reads as it likes: names of families to train (`entrants.config`),
 folders of runs or pretrained files (`entrants.load`).
 
@@ -66,6 +67,8 @@ class Cell(NamedTuple):
     run: does it; gives a dict a seed, with `seed` and `scores`.
     check: raises what can be said at once of a cell that is to be run, such as
       of a model that is not there.
+    more: with rows of the first seeds of `key['seeds']`, and `say`: the rows of
+      all; None where they cannot be added to.
   """
 
   task: str
@@ -73,6 +76,7 @@ class Cell(NamedTuple):
   key: dict
   run: Callable[[Say], list[dict]]
   check: Callable[[], None] = lambda: None
+  more: Callable[[list[dict], Say], list[dict]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,13 +221,16 @@ def _do(one, cell, workdir, progress) -> list[dict]:
   names = {'suite': one.name, 'task': cell.task, 'model': cell.model}
   key = json.loads(json.dumps(names | cell.key))  # tuples come back as lists
   words = ' '.join(filter(None, names.values()))  # a task may have no name
-  rows = cells.read(path, key)
+  there = cells.fewer(path, key) if cell.more else None
+  rows = cells.read(path, key) if there is None else None
   if rows is None:
-    began = time.perf_counter()
-    rows = [_plain(row) for row in cell.run(progress.begin(words))]
+    began, say = time.perf_counter(), progress.begin(words)
+    made = cell.run(say) if there is None else cell.more(there, say)
     seconds = round(time.perf_counter() - began, 3)
-    added = {'device': timing.device(), 'seconds': seconds}
-    rows = [names | row | added for row in rows]
+    added = names | {'device': timing.device(), 'seconds': seconds}
+    rows = [
+      added | _plain(row) for row in made
+    ]  # a row of before keeps its own
     cells.write(path, key, rows)
   progress.end(words, rows)
   return rows

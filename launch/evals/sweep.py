@@ -80,20 +80,22 @@ def run(
   every: int,
   say: Callable[[int, float], None] = lambda step, seconds: None,
   enough: Callable[[Sequence[dict]], bool] = lambda rows: False,
+  first: int = 0,
 ) -> list[dict]:
-  """Trains `len(rates) * seeds` runs side by side.
+  """Trains a run of each rate and seed, side by side.
 
   Args:
     task: what is trained.
     make: the optimiser of a (traced) learning rate.
     rates: learning rates.
-    seeds: 0 to seeds - 1 each.
+    seeds: `first` to seeds - 1 each.
     steps: of each run.
     every: steps between two evaluations; a divisor of `steps`.
     say: told the step and the seconds since the first evaluation, which
       leave compilation out.
     enough: given all rows so far after each evaluation; training ends where it
       says so.
+    first: the seed to begin with.
 
   Returns:
     A row for each run and evaluation: `rate`, `seed`, `step`, `train` (mean
@@ -105,7 +107,7 @@ def run(
   """
   if steps % every:
     raise ValueError(f'{steps} steps are no multiple of {every}: give one')
-  grid = [(rate, seed) for rate in rates for seed in range(seeds)]
+  grid = [(rate, seed) for rate in rates for seed in range(first, seeds)]
   rate_R = jnp.array([rate for rate, _ in grid], jnp.float32)
   seed_R = jnp.array([seed for _, seed in grid], jnp.int32)
 

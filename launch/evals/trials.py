@@ -101,7 +101,17 @@ def cells(
       def run(say, problem=problem, cfg=cfg, kept=kept):
         return train(problem, cfg, training, asked.seeds, say, kept)
 
-      yield suite.Cell(problem.name, name, key, run)
+      def more(rows, say, run=run, problem=problem, cfg=cfg):
+        if training.apart:  # what is there has been kept by the run
+          return run(say)
+        added = train(problem, cfg, training, asked.seeds, say, first=len(rows))
+        return [*rows, *added]
+
+      # a rate is picked over all seeds, so that side by side with others the
+      # first seeds' scores could change
+      alone = training.apart or len(training.rates) == 1
+      more = more if alone else None
+      yield suite.Cell(problem.name, name, key, run, more=more)
 
 
 @functools.cache
@@ -127,8 +137,11 @@ def train(
   seeds: int,
   say: suite.Say = lambda done, of: None,
   kept: serial.Kept | None = None,
+  first: int = 0,
 ) -> list[dict]:
   """Trains all rates and seeds; gives a row a seed, of the rate picked.
+
+  Seeds from `first` on, where runs are side by side.
 
   Returns:
     As `suite.Cell.run`: beside the scores `rate`, whether it is at an `edge`
@@ -142,7 +155,11 @@ def train(
   task = make_task(problem, cfg, training, seeds)
   shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
   make = optimizer(shapes, training)
-  trains = functools.partial(_apart, kept) if training.apart else _together
+  trains = (
+    functools.partial(_apart, kept)
+    if training.apart
+    else functools.partial(_together, first)
+  )
 
   def enough(rows):
     return picking.all_ended(rows, training.rule)
@@ -179,7 +196,7 @@ def _apart(kept, task, make, training: Training, seeds: int, say, enough):
   return rows, tried, serial.step_ms
 
 
-def _together(task, make, training: Training, seeds: int, say, enough):
+def _together(first, task, make, training: Training, seeds: int, say, enough):
   """The same of runs side by side."""
   told = []
 
@@ -188,7 +205,8 @@ def _together(task, make, training: Training, seeds: int, say, enough):
     say(step, training.steps)
 
   grid = seeds, training.steps, training.every
-  rows = _within_memory(task, make, training.rates, grid, (tell, enough))
+  calls = tell, enough, first
+  rows = _within_memory(task, make, training.rates, grid, calls)
   return rows, [], lambda run: sweep.step_ms(told)
 
 
