@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nestax.launch.evals import problems, trials
+from nestax.launch.evals import problems, trainable, trials
 
 TRAINING = trials.Training(
   D=16,
@@ -27,5 +27,5 @@ def echo(rng, rows):
 
 
 PROBLEM = problems.Problem(
-  'echo', 8, echo, {'rows': echo, 'again': echo}, trials.whole_rows, {'a': 1}
+  'echo', 8, echo, {'rows': echo, 'again': echo}, trainable.whole_rows, {'a': 1}
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.launch.evals import autoencoder, beginning, entrants, mad, trials
+from nestax.launch.evals import autoencoder, beginning, entrants, mad, trainable
 
 SMALL = {'V': 16, 'D': 32, 'N': 2, 'H': 4, 'F': 96, 'tied': False}
 KEPT = {  # what is no linear map, and gates per head
@@ -27,7 +27,7 @@ def drawn(net) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize('linear', [False, True])
 def test_embeddings_or_all_linear_maps_begin_small(family, linear):
   cfg = entrants.config(family, SMALL)
-  make = autoencoder.net if linear else trials.language
+  make = autoencoder.net if linear else trainable.language
   plain = drawn(make(cfg))
   small = drawn(beginning.small(make, 0.02, linear)(cfg))
   assert plain.keys() == small.keys()

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nestax.launch.evals import problems, suite, trials
+from nestax.launch.evals import problems, suite, trainable, trials
 
 Text = tuple[list[int], list[int]]  # symbols, and the class after each
 
@@ -247,7 +247,7 @@ def problem(name: str, options: Options) -> problems.Problem:
     language.V,
     strings(language, *short, distinct=False),
     bins(1),
-    trials.whole_rows,
+    trainable.whole_rows,
     {'longest': options.longest, 'beyond': options.beyond, 'halves': True},
     {'tied': False, 'memory': {'remat': False}},
     {'hope': {'memory': COUNTS if language.counts else TRACKS}},

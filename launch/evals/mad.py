@@ -41,7 +41,14 @@ the mean over batches.
 import dataclasses
 from collections.abc import Iterator
 
-from nestax.launch.evals import autoencoder, beginning, problems, suite, trials
+from nestax.launch.evals import (
+  autoencoder,
+  beginning,
+  problems,
+  suite,
+  trainable,
+  trials,
+)
 from nestax.launch.evals.mad_rows import TASKS, Size, by_id
 
 BASE = {
@@ -134,7 +141,7 @@ def problem(
     return lambda rng, many: draw(size, rng, many, train)
 
   compressed = task == 'compression'
-  net = autoencoder.net if compressed else trials.language
+  net = autoencoder.net if compressed else trainable.language
   if begin:
     net = beginning.small(net, begin, linear=compressed)
   return problems.Problem(

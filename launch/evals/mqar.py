@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nestax.launch.evals import problems, suite, trials
+from nestax.launch.evals import problems, suite, trainable, trials
 
 FEWEST = 4
 POWER = 0.01
@@ -152,7 +152,7 @@ def problem(width: int, options: Options) -> problems.Problem:
     options.V,
     mixture(options),
     {str(pairs): test(pairs) for pairs in powers(options.beyond)},
-    trials.tokens_right,
+    trainable.tokens_right,
     {'V': options.V, 'most': options.most, 'beyond': options.beyond},
   )
 
