@@ -154,3 +154,12 @@ def test_trials_that_do_not_fit_are_refused(options, changes, said):
   options = dataclasses.replace(options, train=training)
   with pytest.raises(ValueError, match=said):
     list(language.cells(options, suite.Asked(('transformer',))))
+
+
+@pytest.mark.parametrize('ms, want', [(2.0, 32.0), (None, None)])
+def test_what_was_not_timed_has_no_speed(ms, want):
+  (row,) = language._timed(
+    lambda: [{'step_ms': ms, 'scores': {'bits a byte': 1.0}}], 64
+  )
+  assert row['scores'].get('thousand tokens/s') == want
+  assert len(row['scores']) == (1 if want is None else 2)

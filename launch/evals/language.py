@@ -244,11 +244,11 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
 
 
 def _timed(run, tokens: int, *given) -> list[dict]:
-  """Adds thousands of tokens a second to the scores of every seed."""
+  """Adds thousands of tokens a second to the scores of every timed seed."""
   rows = run(*given)
   for row in rows:
-    speed = tokens / row['step_ms'] if row['step_ms'] else None
-    row['scores']['thousand tokens/s'] = speed
+    if row['step_ms']:  # not of a run of a single evaluation
+      row['scores']['thousand tokens/s'] = tokens / row['step_ms']
   return rows
 
 
