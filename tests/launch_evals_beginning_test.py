@@ -9,8 +9,8 @@ from nestax.launch.evals import autoencoder, beginning, entrants, mad, trainable
 
 SMALL = {'V': 16, 'D': 32, 'N': 2, 'H': 4, 'F': 96, 'tied': False}
 KEPT = {  # what is no linear map, and gates per head
-  *('a', 'b', 'active', 'logit', 'head', 'scale', 'bias'),
-  *('alpha', 'alpha_bias', 'eta', 'eta_bias', 'k', 'v', 'q', 'mem'),
+  *('head', 'scale', 'bias', 'skip'),
+  *('alpha', 'alpha_bias', 'eta', 'eta_bias', 'k', 'v', 'mem'),
 }
 
 
@@ -23,10 +23,13 @@ def drawn(net) -> dict[str, np.ndarray]:
   }
 
 
-@pytest.mark.parametrize('family', ['hope', 'transformer', 'deltanet'])
+@pytest.mark.parametrize(
+  'family', ['hope', 'transformer', 'deltanet', 'titans_mac', 'samba']
+)
 @pytest.mark.parametrize('linear', [False, True])
 def test_embeddings_or_all_linear_maps_begin_small(family, linear):
-  cfg = entrants.config(family, SMALL)
+  window = {'window': 8} if family == 'samba' else {}
+  cfg = entrants.config(family, SMALL | window)
   make = autoencoder.net if linear else trainable.language
   plain = drawn(make(cfg))
   small = drawn(beginning.small(make, 0.02, linear)(cfg))

@@ -18,8 +18,8 @@ _EMBEDDING = re.compile(r'.*embedding')
 # projections and MLPs; gates per head, convolutions and what a memory begins
 # with are families' own
 _LINEAR = re.compile(
-  r'.*embedding|decoder/.*kernel|.*level_\d+/(gate|up|down)'
-  r'|.*/(query|key|value|gate|out)/kernel'
+  r'.*embedding|decoder/.*kernel|.*(level_\d+|between)/(gate|up|down)'
+  r'|.*/((memory_)?(query|key|value)|gate|out|mix|recall)/kernel'
 )
 
 
