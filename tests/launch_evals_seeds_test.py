@@ -6,7 +6,14 @@ import echo_cases as echo
 import numpy as np
 import pytest
 
-from nestax.launch.evals import cells, language, suite, sweep, trials
+from nestax.launch.evals import (
+  cells,
+  language,
+  scoreboard,
+  suite,
+  sweep,
+  trials,
+)
 
 ONE = dataclasses.replace(echo.TRAINING, rates=(3e-2,))
 
@@ -45,6 +52,36 @@ def test_more_seeds_are_added_to_those_that_are_there(tmp_path, trained):
     assert row['scores'] == want['scores'] and row.keys() == want.keys()
   key, _ = cells.load(tmp_path / 'some/cells/echo_transformer.json')
   assert key['seeds'] == 3
+
+
+def test_a_tables_line_says_where_and_how_long_all_seeds_ran(
+  tmp_path, monkeypatch
+):
+  for device, seeds in (('one', 1), ('two', 3), ('none', 3)):
+    monkeypatch.setattr(suite.timing, 'device', lambda device=device: device)
+    rows = table(tmp_path, ONE, seeds)
+  assert [row['device'] for row in rows] == ['one', 'two', 'two']
+  line = scoreboard._line(rows)
+  assert line['seeds'] == [0, 1, 2] and line['device'] == 'one and two'
+  took = rows[0]['seconds'] + rows[1]['seconds']
+  assert line['seconds'] == pytest.approx(took, abs=0.002)
+
+
+@pytest.mark.parametrize(
+  'lines, words',
+  [(0, 'is damaged .not enough'), (1, 'rows: 0, seeds: 1'), (-1, 'damaged')],
+)
+def test_a_damaged_cell_is_said_and_left(lines, words, tmp_path, trained):
+  table(tmp_path, ONE, 1)
+  path = tmp_path / 'some/cells/echo_transformer.json'
+  text = path.read_text()
+  cut = text[:-9] if lines < 0 else ''.join(text.splitlines(True)[:lines])
+  path.write_text(cut)
+  with pytest.raises(
+    cells.CellError, match=f'{path.name} .*{words}.*remove it'
+  ):
+    table(tmp_path, ONE, 3)
+  assert path.read_text() == cut and trained == [(0,)]
 
 
 def test_seeds_whose_rate_could_change_are_not_added_to(tmp_path, trained):

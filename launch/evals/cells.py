@@ -49,12 +49,23 @@ def read(path: pathlib.Path, key: dict | None = None) -> list[dict] | None:
 
 
 def fewer(path: pathlib.Path, key: dict) -> list[dict] | None:
-  """Rows of the first seeds, if a file is of fewer and else of the same."""
+  """Rows of the first seeds, if a file is of fewer and else of the same.
+
+  Raises:
+    CellError: for a file that is damaged.
+  """
   if not path.exists():
     return None
   there, rows = load(path)
-  same = _but_seeds(there) == _but_seeds(key)
-  return rows if same and there.get('seeds', 0) < key.get('seeds', 0) else None
+  seeds = there.get('seeds', 0)
+  if _but_seeds(there) != _but_seeds(key) or seeds >= key.get('seeds', 0):
+    return None
+  if len(rows) != seeds:
+    raise CellError(
+      f'{path} is damaged (rows: {len(rows)}, seeds: {seeds}): remove it, and '
+      'it is made again'
+    )
+  return rows
 
 
 def _but_seeds(key: dict) -> dict:
@@ -62,8 +73,17 @@ def _but_seeds(key: dict) -> dict:
 
 
 def load(path: pathlib.Path) -> tuple[dict, list[dict]]:
-  """Reads a cell's key and rows."""
-  key, *rows = map(json.loads, path.read_text().splitlines())
+  """Reads a cell's key and rows.
+
+  Raises:
+    CellError: for a file that is damaged.
+  """
+  try:
+    key, *rows = map(json.loads, path.read_text().splitlines())
+  except ValueError as error:  # no line at all, or no JSON
+    raise CellError(
+      f'{path} is damaged ({error}): remove it, and it is made again'
+    ) from error
   return key, rows
 
 

@@ -81,7 +81,10 @@ def _line(rows: list[dict]) -> dict:
       'values': [row['scores'].get(name) for row in rows],
     }
   seeds = [row['seed'] for row in rows]
-  rest = {name: rows[0][name] for name in ('device', 'seconds')}
+  # seeds that were added later took a time of their own, on a machine perhaps
+  times = dict.fromkeys((row['device'], row['seconds']) for row in rows)
+  device = ' and '.join(dict.fromkeys(device for device, _ in times))
+  rest = {'device': device, 'seconds': round(sum(s for _, s in times), 3)}
   return names | {'seeds': seeds, 'scores': scores} | rest
 
 

@@ -228,9 +228,7 @@ def _do(one, cell, workdir, progress) -> list[dict]:
     made = cell.run(say) if there is None else cell.more(there, say)
     seconds = round(time.perf_counter() - began, 3)
     added = names | {'device': timing.device(), 'seconds': seconds}
-    rows = [
-      added | _plain(row) for row in made
-    ]  # a row of before keeps its own
+    rows = [added | _plain(row) for row in made]  # one of before has its own
     cells.write(path, key, rows)
   progress.end(words, rows)
   return rows
