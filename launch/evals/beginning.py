@@ -13,6 +13,7 @@ import jax
 
 from nestax.launch.evals import problems
 from nestax.models.config import ModelConfig
+from nestax.optim import labels
 
 _EMBEDDING = re.compile(r'.*embedding')
 # projections and MLPs; gates per head, convolutions and what a memory begins
@@ -36,8 +37,8 @@ def small(
   chosen = _LINEAR if linear else _EMBEDDING
 
   def scaled(path, x):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return x * (std / x.std()) if chosen.fullmatch(name) else x
+    began = chosen.fullmatch(labels.path_of(path))
+    return x * (std / x.std()) if began else x
 
   def begun(cfg: ModelConfig) -> problems.Net:
     net = make(cfg)

@@ -61,11 +61,14 @@ def fewer(path: pathlib.Path, key: dict) -> list[dict] | None:
   if _but_seeds(there) != _but_seeds(key) or seeds >= key.get('seeds', 0):
     return None
   if len(rows) != seeds:
-    raise CellError(
-      f'{path} is damaged (rows: {len(rows)}, seeds: {seeds}): remove it, and '
-      'it is made again'
-    )
+    raise _damaged(path, f'rows: {len(rows)}, seeds: {seeds}')
   return rows
+
+
+def _damaged(path: pathlib.Path, why) -> CellError:
+  return CellError(
+    f'{path} is damaged ({why}): remove it, and it is made again'
+  )
 
 
 def _but_seeds(key: dict) -> dict:
@@ -81,9 +84,7 @@ def load(path: pathlib.Path) -> tuple[dict, list[dict]]:
   try:
     key, *rows = map(json.loads, path.read_text().splitlines())
   except ValueError as error:  # no line at all, or no JSON
-    raise CellError(
-      f'{path} is damaged ({error}): remove it, and it is made again'
-    ) from error
+    raise _damaged(path, error) from error
   return key, rows
 
 
