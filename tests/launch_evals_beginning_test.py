@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nestax.launch.evals import autoencoder, beginning, entrants, mad, trainable
+from nestax.launch.evals import (
+  autoencoder,
+  beginning,
+  entrants,
+  mad,
+  suite,
+  trainable,
+)
 
 SMALL = {'V': 16, 'D': 32, 'N': 2, 'H': 4, 'F': 96, 'tied': False}
 KEPT = {  # what is no linear map, and gates per head
@@ -50,18 +57,35 @@ def test_embeddings_or_all_linear_maps_begin_small(family, linear):
 
 
 @pytest.mark.parametrize('task', mad.BASE)
-def test_every_task_begins_as_the_options_say(task):
+@pytest.mark.parametrize('linear', [False, True])
+def test_every_task_begins_as_the_options_say(task, linear):
   cfg = entrants.config('transformer', SMALL)
   size = mad.BASE[task]._replace(V=16)
+  all_of_it = linear or task == 'compression'
   for begin, want in ((0.02, 0.02), (0.3, 0.3), (0.0, 32**-0.5)):
-    problem = mad.problem(task, task, size, begin)
-    assert problem.key['begin'] == begin
+    problem = mad.problem(task, task, size, begin, linear)
+    # what trains alike is one cell: compression either way
+    differs = begin and linear and task != 'compression'
+    said = {'linear': True} if differs else {}
+    assert problem.key == {'size': size._asdict(), 'begin': begin} | said
     params = drawn(problem.net(cfg))
     std = params[next(n for n in params if 'embedding' in n)].std()
     assert abs(std - want) < (0.1 * want if begin == 0 else 1e-5)
-    dense = [n for n in params if n.startswith('decoder') and 'kernel' in n]
-    assert bool(dense) == (task == 'compression')
-    assert all(abs(params[n].std() - begin) < 1e-5 for n in dense) or not begin
+    maps = [n for n in params if n.endswith('/kernel') and 'mixer' in n]
+    maps += [n for n in params if n.startswith('decoder') and 'kernel' in n]
+    assert any('decoder' in n for n in maps) == (task == 'compression')
+    for name in maps:
+      small = abs(params[name].std() - begin) < 1e-5
+      assert small == bool(begin and all_of_it), name
+
+
+def test_models_begin_small_unless_asked_not_to():
+  task = 'memorization'
+  asked = suite.Asked(models=('transformer',), seeds=1)
+  for options, linear in (({}, True), ({'linear': False}, None)):
+    cells = mad.cells(mad.Options(**options), asked)
+    keys = [cell.key for cell in cells if cell.task == task]
+    assert [key.get('linear') for key in keys] == [linear]
 
 
 @pytest.mark.parametrize('begin', [-0.1, 1.5, float('nan')])

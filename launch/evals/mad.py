@@ -6,12 +6,14 @@ Architectures', ICML; code: github.com/athms/mad-lab), at its own sizes
 which one is changed at a time; a task's MAD score is the mean over all of its
 settings. 12,800 rows to train on for 200 epochs (256 rows in memorization),
 1,280 to test on, batches of 128, two blocks of width 128, AdamW with rates
-1e-4, 5e-4 and 1e-3 that fall by half a cosine without a warm-up; embeddings,
-and in compression all linear maps, begin as small as there (`beginning`;
---set=mad.begin=0 for how families begin on text). The score is that of the
-epoch of the lowest loss on held-out rows: the benchmark's code validates after
-training without naming a model, for which Lightning loads the best checkpoint,
-and the first of its two callbacks keeps the lowest perplexity. Training ends
+1e-4, 5e-4 and 1e-3 that fall by half a cosine without a warm-up. Embeddings,
+and in compression all linear maps, begin as small as there, and here linear
+maps of the other tasks too, which there are as PyTorch draws them (`beginning`;
+--set=mad.linear=false for embeddings alone, --set=mad.begin=0 for how families
+begin on text). The score is that of the epoch of the lowest loss on held-out
+rows: the benchmark's code validates after training without naming a model, for
+which Lightning loads the best checkpoint, and the first of its two callbacks
+keeps the lowest perplexity. Training ends
 early with the first epoch after which accuracy is 99.9, and with
 --set=mad.train.patience=20 after 20 epochs of no lower loss, as the benchmark's
 `--early-stop` does, which its own runs leave off. Other than there the rate is
@@ -80,8 +82,10 @@ class Options:
     harder: the harder settings too.
     epochs: of training, where --steps says nothing.
     shrink: divides lengths, rows and ids to copy; 1 is the benchmark.
-    begin: the standard deviation of embeddings before training, in compression
-      that of all linear maps, as there; 0: as families begin on text.
+    begin: the standard deviation of embeddings and linear maps before training;
+      0: as families begin on text.
+    linear: whether linear maps begin so outside compression too; there they
+      are left as PyTorch draws them, here as families begin on text.
     train: how models are trained; `steps` and `examples` follow from the rest,
       and `patience` counts epochs, however many evaluations there are.
   """
@@ -90,6 +94,7 @@ class Options:
   epochs: int = 200
   shrink: int = 1
   begin: float = 0.02
+  linear: bool = True
   train: trials.Training = trials.Training(
     D=128,
     N=2,
@@ -132,9 +137,13 @@ def _shrunk(size: Size, by: int) -> Size:
 
 
 def problem(
-  task: str, name: str, size: Size, begin: float = 0.02
+  task: str,
+  name: str,
+  size: Size,
+  begin: float = 0.02,
+  linear: bool = True,
 ) -> problems.Problem:
-  """One task at one size, begun as `Options.begin` says."""
+  """One task at one size, begun as `Options` says."""
   draw = TASKS[task]
 
   def rows(train):
@@ -142,15 +151,18 @@ def problem(
 
   compressed = task == 'compression'
   net = autoencoder.net if compressed else trainable.language
+  key = {'size': size._asdict(), 'begin': begin}
   if begin:
-    net = beginning.small(net, begin, linear=compressed)
+    net = beginning.small(net, begin, linear=compressed or linear)
+    if linear and not compressed:
+      key['linear'] = True
   return problems.Problem(
     name,
     size.V,
     rows(True),
     {'accuracy': rows(False)},
     by_id,
-    {'size': size._asdict(), 'begin': begin},
+    key,
     # as there, embedding and head are apart: a tied one learns a map too slowly
     # for its 400 steps; there is room for all chunks, and time is short
     {'tied': False, 'memory': {'remat': False}},
@@ -174,9 +186,8 @@ def cells(options: Options, asked: suite.Asked) -> Iterator[suite.Cell]:
     # of an evaluation an epoch it is the same number
     patience = -(-train.patience * epoch // train.asked(asked).every)
     train = dataclasses.replace(train, patience=patience)
-    yield from trials.cells(
-      [problem(task, name, size, options.begin)], train, asked
-    )
+    begun = options.begin, options.linear
+    yield from trials.cells([problem(task, name, size, *begun)], train, asked)
 
 
 def groups(options: Options) -> dict[str, list[str]]:
