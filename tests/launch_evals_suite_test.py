@@ -80,8 +80,23 @@ def test_cells_of_other_settings_are_refused(tmp_path):
   suite.run([evaluation([])], asked)
   changed = suite.configure([evaluation([])], ['made.bonus=1.5'])
   assert changed[0].options.bonus == 1.5
-  with pytest.raises(cells.CellError, match='another workdir'):
+  with pytest.raises(
+    cells.CellError, match='bonus is .* there, 1.5 here: give'
+  ):
     suite.run(changed, asked)
+
+
+def test_a_refusal_names_only_the_settings_that_differ(tmp_path):
+  there = {'task': 'a', 'config': {'D': 8, 'cms': {'rate': 1.0}}, 'old': {}}
+  asked = {'task': 'a', 'config': {'D': 8, 'cms': {'rate': 0.5}}, 'new': None}
+  cells.write(tmp_path / 'a.json', there, [{'seed': 0}])
+  with pytest.raises(cells.CellError) as caught:
+    cells.read(tmp_path / 'a.json', asked)
+  assert str(caught.value) == (
+    f'{tmp_path}/a.json holds results of other settings, config.cms.rate is 1.0'
+    ' there, 0.5 here, old is {} there, not set here, new is not set there, '
+    'None here: give another workdir'
+  )
 
 
 def test_one_task_can_be_done_alone(tmp_path):

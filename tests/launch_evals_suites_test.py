@@ -150,4 +150,5 @@ def test_a_suite_is_trained_and_then_only_read(tmp_path, monkeypatch, capsys):
   assert (tmp_path / 'table.md').read_text() == table
   forget()
   assert run(*words, '--steps=8') == 2
-  assert 'give another workdir' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert 'other settings, training.steps is 4 there, 8 here: give' in said

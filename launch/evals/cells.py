@@ -3,7 +3,8 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 
 class CellError(ValueError):
@@ -42,8 +43,8 @@ def read(path: pathlib.Path, key: dict | None = None) -> list[dict] | None:
         '(--set=EVALUATION.train.apart=true); give another workdir'
       )
     raise CellError(
-      f'{path} holds results of {there}, asked for are {key}: give another '
-      'workdir'
+      f'{path} holds results of other settings, {_differing(there, key)}: give '
+      'another workdir'
     )
   return rows
 
@@ -69,6 +70,25 @@ def _damaged(path: pathlib.Path, why) -> CellError:
   return CellError(
     f'{path} is damaged ({why}): remove it, and it is made again'
   )
+
+
+def _differing(there: dict, asked: dict) -> str:
+  """In words, the settings of two keys that are not the same."""
+  a, b = ({name: repr(x) for name, x in _flat(key)} for key in (there, asked))
+  return ', '.join(
+    f'{name} is {a.get(name, "not set")} there, {b.get(name, "not set")} here'
+    for name in dict.fromkeys([*a, *b])
+    if a.get(name) != b.get(name)
+  )
+
+
+def _flat(key: dict, before: str = '') -> Iterator[tuple[str, Any]]:
+  """Nested settings by dotted names."""
+  for name, value in key.items():
+    if value and isinstance(value, dict):
+      yield from _flat(value, f'{before}{name}.')
+    else:
+      yield before + name, value
 
 
 def _but_seeds(key: dict) -> dict:
