@@ -224,10 +224,13 @@ def differing(there: dict, here: dict) -> list[str]:
 
 
 def flat(config: dict, prefix: str = '') -> dict[str, Any]:
-  """A nested dict by keys with dots between group and name."""
+  """A nested dict by keys with dots between group and name.
+
+  An empty group keeps its own key.
+  """
   found = {}
   for key, value in config.items():
-    if isinstance(value, dict):
+    if value and isinstance(value, dict):
       found |= flat(value, f'{prefix}{key}.')
     else:
       found[f'{prefix}{key}'] = value

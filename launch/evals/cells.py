@@ -3,8 +3,9 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from nestax.launch.configs import common
 
 
 class CellError(ValueError):
@@ -74,21 +75,15 @@ def _damaged(path: pathlib.Path, why) -> CellError:
 
 def _differing(there: dict, asked: dict) -> str:
   """In words, the settings of two keys that are not the same."""
-  a, b = ({name: repr(x) for name, x in _flat(key)} for key in (there, asked))
+  a, b = (
+    {name: repr(x) for name, x in common.flat(key).items()}
+    for key in (there, asked)
+  )
   return ', '.join(
     f'{name} is {a.get(name, "not set")} there, {b.get(name, "not set")} here'
     for name in dict.fromkeys([*a, *b])
     if a.get(name) != b.get(name)
   )
-
-
-def _flat(key: dict, before: str = '') -> Iterator[tuple[str, Any]]:
-  """Nested settings by dotted names."""
-  for name, value in key.items():
-    if value and isinstance(value, dict):
-      yield from _flat(value, f'{before}{name}.')
-    else:
-      yield before + name, value
 
 
 def _but_seeds(key: dict) -> dict:

@@ -13,14 +13,13 @@ maps of the other tasks too, which there are as PyTorch draws them (`beginning`;
 begin on text). The score is that of the epoch of the lowest loss on held-out
 rows: the benchmark's code validates after training without naming a model, for
 which Lightning loads the best checkpoint, and the first of its two callbacks
-keeps the lowest perplexity. Training ends
-early with the first epoch after which accuracy is 99.9, and with
---set=mad.train.patience=20 after 20 epochs of no lower loss, as the benchmark's
-`--early-stop` does, which its own runs leave off. Other than there the rate is
-picked on rows of its own, which also say when to end and which epoch counts
-(there the tested rows do); weight decay is one (0.1), not the better of 0 and
-0.1; gradients are clipped; and rows are drawn from another random generator, so
-they are not bit for bit the benchmark's.
+keeps the lowest perplexity. Training ends early with the first epoch after
+which accuracy is 99.9, and with --set=mad.train.patience=20 after 20 epochs of
+no lower loss, as the benchmark's `--early-stop` does, which its own runs leave
+off. Other than there the rate is picked on rows of its own, which also say when
+to end and which epoch counts (there the tested rows do); weight decay is one
+(0.1), not the better of 0 and 0.1; gradients are clipped; and rows are drawn
+from another random generator, so they are not bit for bit the benchmark's.
 
 Papers print MAD scores: `--set=mad.harder=true` is what compares with them. The
 base settings alone are easier: memorization's is learned to 100, while over its
