@@ -213,27 +213,6 @@ def test_no_more_early_rows_are_drawn_than_are_read():
   np.testing.assert_array_equal(*batches)
 
 
-def test_what_does_not_fit_is_done_by_halves(monkeypatch):
-  done = []
-
-  def run(task, make, rates, *rest):
-    if len(rates) > 1:
-      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
-    done.append(rates)
-    return [{'rate': rates[0]}]
-
-  monkeypatch.setattr(sweep, 'run', run)
-  rows = trials._within_memory(None, None, (1, 2, 3), (1, 8, 4), ())
-  assert done == [(1,), (2,), (3,)] and [r['rate'] for r in rows] == [1, 2, 3]
-  with pytest.raises(jax.errors.JaxRuntimeError):
-    monkeypatch.setattr(
-      sweep,
-      'run',
-      lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError('other')),
-    )
-    trials._within_memory(None, None, (1, 2), (1, 8, 4), ())
-
-
 def test_equal_scores_are_told_apart_by_loss_and_nan_loses():
   rows = [
     {'rate': 1, 'valid': 50.0, 'loss': 2.0},

@@ -137,7 +137,9 @@ def main(argv: list[str]) -> int:
     )
     rows = suite.run(evaluations, asked)
     print(scoreboard.write(evaluations, workdir, rows))
-  except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as e:
+  except (
+    ValueError, OSError, ImportError, MemoryError, checkpoint.CheckpointError
+  ) as e:  # fmt: skip
     print(f'nestax-evaluate: {e}', file=sys.stderr)
     return 2
   return 0

@@ -1,11 +1,11 @@
 """Small models trained from generated rows: the cells of such evaluations.
 
 Every problem gets every model at every learning rate and seed; all runs of a
-cell are one program (`sweep`), or several where that does not fit in memory,
-or one after another, each kept as it ends (`serial`, `Training.apart`). The
-rate is picked by the mean over seeds of the scores on rows that are no tests:
-'valid'. The scores are those of the last step, or of the evaluation on the way
-that was best by `valid` (`Training.best`).
+cell are one program (`sweep`), or several where that does not fit in memory
+(`fitting`), or one after another, each kept as it ends (`serial`,
+`Training.apart`). The rate is picked by the mean over seeds of the scores on
+rows that are no tests: 'valid'. The scores are those of the last step, or of
+the evaluation on the way that was best by `valid` (`Training.best`).
 
 Rows are drawn once, by a generator seeded with what they are for; seeds of
 runs choose first parameters and the order of rows. AdamW for all, clipped at
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from nestax.launch.benches import timing
 from nestax.launch.evals import (
   entrants,
+  fitting,
   haystack,
   picking,
   serial,
@@ -143,7 +144,8 @@ def train(
   def enough(rows):
     return picking.all_ended(rows, training.rule)
 
-  rows, tried, ms = trains(task, make, training, seeds, say, enough)
+  with fitting.in_words(problem.name, training.batch):
+    rows, tried, ms = trains(task, make, training, seeds, say, enough)
   scored = picking.scored(rows, training.rule)
   compared = picking.scored(tried, picking.Rule()) if tried else scored
   rate, means = picking.pick(compared, training.rates)
@@ -176,30 +178,16 @@ def _apart(kept, task, make, training: Training, seeds: int, say, enough):
 
 
 def _together(first, task, make, training: Training, seeds: int, say, enough):
-  """The same of runs side by side."""
+  """The same of runs side by side, all of them or as many as fit in memory."""
   told = []
 
   def tell(step, seconds):
     told.append((step, seconds))
     say(step, training.steps)
 
-  grid = seeds, training.steps, training.every
-  calls = tell, enough, first
-  rows = _within_memory(task, make, training.rates, grid, calls)
+  def side_by_side(rates, some):
+    grid = some.stop, training.steps, training.every
+    return sweep.run(task, make, rates, *grid, tell, enough, some.start)
+
+  rows = fitting.by_halves(side_by_side, training.rates, range(first, seeds))
   return rows, [], lambda run: sweep.step_ms(told)
-
-
-def _within_memory(task, make, rates, grid, calls) -> list[dict]:
-  """All rates in one program, or by halves if they do not fit in memory."""
-  try:
-    return sweep.run(task, make, rates, *grid, *calls)
-  except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error) or len(rates) == 1:
-      raise
-  half = len(rates) // 2
-  parts = rates[:half], rates[half:]
-  return [
-    row
-    for part in parts
-    for row in _within_memory(task, make, part, grid, calls)
-  ]

@@ -1,0 +1,96 @@
+"""Runs that do not fit in memory side by side are done in several programs."""
+
+import dataclasses
+
+import jax
+import pytest
+from echo_cases import PROBLEM, TRAINING
+
+from nestax.launch.evals import fitting, suite, suites, sweep, trials
+
+FULL = 'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 16.16GiB'
+
+
+def _room_for(most, done):
+  def run(rates, seeds):
+    if len(rates) * len(seeds) > most:
+      raise jax.errors.JaxRuntimeError(FULL)
+    done.append((rates, seeds))
+    return [{'rate': r, 'seed': s} for r in rates for s in seeds]
+
+  return run
+
+
+@pytest.mark.parametrize('most', (1, 2, 3, 5, 6, 100))
+def test_every_run_is_done_once_in_programs_that_fit(most):
+  done = []
+  rows = fitting.by_halves(_room_for(most, done), (0.1, 0.2, 0.3), range(1, 6))
+  ran = sorted((row['rate'], row['seed']) for row in rows)
+  assert ran == [(r, s) for r in (0.1, 0.2, 0.3) for s in range(1, 6)]
+  assert all(len(rates) * len(seeds) <= most for rates, seeds in done)
+  # rates first: the seeds of one are compared as long as they fit together
+  assert all(len(r) == 1 for r, s in done if s != range(1, 6))
+  if most >= 5:  # no further than it has to be
+    assert {s for _, s in done} == {range(1, 6)}
+
+
+def test_a_run_too_large_alone_and_other_failures_are_not_halved():
+  calls = []
+
+  def run(words, rates, seeds):
+    calls.append((rates, seeds))
+    raise jax.errors.JaxRuntimeError(words)
+
+  for words, tries in (FULL, 3), ('INTERNAL: other', 1):
+    calls.clear()
+    with pytest.raises(jax.errors.JaxRuntimeError, match=words[:8]):
+      fitting.by_halves(lambda *a, w=words: run(w, *a), (1,), range(4))
+    assert len(calls) == tries
+
+
+def test_seeds_in_programs_of_their_own_score_as_side_by_side(monkeypatch):
+  training = dataclasses.replace(TRAINING, rates=(3e-2,), evaluations=4)
+  asked = suite.Asked(('transformer',), seeds=3)
+  (cell,) = trials.cells([PROBLEM], training, asked)
+  together = cell.run(lambda done, of: None)
+  run, sizes = sweep.run, []
+
+  def small(task, make, rates, seeds, steps, every, say, enough, first):
+    sizes.append(seeds - first)
+    if seeds - first > 1:
+      raise jax.errors.JaxRuntimeError(FULL)
+    return run(task, make, rates, seeds, steps, every, say, enough, first)
+
+  monkeypatch.setattr(sweep, 'run', small)
+  rows = cell.run(lambda done, of: None)
+  assert sizes == [3, 1, 2, 1, 1]
+  assert [row['seed'] for row in rows] == [0, 1, 2]
+  for row, other in zip(rows, together):
+    assert row['scores'] == pytest.approx(other['scores'], abs=1e-3)
+    assert row['losses'] == pytest.approx(other['losses'], rel=1e-4)
+
+
+@pytest.mark.parametrize('apart', (False, True))
+def test_what_does_not_fit_alone_ends_in_words(monkeypatch, tmp_path, apart):
+  training = dataclasses.replace(TRAINING, rates=(3e-2,), apart=apart)
+  asked = suite.Asked(('transformer',), seeds=2, workdir=tmp_path)
+  (cell,) = trials.cells([PROBLEM], training, asked)
+
+  def full(*_, **__):
+    raise jax.errors.JaxRuntimeError(FULL)
+
+  monkeypatch.setattr(trials.sweep, 'run', full)
+  monkeypatch.setattr(trials.serial, 'run', full)
+  words = rf'{PROBLEM.name}: .* no room .* {training.batch} rows.*train.batch'
+  with pytest.raises(MemoryError, match=words):
+    cell.run(lambda done, of: None)
+
+
+def test_the_command_says_it_and_ends_with_2(monkeypatch, capsys, tmp_path):
+  def full(*_):
+    raise MemoryError('parity: the device has no room')
+
+  monkeypatch.setattr(suite, 'run', full)
+  argv = ['nestax-evaluate', '--suite=formal', f'--workdir={tmp_path}']
+  assert suites.main(suites.parse(argv)) == 2
+  assert 'nestax-evaluate: parity: the device' in capsys.readouterr().err
