@@ -18,6 +18,7 @@ from nestax.models.memory import (
   gpu_deep_pass,
   gpu_forward,
   gpu_momentum_pass,
+  gpu_pieces,
   gpu_tile,
   scan,
 )
@@ -115,8 +116,7 @@ def check_tried(cfg: MemoryConfig):
 
   Kernels ask for up to 227 KiB of a block's shared memory, which many GPUs
   have not; those of a two-layer `mem` beside other memories keep over twice
-  what `scan` keeps. Alone it keeps up to twice as much, and a pass forward
-  without gradients takes what its chunks begin with as well.
+  what `scan` keeps. Alone it keeps up to twice as much.
   """
   if cfg.deep and not gpu_alone.covers(cfg):
     raise DoesNotFit(
@@ -160,6 +160,10 @@ def _walk_from_inside(cfg, initial, slow, carry, xs, ends_nxB, dtype):
 
 def _walk(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   """The walk that `scan.walk_chunks` describes, from a boundary on."""
+  return gpu_pieces.walk(_whole, cfg, dtype, initial, slow, carry, xs, ends_nxB)
+
+
+def _whole(cfg, initial, slow, carry, xs, ends_nxB, dtype):
   n, C = ends_nxB.shape[0], xs.query_CxK.shape[-2]
   boundary, *state = carry
   filled = None
