@@ -1,4 +1,4 @@
-"""GPU kernels read a long stream in pieces where no gradient is wanted."""
+"""GPU kernels take long streams in pieces: to read them, or with a stride."""
 
 import functools
 
@@ -20,6 +20,7 @@ def small(monkeypatch):
   monkeypatch.setattr(cases, 'K', 16)
   monkeypatch.setattr(gpu_deep, 'SLICE', 16)
   monkeypatch.setattr(gpu_pieces, 'PIECE', 2)
+  monkeypatch.setattr(gpu_pieces, 'SHORT', 2)
 
 
 def given(cfg, length, resets):
@@ -80,28 +81,70 @@ def test_pieces_equal_the_token_rule(name):
     cases.assert_close((got[0], got[1][:, :count]), want, 1e-4)
 
 
+@pytest.mark.parametrize(
+  'name,stride', [('fresh', 3), ('inside', 2), ('inside_lengths', 2)]
+)
+def test_gradients_of_pieces_walked_again_are_those_of_all_at_once(
+  name, stride
+):
+  options, length, before, counts = STREAMS[name]
+  options = {'chunk_mem': C, 'chunk_rest': C} | options
+  cfg = MemoryConfig(**options)
+  initial, inputs = given(cfg, length, resets=True)
+  state = before and read_so_far(cfg, initial, before)
+  reset, length_B = inputs.reset, counts and jnp.array(counts)
+
+  def learned(cfg):
+    def values(initial, fast, streams):
+      begun = None
+      if state is not None:
+        begun = state._replace(boundary=fast[0], running=fast[0])
+        begun = begun._replace(momentum=fast[1])
+      here = streams._replace(reset=reset)
+      end, out = pallas_gpu.run(
+        cfg, initial, begun, here, jnp.float32, length_B, before == (C, C)
+      )
+      return out, end and end[:3]
+
+    fast = state and (state.running, state.momentum)
+    streams = inputs._replace(reset=None)
+    got, back = jax.vjp(values, initial, fast, streams)
+    return got, back(jax.tree.map(lambda x: jnp.cos(3 * x), got))
+
+  cases.assert_close(
+    jax.jit(lambda: learned(MemoryConfig(**options, stride=stride)))(),
+    jax.jit(lambda: learned(cfg))(),
+    3e-5,
+  )
+
+
+def held(f, *args):
+  compiled = jax.jit(f).lower(*args).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
 @pytest.mark.parametrize('options', ({}, DEEP), ids=('hope', 'titans'))
-def test_less_is_held_without_gradients_and_with_them_all_is_walked_at_once(
+def test_pieces_hold_less_and_without_a_stride_training_has_none(
   options, monkeypatch
 ):
-  cfg = MemoryConfig(chunk_mem=C, chunk_rest=C, **options)
+  options = {'chunk_mem': C, 'chunk_rest': C} | options
+  cfg = MemoryConfig(**options)
   initial, inputs = given(cfg, 12 * C, resets=False)
 
-  def read(initial):
+  def read(initial, cfg=cfg):
     return pallas_gpu.run(cfg, initial, None, inputs, jnp.float32)[1]
 
-  def held(f):
-    compiled = jax.jit(f).lower(initial).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+  def learn(initial, cfg=cfg):
+    return jax.grad(lambda x: jnp.sum(jnp.sin(read(x, cfg))))(initial)
 
-  def learn(initial):
-    return jax.grad(lambda x: jnp.sum(jnp.sin(read(x))))(initial)
-
-  pieces, grad = held(read), jax.make_jaxpr(learn)(initial)
+  again = MemoryConfig(**options, stride=2)
+  few = held(read, initial), held(lambda x: learn(x, again), initial)
+  jaxpr = jax.make_jaxpr(learn)(initial)
   monkeypatch.setattr(gpu_pieces, 'PIECE', 64)
   # other functions, as what the same ones give is kept
-  assert pieces < 0.7 * held(lambda x: read(x))
-  assert str(jax.make_jaxpr(lambda x: learn(x))(initial)) == str(grad)
+  every = held(lambda x: read(x), initial), held(learn, initial)
+  assert few[0] < 0.7 * every[0] and few[1] < 0.45 * every[1]
+  assert str(jax.make_jaxpr(lambda x: learn(x))(initial)) == str(jaxpr)
 
 
 @pytest.mark.parametrize('chunks', (1, 2, 3, 5, 7, 8))

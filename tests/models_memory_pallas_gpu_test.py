@@ -300,7 +300,6 @@ def test_kernels_lower_for_cuda_without_a_gpu(dtype, resets, options):
       "two-layer `mem`, given=.'eta'",
     ),
     ({'depth_mem': 2, 'key_norm': False}, 'two-layer `mem`.* key_norm=False'),
-    ({'stride': 4}, 'stride=4: only 1'),
   ],
 )
 def test_what_does_not_fit_is_refused_in_words(options, words):
@@ -337,6 +336,8 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
   with caplog.at_level(logging.WARNING):
     for deep in (False, True, True):
       ask(rule(depth_rest=1 + deep))
+    ask(rule(depth_mem=2))
+    ask(rule(depth_mem=2, stride=4))
     ask(rule(momentum=True))
     ask(rule(**FAMILY['retnet'].rule))
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.6')
@@ -351,8 +352,9 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
     auto = (jax.sharding.AxisType.Auto,)
     with jax.set_mesh(jax.make_mesh((1,), ('data',), axis_types=auto)):
       ask(rule(momentum=True))
-  assert calls == [(1, False), (1, True), (1, False), (1, False)]
-  assert caplog.text.count('lax.scan') == 2
+  assert calls == [(1, False), (2, False), (1, True), (1, False), (1, False)]
+  assert caplog.text.count('lax.scan') == 3
+  assert 'or a stride of more than 1 asks' in caplog.text
   assert 'two-layer' in caplog.text
   assert "capability '8.6'" in caplog.text
 

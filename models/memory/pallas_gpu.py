@@ -48,11 +48,6 @@ def check(cfg: MemoryConfig, C: int, K: int, dtype):
       f"generated={cfg.generated}: only 'l2', generated values and identity "
       f'in all of {carried}'
     )
-  if cfg.stride > 1:
-    raise DoesNotFit(
-      f'stride={cfg.stride}: only 1, as the backward pass works on all chunks '
-      'at once, but for what is walked in order'
-    )
   if cfg.anchor != 'initial':
     raise DoesNotFit(f"anchor={cfg.anchor!r}: only 'initial'")
   if 'q' in cfg.adaptive:
@@ -116,12 +111,13 @@ def check_tried(cfg: MemoryConfig):
 
   Kernels ask for up to 227 KiB of a block's shared memory, which many GPUs
   have not; those of a two-layer `mem` beside other memories keep over twice
-  what `scan` keeps. Alone it keeps up to twice as much.
+  what `scan` keeps, but for less than that where they have a `stride`. Alone it
+  keeps up to twice as much.
   """
-  if cfg.deep and not gpu_alone.covers(cfg):
+  if cfg.deep and cfg.stride == 1 and not gpu_alone.covers(cfg):
     raise DoesNotFit(
       'a two-layer `mem`: four times as fast, but takes more memory; '
-      "implementation='pallas' asks for the kernels"
+      "implementation='pallas' or a stride of more than 1 asks for the kernels"
     )
   if capability() not in TRIED:
     raise DoesNotFit(
