@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import re
 import time
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from nestax.launch import (
   metrics,
   profile,
   progress,
+  room,
   validation,
 )
 from nestax.launch import loop as loops
@@ -27,15 +27,14 @@ from nestax.launch.data import corpora, pipeline
 from nestax.launch.loop import BadSteps as BadSteps
 from nestax.launch.prepare import Plan
 from nestax.launch.prepare import prepare as prepare
+from nestax.launch.room import OutOfMemory as OutOfMemory
 from nestax.launch.signals import Agreement, Signals
 from nestax.launch.signals import Interrupted as Interrupted
-from nestax.models import language_model
+from nestax.models import families, language_model
 from nestax.models.config import ModelConfig
+from nestax.models.memory import gpu_pieces
 
-
-class OutOfMemory(RuntimeError):
-  """A device has no room for what the run needs at once."""
-
+STRIDE = 4  # chunks, as advised where memory is short
 
 # What ends a run that was well begun, each in words.
 FAILURES = (
@@ -73,41 +72,42 @@ def train(plan: Plan) -> dict[str, float]:
       take = jax.process_index() == 0
       held.enter_context(lock.held(plan.workdir, take=take))
     distributed.check_shared(plan.workdir)
-    with distributed.others_needed(), _memory_in_words(plan):
+    say = functools.partial(_advice, plan)
+    with distributed.others_needed(), room.in_words(say, 'model.memory'):
       return _train(plan)
 
 
-@contextlib.contextmanager
-def _memory_in_words(plan: Plan):
-  try:
-    yield
-  except jax.errors.JaxRuntimeError as error:
-    words = str(error)
-    if 'RESOURCE_EXHAUSTED' not in words:
-      raise
-    shared = re.search(r'[Ss]hared memory.*? (\d+), available: (\d+)', words)
-    if shared:
-      raise OutOfMemory(
-        f"a kernel asks for {shared[1]} bytes of a multiprocessor's shared "
-        f'memory, of which this GPU has {shared[2]}: '
-        'model.memory.implementation=scan does without'
-      ) from error
-    asked = re.search(r'allocat\w+ (\d+) ?bytes', words)
-    much = f', {int(asked[1]) / 2**30:.1f} GiB at once' if asked else ''
-    train, less = plan.config.train, ['shorter rows (data.length)']
-    if plan.config.model.remat != 'full':
-      less.append('model.remat=full')
-    if train.batch % (2 * train.accumulate) == 0:
-      less.append(
-        f'the batch in pieces, train.accumulate={2 * train.accumulate}'
-      )
-    if train.batch > 1:
-      less.append('fewer rows (train.batch)')
-    raise OutOfMemory(
-      f'the device has no room for a step of train.batch={train.batch} rows of '
-      f'data.length={plan.config.data.length}{much}. Less is needed by '
-      f'{" or ".join(reversed(less))}; nestax-compile says beforehand how much'
-    ) from error
+def _advice(plan: Plan, much: str) -> str:
+  """What takes less than a step for which there was no room."""
+  train, less = plan.config.train, ['shorter rows (data.length)']
+  if plan.config.model.remat != 'full':
+    less.append('model.remat=full')
+  if _strides(plan):
+    less.append(f'model.memory.stride={STRIDE}')
+  if train.batch % (2 * train.accumulate) == 0:
+    less.append(f'the batch in pieces, train.accumulate={2 * train.accumulate}')
+  if train.batch > 1:
+    less.append('fewer rows (train.batch)')
+  return (
+    f'the device has no room for a step of train.batch={train.batch} rows of '
+    f'data.length={plan.config.data.length}{much}. Less is needed by '
+    f'{" or ".join(reversed(less))}; nestax-compile says beforehand how much'
+  )
+
+
+def _strides(plan: Plan) -> bool:
+  """Whether a memory would keep less with a stride."""
+  cfg = ModelConfig.from_dict(plan.config.model)
+  family, rule = (
+    families.FAMILY[cfg.family],
+    families.rule(cfg.family, cfg.memory),
+  )
+  reads = family.memory is None or 'stride' in family.memory
+  if rule is None or not reads or rule.implementation == 'token':
+    return False
+  # a GPU's kernels keep every sixteenth chunk's at most
+  many = plan.config.data.length > gpu_pieces.SHORT * rule.step
+  return many and rule.stride == 1
 
 
 def _train(plan: Plan) -> dict[str, float]:

@@ -6,9 +6,14 @@ import jax
 import pytest
 from echo_cases import PROBLEM, TRAINING
 
+from nestax.launch import room
 from nestax.launch.evals import fitting, suite, suites, sweep, trials
 
 FULL = 'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 16.16GiB'
+SHARED = (
+  'RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 129048, '
+  'available: 101376, context: []'
+)
 
 
 def _room_for(most, done):
@@ -22,7 +27,7 @@ def _room_for(most, done):
 
 
 @pytest.mark.parametrize('most', (1, 2, 3, 5, 6, 100))
-def test_every_run_is_done_once_in_programs_that_fit(most):
+def test_every_run_is_done_once_in_programs_that_fit(most, caplog):
   done = []
   rows = fitting.by_halves(_room_for(most, done), (0.1, 0.2, 0.3), range(1, 6))
   ran = sorted((row['rate'], row['seed']) for row in rows)
@@ -32,6 +37,8 @@ def test_every_run_is_done_once_in_programs_that_fit(most):
   assert all(len(r) == 1 for r, s in done if s != range(1, 6))
   if most >= 5:  # no further than it has to be
     assert {s for _, s in done} == {range(1, 6)}
+  said = '15 runs side by side do not fit in memory' in caplog.text
+  assert said == (most < 15)
 
 
 def test_a_run_too_large_alone_and_other_failures_are_not_halved():
@@ -41,7 +48,7 @@ def test_a_run_too_large_alone_and_other_failures_are_not_halved():
     calls.append((rates, seeds))
     raise jax.errors.JaxRuntimeError(words)
 
-  for words, tries in (FULL, 3), ('INTERNAL: other', 1):
+  for words, tries in (FULL, 3), (SHARED, 1), ('INTERNAL: other', 1):
     calls.clear()
     with pytest.raises(jax.errors.JaxRuntimeError, match=words[:8]):
       fitting.by_halves(lambda *a, w=words: run(w, *a), (1,), range(4))
@@ -58,6 +65,8 @@ def test_seeds_in_programs_of_their_own_score_as_side_by_side(monkeypatch):
   def small(task, make, rates, seeds, steps, every, say, enough, first):
     sizes.append(seeds - first)
     if seeds - first > 1:
+      say(every, 0.0)  # full midway
+      say(2 * every, 1e6)
       raise jax.errors.JaxRuntimeError(FULL)
     return run(task, make, rates, seeds, steps, every, say, enough, first)
 
@@ -68,6 +77,7 @@ def test_seeds_in_programs_of_their_own_score_as_side_by_side(monkeypatch):
   for row, other in zip(rows, together):
     assert row['scores'] == pytest.approx(other['scores'], abs=1e-3)
     assert row['losses'] == pytest.approx(other['losses'], rel=1e-4)
+    assert row['step_ms'] < 1e6  # of what was trained alone
 
 
 @pytest.mark.parametrize('apart', (False, True))
@@ -75,22 +85,49 @@ def test_what_does_not_fit_alone_ends_in_words(monkeypatch, tmp_path, apart):
   training = dataclasses.replace(TRAINING, rates=(3e-2,), apart=apart)
   asked = suite.Asked(('transformer',), seeds=2, workdir=tmp_path)
   (cell,) = trials.cells([PROBLEM], training, asked)
+  error = FULL
+
+  def full(*_, **__):
+    raise jax.errors.JaxRuntimeError(error)
+
+  monkeypatch.setattr(trials.sweep, 'run', full)
+  monkeypatch.setattr(trials.serial, 'run', full)
+  words = (
+    f'^{PROBLEM.name} transformer: .*no room .* {training.batch} rows.*'
+    r'16\.16GiB at once.*train\.batch'
+  )
+  with pytest.raises(room.OutOfMemory, match=words):
+    cell.run(lambda done, of: None)
+  error = SHARED
+  with pytest.raises(room.OutOfMemory, match='129048.*implementation=scan'):
+    cell.run(lambda done, of: None)
+  error = 'INTERNAL: other'
+  with pytest.raises(jax.errors.JaxRuntimeError, match='other'):
+    cell.run(lambda done, of: None)
+
+
+def test_rows_that_do_not_fit_and_a_name_that_is_none(monkeypatch):
+  """Data too large for the device; a suite of one problem."""
+  (cell,) = trials.cells(
+    [PROBLEM._replace(name='')],
+    TRAINING,
+    suite.Asked(('transformer',), seeds=1),
+  )
 
   def full(*_, **__):
     raise jax.errors.JaxRuntimeError(FULL)
 
-  monkeypatch.setattr(trials.sweep, 'run', full)
-  monkeypatch.setattr(trials.serial, 'run', full)
-  words = rf'{PROBLEM.name}: .* no room .* {training.batch} rows.*train.batch'
-  with pytest.raises(MemoryError, match=words):
+  monkeypatch.setattr(trials.trainable, 'make_task', full)
+  with pytest.raises(room.OutOfMemory, match='^transformer: the device'):
     cell.run(lambda done, of: None)
 
 
 def test_the_command_says_it_and_ends_with_2(monkeypatch, capsys, tmp_path):
   def full(*_):
-    raise MemoryError('parity: the device has no room')
+    raise jax.errors.JaxRuntimeError(FULL)
 
   monkeypatch.setattr(suite, 'run', full)
   argv = ['nestax-evaluate', '--suite=formal', f'--workdir={tmp_path}']
   assert suites.main(suites.parse(argv)) == 2
-  assert 'nestax-evaluate: parity: the device' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert 'nestax-evaluate: the device has no room for what is ev' in said

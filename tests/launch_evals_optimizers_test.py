@@ -30,9 +30,9 @@ def test_cells_that_are_done_are_not_done_again(tmp_path, monkeypatch, capsys):
   assert 'orthogonal m3: step 8/8' in capsys.readouterr().out
   trained, really = [], optimizers.sweep.run
 
-  def run(*arguments):
+  def run(*arguments, **more):
     trained.append(arguments)
-    return really(*arguments)
+    return really(*arguments, **more)
 
   monkeypatch.setattr(sweep, 'run', run)
   optimizers.compare(suites, tmp_path, [], ['train'])

@@ -328,6 +328,19 @@ def test_a_device_without_room_ends_the_run_in_words(
   )
   with pytest.raises(run.OutOfMemory, match=only):
     run.train(plan)
+  # of a memory, where rows have more chunks than a GPU takes at once
+  hope = run.prepare(cases.make_config(corpus, 'hope'), tmp_path / 'hope')
+  for length, changes, advised in (
+    (16 * 8 + 1, {}, True),
+    (16 * 8, {}, False),
+    (16 * 8 + 1, {'stride': 2}, False),
+    (16 * 8 + 1, {'stride': 1, 'implementation': 'token'}, False),
+  ):
+    hope.config.data.length = length
+    hope.config.model.memory.update(changes)
+    with pytest.raises(run.OutOfMemory) as caught:
+      run.train(hope)
+    assert ('model.memory.stride=4' in str(caught.value)) == advised
   words = (  # of an L40, where Hope's kernels were asked for
     'RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 129048, '
     'available: 101376, context: []'

@@ -141,10 +141,10 @@ def test_kernels_are_taken_on_the_gpus_that_they_were_tried_on(monkeypatch):
   cfg = rule('titans')
   monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
   pallas_gpu.check(cfg, C, 16, 'bfloat16')
-  pallas_gpu.check_tried(cfg)
+  pallas_gpu.check_tried(cfg, 1)
   monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.0')
   with pytest.raises(pallas_gpu.DoesNotFit, match="capability '8.0'"):
-    pallas_gpu.check_tried(cfg)
+    pallas_gpu.check_tried(cfg, 1)
 
 
 def test_what_chunks_begin_with_is_not_kept_where_kernels_results_are():

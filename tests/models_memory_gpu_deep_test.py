@@ -132,4 +132,4 @@ def test_what_does_not_fit_is_refused_in_words(options, words):
 def test_kernels_are_taken_only_where_they_are_asked_for(monkeypatch):
   monkeypatch.setattr(pallas_gpu, 'capability', lambda: '9.0')
   with pytest.raises(pallas_gpu.DoesNotFit, match='a two-layer `mem`'):
-    pallas_gpu.check_tried(rule())
+    pallas_gpu.check_tried(rule(), 10**6)

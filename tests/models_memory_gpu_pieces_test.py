@@ -169,4 +169,4 @@ def test_every_chunk_is_walked_once_in_order(chunks, monkeypatch):
     cases.assert_close(got, want, 1e-6)
     # no more than asked for, and as equal as can be
     least = -(-chunks // piece)
-    assert max(sizes) == -(-chunks // least) and len(set(sizes)) <= 2
+    assert set(sizes) == {-(-chunks // least), chunks // least}

@@ -314,13 +314,13 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
 ):
   calls = []
 
-  def ask(cfg, dtype=jnp.float32):
+  def ask(cfg, dtype=jnp.float32, length=cases.L):
     jax.eval_shape(  # what is chosen is chosen before anything runs
       lambda: api.run(
         cfg,
         cases.initial_values(cfg, jnp.float32),
         None,
-        cases.inputs(cfg, dtype),
+        cases.inputs(cfg, dtype, length),
         dtype=dtype,
       )
     )
@@ -337,7 +337,8 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
     for deep in (False, True, True):
       ask(rule(depth_rest=1 + deep))
     ask(rule(depth_mem=2))
-    ask(rule(depth_mem=2, stride=4))
+    ask(rule(depth_mem=2, stride=4), length=64 * C - 1)
+    ask(rule(depth_mem=2, stride=4), length=64 * C)
     ask(rule(momentum=True))
     ask(rule(**FAMILY['retnet'].rule))
     monkeypatch.setattr(pallas_gpu, 'capability', lambda: '8.6')
@@ -354,7 +355,7 @@ def test_a_gpu_gets_its_kernels_and_scan_where_they_do_not_fit(
       ask(rule(momentum=True))
   assert calls == [(1, False), (2, False), (1, True), (1, False), (1, False)]
   assert caplog.text.count('lax.scan') == 3
-  assert 'or a stride of more than 1 asks' in caplog.text
+  assert 'of long streams, strides of more than 1' in caplog.text
   assert 'two-layer' in caplog.text
   assert "capability '8.6'" in caplog.text
 

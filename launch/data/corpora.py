@@ -231,6 +231,8 @@ def _json_text(raw, key, where, hint=''):
     found = f'it is a {type(record).__name__}, no object'
     if isinstance(record, dict):
       found = f'it has {sorted(record)}'
+      if key in record:
+        found = f'that is of type {type(record[key]).__name__}'
     raise DataError(
       f'{where} has no string under data.text_key={key!r}; {found}'
     )

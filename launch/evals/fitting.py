@@ -1,9 +1,12 @@
 """Runs side by side as far as a device's memory goes."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import jax
+
+from nestax.launch import room
 
 SideBySide = Callable[[Sequence[float], range], list[dict]]
 
@@ -25,11 +28,17 @@ def by_halves(
     jax.errors.JaxRuntimeError: if a run does not fit alone, or for another
       failure.
   """
+  many = len(rates) * len(seeds)
   try:
     return run(rates, seeds)
   except jax.errors.JaxRuntimeError as error:
-    if not _full(error) or len(rates) * len(seeds) == 1:
+    if not room.full(error) or many == 1:
       raise
+  logging.getLogger(__name__).warning(
+    '%d runs side by side do not fit in memory: they are done in two programs, '
+    'one after the other',
+    many,
+  )
   # not in the handler: what failed is held there, with its arrays
   half = len(rates) // 2
   if half:
@@ -40,28 +49,20 @@ def by_halves(
   return [row for part in parts for row in by_halves(run, *part)]
 
 
-@contextlib.contextmanager
-def in_words(task: str, batch: int) -> Iterator[None]:
-  """Says what would take less memory, where a run does not fit alone.
+def in_words(what: str, batch: int) -> contextlib.AbstractContextManager:
+  """Says what would take less, where a run does not fit alone.
 
   Args:
-    task: what is trained.
+    what: is trained.
     batch: rows of a step.
 
   Raises:
-    MemoryError: in place of the device's own error.
+    room.OutOfMemory: in place of the device's own error.
   """
-  try:
-    yield
-  except jax.errors.JaxRuntimeError as error:
-    if not _full(error):
-      raise
-    raise MemoryError(
-      f'{task}: the device has no room for a step of {batch} rows, of one run '
-      'alone. Less is needed by fewer rows (train.batch), shorter ones or a '
-      'narrower model (train.D), each an option of the evaluation (--set)'
-    ) from error
-
-
-def _full(error: jax.errors.JaxRuntimeError) -> bool:
-  return 'RESOURCE_EXHAUSTED' in str(error)
+  return room.in_words(
+    lambda much: (
+      f'{what}: the device has no room for a step of {batch} rows, of one run '
+      f'alone{much}. Less is needed by fewer rows (train.batch), shorter ones '
+      'or a narrower model, each an option of the evaluation (--set)'
+    )
+  )

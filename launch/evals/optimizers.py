@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from nestax.launch import command
+from nestax.launch import command, room
 from nestax.launch.configs import quickstart
 from nestax.launch.evals import (
   cells,
   comparison,
   contenders,
+  fitting,
   orthogonal,
   pretraining,
   sweep,
@@ -149,8 +150,13 @@ def train(suite: Suite, title: str, name: str, folder: pathlib.Path) -> None:
       words = f'{title} {name}: step {step}/{suite.steps}, {seconds:.0f} s'
       print(words, flush=True)
 
-  grid = suite.rates, suite.seeds, suite.steps, suite.every
-  rows = sweep.run(suite.task, suite.make[name], *grid, say)
+  def side_by_side(rates, seeds):
+    return sweep.run(
+      suite.task, suite.make[name], rates, seeds.stop, suite.steps, suite.every,
+      say, first=seeds.start,
+    )  # fmt: skip
+
+  rows = fitting.by_halves(side_by_side, suite.rates, range(suite.seeds))
   cells.write(path, key, [_of(key) | row for row in rows])
 
 
@@ -215,8 +221,10 @@ def main(argv: list[str]) -> int:
             f'{word!r} is not one of {", ".join(known) or "none"}'
           )
     chosen = {title: suites[title] for title in _SUITES.value}
-    compare(chosen, pathlib.Path(_WORKDIR.value), _NAMES.value, _STAGES.value)
-  except (ValueError, OSError) as error:
+    workdir = pathlib.Path(_WORKDIR.value)
+    with room.in_words(lambda much: f'the device has no room for a run{much}'):
+      compare(chosen, workdir, _NAMES.value, _STAGES.value)
+  except (ValueError, OSError, room.OutOfMemory) as error:
     print(f'optimizers: {error}', file=sys.stderr)
     return 2
   return 0

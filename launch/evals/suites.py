@@ -20,7 +20,7 @@ import sys
 
 from absl import flags
 
-from nestax.launch import checkpoint, command
+from nestax.launch import checkpoint, command, room
 from nestax.launch.evals import (
   arc,
   babilong,
@@ -120,6 +120,14 @@ def _rates(words: list[str]) -> tuple[float, ...]:
     ) from None
 
 
+def _smaller(much: str) -> str:
+  return (
+    f'the device has no room for what is evaluated{much}: less is needed by '
+    'smaller batches or shorter texts, where the evaluation has an option for '
+    'them (--set)'
+  )
+
+
 def main(argv: list[str]) -> int:
   """Evaluates and reports; returns 0, or 2 for what cannot be done."""
   try:
@@ -135,10 +143,12 @@ def main(argv: list[str]) -> int:
       tuple(_TASKS.value),
       workdir,
     )
-    rows = suite.run(evaluations, asked)
+    with room.in_words(_smaller):
+      rows = suite.run(evaluations, asked)
     print(scoreboard.write(evaluations, workdir, rows))
   except (
-    ValueError, OSError, ImportError, MemoryError, checkpoint.CheckpointError
+    ValueError, OSError, ImportError, room.OutOfMemory,
+    checkpoint.CheckpointError,
   ) as e:  # fmt: skip
     print(f'nestax-evaluate: {e}', file=sys.stderr)
     return 2

@@ -132,9 +132,6 @@ def train(
     (after a trial, at its end), and `step_ms`: of a step of all runs of one
     program, its share of evaluation in it; of runs apart, of a step alone.
   """
-  task = trainable.make_task(problem, cfg, training, seeds)
-  shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
-  make = trainable.optimizer(shapes, training)
   trains = (
     functools.partial(_apart, kept)
     if training.apart
@@ -144,7 +141,11 @@ def train(
   def enough(rows):
     return picking.all_ended(rows, training.rule)
 
-  with fitting.in_words(problem.name, training.batch):
+  what = ' '.join(filter(None, (problem.name, cfg.family)))
+  with fitting.in_words(what, training.batch):
+    task = trainable.make_task(problem, cfg, training, seeds)
+    shapes = jax.eval_shape(task.init, task.data, jnp.int32(0))
+    make = trainable.optimizer(shapes, training)
     rows, tried, ms = trains(task, make, training, seeds, say, enough)
   scored = picking.scored(rows, training.rule)
   compared = picking.scored(tried, picking.Rule()) if tried else scored
@@ -181,13 +182,17 @@ def _together(first, task, make, training: Training, seeds: int, say, enough):
   """The same of runs side by side, all of them or as many as fit in memory."""
   told = []
 
-  def tell(step, seconds):
-    told.append((step, seconds))
-    say(step, training.steps)
-
   def side_by_side(rates, some):
+    mine = []  # of what does not fit after all nothing is to be counted
+
+    def tell(step, seconds):
+      mine.append((step, seconds))
+      say(step, training.steps)
+
     grid = some.stop, training.steps, training.every
-    return sweep.run(task, make, rates, *grid, tell, enough, some.start)
+    rows = sweep.run(task, make, rates, *grid, tell, enough, some.start)
+    told.extend(mine)
+    return rows
 
   rows = fitting.by_halves(side_by_side, training.rates, range(first, seeds))
   return rows, [], lambda run: sweep.step_ms(told)

@@ -22,10 +22,16 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from nestax.launch import command, groups, optimizer
+from nestax.launch import command, groups, optimizer, room
 from nestax.launch.benches import timing
 from nestax.launch.configs import quickstart
-from nestax.launch.evals import cells, comparison, pretraining, sweep
+from nestax.launch.evals import (
+  cells,
+  comparison,
+  fitting,
+  pretraining,
+  sweep,
+)
 
 FORMS = {'consistent RMS 0.2': 0.2, 'no scaling': 0.0}
 FIGURE = 'valid bits/byte'
@@ -114,7 +120,11 @@ def measure(
   steps = config.train.steps
   every = math.gcd(steps, max(1, steps // 4))
   tx = make(config, shapes, rest)
-  return sweep.run(task, tx, rates, seeds, steps, every)
+
+  def side_by_side(rates, some):
+    return sweep.run(task, tx, rates, some.stop, steps, every, first=some.start)
+
+  return fitting.by_halves(side_by_side, rates, range(seeds))
 
 
 def optimum(rates: Sequence[float], means: Sequence[float]) -> float:
@@ -188,8 +198,9 @@ def main(argv: list[str]) -> int:
     widths = [_width(word) for word in _WIDTHS.value]
     grid = itertools.product(FORMS, widths)
     one = functools.partial(_cell, folder, rates=rates)
-    results = {(form, width): one(form, width) for form, width in grid}
-  except (ValueError, OSError) as error:
+    with room.in_words(lambda much: f'the device has no room for a run{much}'):
+      results = {(form, width): one(form, width) for form, width in grid}
+  except (ValueError, OSError, room.OutOfMemory) as error:
     print(f'widths: {error}', file=sys.stderr)
     return 2
   words = f'{FIGURE}, {_SEEDS.value} seeds, {_STEPS.value} steps; others at '

@@ -61,7 +61,7 @@ def _chunked(cfg: MemoryConfig, inputs: Inputs, dtype) -> str:
   try:
     if kernels is pallas_gpu:
       pallas_gpu.check(cfg, cfg.chunks[0], K, dtype)
-      pallas_gpu.check_tried(cfg)
+      pallas_gpu.check_tried(cfg, L)
     else:
       pallas_tpu.check_rows(cfg, L, K, dtype)
   except kernels.DoesNotFit as reason:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 PIECE = 64  # chunks at most where no gradient is wanted
-SHORT = 16  # a shorter piece leaves a GPU idle: `stride` means as many at least
+SHORT = 16  # the same with a shorter `stride`: kernels want many at once
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -20,40 +20,43 @@ def walk(whole, cfg, dtype, initial, slow, carry, xs, ends_nxB):
   """`whole(cfg, initial, slow, carry, xs, ends_nxB, dtype)`, in pieces.
 
   Args:
-    whole: as `scan.walk_chunks`, from a boundary on.
-    cfg: its arguments.
-    dtype: the same.
-    initial: the same.
-    slow: the same.
-    carry: the same.
-    xs: the same.
-    ends_nxB: the same.
+    whole: as `scan.walk_chunks`, from a boundary on; what follows are its
+      arguments.
+    cfg: see there.
+    dtype: see there.
+    initial: see there.
+    slow: see there.
+    carry: see there.
+    xs: see there.
+    ends_nxB: see there.
 
   Returns:
     (carry, output [n, B, H, C, K]).
   """
 
-  def some(carry, piece):
+  def step(carry, piece):
     return whole(cfg, initial, slow, carry, *piece, dtype)
 
-  return _in_turn(some, PIECE, carry, (xs, ends_nxB))
+  return _in_turn(step, step, PIECE, carry, (xs, ends_nxB))
 
 
 def _forward(whole, cfg, dtype, *arrays):
-  *some, ends_nxB = arrays
+  *learned, ends_nxB = arrays
 
   def all_at_once(*args):
     return whole(cfg, *args, ends_nxB, dtype)
 
   def again(initial, slow, carry, xs):
-    # what all pieces share is no argument: it is kept once
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def piece(carry, piece):
+    def step(carry, piece):
       return whole(cfg, initial, slow, carry, *piece, dtype)
 
-    return _in_turn(piece, max(cfg.stride, SHORT), carry, (xs, ends_nxB))
+    # without a loop, the compiler would take both walks for one
+    alone = jax.checkpoint(step)
+    looped = jax.checkpoint(step, prevent_cse=False)
+    most = max(cfg.stride, SHORT)
+    return _in_turn(looped, alone, most, carry, (xs, ends_nxB))
 
-  return jax.vjp(all_at_once if cfg.stride == 1 else again, *some)
+  return jax.vjp(all_at_once if cfg.stride == 1 else again, *learned)
 
 
 def _backward(whole, cfg, dtype, back, gradients):
@@ -63,19 +66,29 @@ def _backward(whole, cfg, dtype, back, gradients):
 walk.defvjp(_forward, _backward)
 
 
-def _in_turn(step, most: int, carry, xs):
-  """`lax.scan` over pieces of at most so many chunks, as equal as can be."""
+def _in_turn(looped, alone, most: int, carry, xs):
+  """Pieces of at most so many chunks, of one length or of two next to it.
+
+  Those of one length are scanned by `looped`; one by itself is `alone`.
+  """
   n = len(jax.tree.leaves(xs)[0])
-  size = -(-n // -(-n // most))
-  pieces, rest = n // size, n % size
-  if n == size:
-    return step(carry, xs)
-  split = jax.tree.map(
-    lambda x: x[: n - rest].reshape((pieces, size) + x.shape[1:]), xs
-  )
-  carry, out = jax.lax.scan(step, carry, split)
-  out = out.reshape((n - rest,) + out.shape[2:])
-  if not rest:
-    return carry, out
-  carry, more = step(carry, jax.tree.map(lambda x: x[n - rest :], xs))
-  return carry, jnp.concatenate([out, more])
+  pieces = -(-n // most)
+  short, longer = divmod(n, pieces)
+  outs, first = [], 0
+  for count, size in (longer, short + 1), (pieces - longer, short):
+    if not count:
+      continue
+    end = first + count * size
+    some = jax.tree.map(lambda x, part=slice(first, end): x[part], xs)
+    if count == 1:
+      carry, out = alone(carry, some)
+    else:
+      shape = count, size
+      split = jax.tree.map(
+        lambda x, shape=shape: x.reshape(shape + x.shape[1:]), some
+      )
+      carry, out = jax.lax.scan(looped, carry, split)
+      out = out.reshape((count * size,) + out.shape[2:])
+    outs.append(out)
+    first = end
+  return carry, outs[0] if len(outs) == 1 else jnp.concatenate(outs)

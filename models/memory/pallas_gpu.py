@@ -4,7 +4,8 @@ Only what a chunk's keys, values and gates are read from has to be walked in
 order, and only that is: forward in `gpu_walk`, its gradients back in
 `gpu_turn`. Whatever depends on it is found for all chunks at once
 (`gpu_forward`, `gpu_parts`, `gpu_collect`), but for the fast part of `mem`,
-whose recurrence is linear once they are known (`gpu_carry`).
+whose recurrence is linear once they are known (`gpu_carry`). Of a long stream
+these are the chunks of a piece, where that takes less memory (`gpu_pieces`).
 """
 
 import functools
@@ -106,18 +107,20 @@ def capability() -> str | None:
   return getattr(jax.devices()[0], 'compute_capability', None)
 
 
-def check_tried(cfg: MemoryConfig):
+def check_tried(cfg: MemoryConfig, L: int):
   """Raises DoesNotFit for what is not taken unless it is asked for.
 
   Kernels ask for up to 227 KiB of a block's shared memory, which many GPUs
   have not; those of a two-layer `mem` beside other memories keep over twice
-  what `scan` keeps, but for less than that where they have a `stride`. Alone it
-  keeps up to twice as much.
+  what `scan` keeps, but of L tokens that are several pieces, with a `stride`,
+  less than it does without one. Alone it keeps up to twice as much.
   """
-  if cfg.deep and cfg.stride == 1 and not gpu_alone.covers(cfg):
+  pieces = cfg.stride > 1 and L >= 4 * gpu_pieces.SHORT * cfg.step
+  if cfg.deep and not pieces and not gpu_alone.covers(cfg):
     raise DoesNotFit(
       'a two-layer `mem`: four times as fast, but takes more memory; '
-      "implementation='pallas' or a stride of more than 1 asks for the kernels"
+      "implementation='pallas' asks for the kernels, as do, of long streams, "
+      'strides of more than 1'
     )
   if capability() not in TRIED:
     raise DoesNotFit(

@@ -68,10 +68,10 @@ class MemoryConfig:
     remat: recompute a chunk's inner values in the backward pass.
     stride: chunks (of `step` tokens) from one boundary that is kept for the
       backward pass to the next; the chunks between are walked again from there.
-      'scan' and a TPU's kernels do so. Of a GPU's, which work on many chunks at
-      once, it is 16 where less than that but more than 1 is asked for. The
-      token rule keeps every token's state, whatever is asked for, and `twice`
-      up to four chunks'.
+      'scan' and a TPU's kernels do so. A GPU's, which work on many chunks at
+      once, take 16 or somewhat less where 2 to 15 are asked for. The token rule
+      keeps every token's state, whatever is asked for, and `twice` up to four
+      chunks'.
     implementation: one of IMPLEMENTATIONS; '' picks by length, shape and
       machine, see `api.run`.
     twice: kernels are differentiated twice, see `memory.twice`.
