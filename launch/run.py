@@ -98,10 +98,8 @@ def _advice(plan: Plan, much: str) -> str:
 def _strides(plan: Plan) -> bool:
   """Whether a memory would keep less with a stride."""
   cfg = ModelConfig.from_dict(plan.config.model)
-  family, rule = (
-    families.FAMILY[cfg.family],
-    families.rule(cfg.family, cfg.memory),
-  )
+  family = families.FAMILY[cfg.family]
+  rule = families.rule(cfg.family, cfg.memory)
   reads = family.memory is None or 'stride' in family.memory
   if rule is None or not reads or rule.implementation == 'token':
     return False

@@ -33,10 +33,7 @@ def walk(whole, cfg, dtype, initial, slow, carry, xs, ends_nxB):
   Returns:
     (carry, output [n, B, H, C, K]).
   """
-
-  def step(carry, piece):
-    return whole(cfg, initial, slow, carry, *piece, dtype)
-
+  step = _step(whole, cfg, dtype, initial, slow)
   return _in_turn(step, step, PIECE, carry, (xs, ends_nxB))
 
 
@@ -47,9 +44,7 @@ def _forward(whole, cfg, dtype, *arrays):
     return whole(cfg, *args, ends_nxB, dtype)
 
   def again(initial, slow, carry, xs):
-    def step(carry, piece):
-      return whole(cfg, initial, slow, carry, *piece, dtype)
-
+    step = _step(whole, cfg, dtype, initial, slow)
     # without a loop, the compiler would take both walks for one
     alone = jax.checkpoint(step)
     looped = jax.checkpoint(step, prevent_cse=False)
@@ -64,6 +59,11 @@ def _backward(whole, cfg, dtype, back, gradients):
 
 
 walk.defvjp(_forward, _backward)
+
+
+def _step(whole, cfg, dtype, initial, slow):
+  """`whole` of a piece of the chunks and their ends, as a scan's body."""
+  return lambda carry, piece: whole(cfg, initial, slow, carry, *piece, dtype)
 
 
 def _in_turn(looped, alone, most: int, carry, xs):
