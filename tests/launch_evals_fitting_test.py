@@ -131,3 +131,19 @@ def test_the_command_says_it_and_ends_with_2(monkeypatch, capsys, tmp_path):
   assert suites.main(suites.parse(argv)) == 2
   said = capsys.readouterr().err
   assert 'nestax-evaluate: the device has no room for what is ev' in said
+
+
+def test_a_sweep_that_does_not_fit_is_done_by_halves(monkeypatch):
+  done = []
+
+  def small(task, make, rates, seeds, steps, every, say, first):
+    if len(rates) * (seeds - first) > 1:
+      raise jax.errors.JaxRuntimeError(FULL)
+    done.append((*rates, first, seeds, steps, every, say))
+    return [first]
+
+  monkeypatch.setattr(sweep, 'run', small)
+  rows = fitting.run(None, None, (0.1, 0.2), 2, 8, 4, say='told')
+  assert rows == [0, 1, 0, 1]
+  ends = 8, 4, 'told'
+  assert done == [(r, s, s + 1, *ends) for r in (0.1, 0.2) for s in (0, 1)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from nestax.launch import room
+from nestax.launch.evals import sweep
 
 SideBySide = Callable[[Sequence[float], range], list[dict]]
 
@@ -47,6 +48,17 @@ def by_halves(
     half = len(seeds) // 2
     parts = (rates, seeds[:half]), (rates, seeds[half:])
   return [row for part in parts for row in by_halves(run, *part)]
+
+
+def run(task, make, rates, seeds: int, steps: int, every: int, **more):
+  """`sweep.run`, by halves where its runs do not fit in memory."""
+
+  def side_by_side(rates, some):
+    return sweep.run(
+      task, make, rates, some.stop, steps, every, first=some.start, **more
+    )
+
+  return by_halves(side_by_side, rates, range(seeds))
 
 
 def in_words(what: str, batch: int) -> contextlib.AbstractContextManager:

@@ -150,13 +150,8 @@ def train(suite: Suite, title: str, name: str, folder: pathlib.Path) -> None:
       words = f'{title} {name}: step {step}/{suite.steps}, {seconds:.0f} s'
       print(words, flush=True)
 
-  def side_by_side(rates, seeds):
-    return sweep.run(
-      suite.task, suite.make[name], rates, seeds.stop, suite.steps, suite.every,
-      say, first=seeds.start,
-    )  # fmt: skip
-
-  rows = fitting.by_halves(side_by_side, suite.rates, range(suite.seeds))
+  grid = suite.rates, suite.seeds, suite.steps, suite.every
+  rows = fitting.run(suite.task, suite.make[name], *grid, say=say)
   cells.write(path, key, [_of(key) | row for row in rows])
 
 

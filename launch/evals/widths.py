@@ -120,11 +120,7 @@ def measure(
   steps = config.train.steps
   every = math.gcd(steps, max(1, steps // 4))
   tx = make(config, shapes, rest)
-
-  def side_by_side(rates, some):
-    return sweep.run(task, tx, rates, some.stop, steps, every, first=some.start)
-
-  return fitting.by_halves(side_by_side, rates, range(seeds))
+  return fitting.run(task, tx, rates, seeds, steps, every)
 
 
 def optimum(rates: Sequence[float], means: Sequence[float]) -> float:
