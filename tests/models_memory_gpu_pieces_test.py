@@ -19,6 +19,7 @@ def small(monkeypatch):
   """The smallest head, pieces of up to two chunks."""
   monkeypatch.setattr(cases, 'K', 16)
   monkeypatch.setattr(gpu_deep, 'SLICE', 16)
+  monkeypatch.setattr(gpu_pieces, 'ROOM', 0)
   monkeypatch.setattr(gpu_pieces, 'PIECE', 2)
   monkeypatch.setattr(gpu_pieces, 'SHORT', 2)
 
@@ -153,14 +154,15 @@ def test_every_chunk_is_walked_once_in_order(chunks, monkeypatch):
 
   def whole(cfg, initial, slow, carry, xs, ends, dtype):
     sizes.append(len(ends))
-    outs = []
+    (boundary, state), outs = carry, []
     for i in range(len(ends)):
-      carry = 3 * carry + xs[i] * ends[i]
-      outs.append(carry + xs[i])
-    return carry, jnp.stack(outs)
+      state = 3 * state + xs[i] * ends[i]
+      outs.append(state + xs[i])
+    return (boundary, state), jnp.stack(outs)
 
   xs, ends = jnp.arange(1.0, chunks + 1), jnp.arange(chunks) % 3 + 1
-  args = None, None, None, jnp.float32(2.0), xs, ends
+  carry = None, jnp.full((4,), 2.0)  # of 16 bytes
+  args = None, None, None, carry, xs, ends
   want = whole(*args, None)
   for piece in (1, 2, 3, 4, 64):
     monkeypatch.setattr(gpu_pieces, 'PIECE', piece)
@@ -170,3 +172,8 @@ def test_every_chunk_is_walked_once_in_order(chunks, monkeypatch):
     # no more than asked for, and as equal as can be
     least = -(-chunks // piece)
     assert set(sizes) == {-(-chunks // least), chunks // least}
+  monkeypatch.setattr(gpu_pieces, 'PIECE', 1)
+  monkeypatch.setattr(gpu_pieces, 'ROOM', 16 * 4 + 15)  # of four chunks
+  sizes.clear()
+  cases.assert_close(gpu_pieces.walk(whole, None, None, *args[1:]), want, 1e-6)
+  assert max(sizes) == -(-chunks // -(-chunks // 4))

@@ -1,9 +1,11 @@
 """Long streams in pieces, so that a GPU's memory does not grow with them.
 
 Kernels put down what every chunk begins with, for what is read and for the way
-back. Where no gradient is wanted a piece's go before the next is walked. Where
-one is, with a `stride`, what pieces begin with is kept, and each is walked once
-more, on the way back, before it is walked back.
+back. Where no gradient is wanted, and that is more than `ROOM`, a piece's go
+before the next is walked. Where one is, with a `stride`, what pieces begin with
+is kept, and each is walked once more, on the way back, before it is walked
+back. Pieces are cut out of the stream, and what they give is put in its place:
+copies that a walk over all of it does not make.
 """
 
 import functools
@@ -11,8 +13,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-PIECE = 64  # chunks at most where no gradient is wanted
-SHORT = 16  # the same with a shorter `stride`: kernels want many at once
+ROOM = 4 << 30  # bytes that a piece's chunks begin with, but of PIECE or fewer
+PIECE = 64  # chunks, since kernels want many at once
+SHORT = 16  # the same where a gradient is wanted, with a shorter `stride`
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -34,7 +37,7 @@ def walk(whole, cfg, dtype, initial, slow, carry, xs, ends_nxB):
     (carry, output [n, B, H, C, K]).
   """
   step = _step(whole, cfg, dtype, initial, slow)
-  return _in_turn(step, step, PIECE, carry, (xs, ends_nxB))
+  return _in_turn(step, step, _most(carry), carry, (xs, ends_nxB))
 
 
 def _forward(whole, cfg, dtype, *arrays):
@@ -59,6 +62,13 @@ def _backward(whole, cfg, dtype, back, gradients):
 
 
 walk.defvjp(_forward, _backward)
+
+
+def _most(carry) -> int:
+  """Chunks of a piece where no gradient is wanted."""
+  _, *state = carry
+  state = jax.tree.leaves(state)
+  return max(PIECE, ROOM // sum(x.size * x.dtype.itemsize for x in state))
 
 
 def _step(whole, cfg, dtype, initial, slow):
