@@ -10,7 +10,7 @@ import pytest
 
 from nestax.launch import trained
 from nestax.launch.data import tokenizers
-from nestax.launch.evals import haystack, needle, needle_rows, suite
+from nestax.launch.evals import haystack, needle, needle_rows, running, suite
 from nestax.models import language_model
 from nestax.models.config import ModelConfig
 
@@ -287,7 +287,7 @@ def test_rows_too_short_are_refused_before_anything_is_begun(
     (str(run) if trained else 'transformer',), workdir=tmp_path
   )
   with pytest.raises(ValueError, match=words):
-    suite.run([needle.EVALUATION._replace(options=options)], asked)
+    running.run([needle.EVALUATION._replace(options=options)], asked)
   assert 'begun' not in capfd.readouterr().err
 
 

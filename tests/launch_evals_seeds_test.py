@@ -9,6 +9,7 @@ import pytest
 from nestax.launch.evals import (
   cells,
   language,
+  running,
   scoreboard,
   suite,
   sweep,
@@ -22,7 +23,7 @@ def table(workdir, training, seeds, models=('transformer',)):
   asked = suite.Asked(models, seeds=seeds, workdir=workdir)
   made = [*trials.cells([echo.PROBLEM], training, asked)]
   one = suite.Evaluation('some', None, lambda *_: iter(made), '')
-  return suite.run([one], asked)
+  return running.run([one], asked)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_a_tables_line_says_where_and_how_long_all_seeds_ran(
   tmp_path, monkeypatch
 ):
   for device, seeds in (('one', 1), ('two', 3), ('none', 3)):
-    monkeypatch.setattr(suite.timing, 'device', lambda device=device: device)
+    monkeypatch.setattr(running.timing, 'device', lambda device=device: device)
     rows = table(tmp_path, ONE, seeds)
   assert [row['device'] for row in rows] == ['one', 'two', 'two']
   line = scoreboard._line(rows)

@@ -13,6 +13,7 @@ from nestax.launch.evals import (
   mad,
   picking,
   problems,
+  running,
   suite,
   sweep,
   trials,
@@ -102,7 +103,7 @@ def test_what_changes_no_result_makes_no_other_cell(
     training = dataclasses.replace(TRAINING, apart=True)
     cells = list(trials.cells([PROBLEM], training, asked))
     one = suite.Evaluation('some', None, lambda *_: iter(cells), '')
-    return suite.run([one], asked)
+    return running.run([one], asked)
 
   (row,) = run(words[1])
   assert (seen[0].remat, seen[0].memory.stride) == ('full', 4)

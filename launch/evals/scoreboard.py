@@ -38,8 +38,8 @@ def write(
 
   Args:
     evaluations: which.
-    workdir: of `suite.run`; the files are written there.
-    rows: what `suite.run` gave, whose order models and tasks are shown in;
+    workdir: of `running.run`; the files are written there.
+    rows: what `running.run` gave, whose order models and tasks are shown in;
       cells of other models come after them.
 
   Returns:

@@ -31,6 +31,7 @@ from nestax.launch.evals import (
   mad,
   mqar,
   needle,
+  running,
   scoreboard,
   suite,
   translation,
@@ -144,7 +145,7 @@ def main(argv: list[str]) -> int:
       workdir,
     )
     with room.in_words(_smaller):
-      rows = suite.run(evaluations, asked)
+      rows = running.run(evaluations, asked)
     print(scoreboard.write(evaluations, workdir, rows))
   except (
     ValueError, OSError, ImportError, room.OutOfMemory,

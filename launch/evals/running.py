@@ -1,0 +1,150 @@
+"""Does the cells that are not done yet, and shows how far it is."""
+
+import contextlib
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import rich.progress as bars
+from rich import console
+
+from nestax.launch.benches import timing
+from nestax.launch.evals import cells, suite
+
+
+def run(
+  evaluations: Sequence[suite.Evaluation], asked: suite.Asked
+) -> list[dict]:
+  """Does all cells that are not done yet.
+
+  Returns:
+    The rows of all cells asked for, old and new, in order: what `Cell.run`
+    gave, with `suite`, `task`, `model`, `device` and the cell's `seconds`.
+
+  Raises:
+    cells.CellError: if the workdir holds cells of other settings.
+    ValueError: for tasks that no evaluation has, or as an evaluation does.
+  """
+  todo = [
+    (one, cell) for one in evaluations for cell in one.cells(one.options, asked)
+  ]
+  if asked.tasks:
+    groups = [one.grouped() for one in evaluations]
+    _check_tasks(asked.tasks, [cell.task for _, cell in todo], groups)
+    wanted = {x for g in groups for n in asked.tasks for x in g.get(n, [n])}
+    todo = [pair for pair in todo if pair[1].task in wanted]
+    _say_left_out(evaluations, todo, asked.tasks)
+  for one, cell in todo:
+    if not _path(one, cell, asked.workdir).exists():
+      cell.check()
+  with _progress(len(todo)) as progress:
+    return [
+      row
+      for one, cell in todo
+      for row in _do(one, cell, asked.workdir, progress)
+    ]
+
+
+def _check_tasks(wanted, known, groups) -> None:
+  known = [*(name for group in groups for name in group), *known]
+  for task in wanted:
+    if task not in known:
+      known = ', '.join(dict.fromkeys(known))
+      raise ValueError(f'--tasks={task}: the tasks are {known}')
+
+
+def _say_left_out(evaluations, todo, tasks) -> None:
+  kept = {one.name for one, _ in todo}
+  out = [one.name for one in evaluations if one.name not in kept]
+  if out:
+    print(
+      f'--tasks={",".join(tasks)}: {", ".join(out)} left out, without any of '
+      'these',
+      file=sys.stderr,
+    )
+
+
+def _path(one, cell, workdir) -> pathlib.Path:
+  name = suite.slug(cell.task, cell.model)
+  return suite.folder(workdir, one.name) / f'{name}.json'
+
+
+def _do(one, cell, workdir, progress) -> list[dict]:
+  path = _path(one, cell, workdir)
+  names = {'suite': one.name, 'task': cell.task, 'model': cell.model}
+  key = json.loads(json.dumps(names | cell.key))  # tuples come back as lists
+  words = ' '.join(filter(None, names.values()))  # a task may have no name
+  there = cells.fewer(path, key) if cell.more else None
+  rows = cells.read(path, key) if there is None else None
+  if rows is None:
+    began, say = time.perf_counter(), progress.begin(words)
+    made = cell.run(say) if there is None else cell.more(there, say)
+    seconds = round(time.perf_counter() - began, 3)
+    added = names | {'device': timing.device(), 'seconds': seconds}
+    rows = [added | _plain(row) for row in made]  # one of before has its own
+    cells.write(path, key, rows)
+  progress.end(words, rows)
+  return rows
+
+
+def _plain(row: dict) -> dict:
+  """The row as JSON keeps it; what is not finite is None."""
+  scores = {
+    str(name): float(x) if x is not None and math.isfinite(x) else None
+    for name, x in row['scores'].items()
+  }
+  return row | {'scores': scores}
+
+
+class _Shown:
+  """Two bars on a terminal, the suite's and the cell's; lines elsewhere."""
+
+  def __init__(self, bar: bars.Progress, cells: int):
+    self._bar, self._terminal = bar, bar.console.is_terminal
+    self._all = bar.add_task('all cells', total=cells)
+    self._one = bar.add_task('', total=1, visible=False)
+
+  def begin(self, words: str) -> suite.Say:
+    self._bar.reset(self._one, description=words, total=1, visible=True)
+    if not self._terminal:  # it compiles first, which can take minutes
+      self._line(f'{words}: begun')
+
+    def say(done: int, of: int) -> None:
+      self._bar.update(self._one, completed=done, total=of)
+
+    return say
+
+  def end(self, words: str, rows: list[dict]) -> None:
+    self._bar.advance(self._all)
+    self._bar.update(self._one, visible=False)
+    self._line(f'{words}: {summary(rows)}')
+
+  def _line(self, line: str) -> None:
+    self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+
+def summary(rows: Sequence[dict]) -> str:
+  """Every score's mean over the seeds, in a line."""
+  names = dict.fromkeys(name for row in rows for name in row['scores'])
+  said = []
+  for name in names:
+    values = [row['scores'].get(name) for row in rows]
+    good = [x for x in values if x is not None]
+    mean = sum(good) / len(good) if len(good) == len(values) else math.nan
+    said.append(f'{name} {mean:.4g}')
+  return ', '.join(said)
+
+
+@contextlib.contextmanager
+def _progress(cells: int):
+  columns = (
+    bars.TextColumn('{task.description}'),
+    bars.BarColumn(),
+    bars.MofNCompleteColumn(),
+    bars.TimeRemainingColumn(),
+  )
+  with bars.Progress(*columns, console=console.Console(stderr=True)) as bar:
+    yield _Shown(bar, cells)

@@ -1,0 +1,119 @@
+"""Cells are done once, and are refused if they are of others."""
+
+import dataclasses
+import functools
+
+import pytest
+import suite_cases as cases
+
+from nestax.launch.evals import cells, running, suite
+
+
+def test_a_stopped_suite_goes_on_with_the_cell_it_was_in(tmp_path, capfd):
+  asked = suite.Asked(('a', 'b'), seeds=2, workdir=tmp_path)
+  done = []
+  with pytest.raises(cases.Stopped):
+    running.run([cases.evaluation(done, ('hard', 'a'))], asked)
+  assert done == [('easy', 'a'), ('easy', 'b')]
+  # who waits is told what for
+  assert capfd.readouterr().err.count(': begun\n') == 3
+  done = []
+  rows = running.run([cases.evaluation(done)], asked)
+  assert done == [('hard', 'a'), ('hard', 'b')]
+  assert len(rows) == 2 * 2 * 2
+  assert rows[0]['scores'] == {'short': 90.0} and rows[0]['model'] == 'a'
+  assert rows[-1]['scores'] == {'short': 51.0, 'long': None}
+  assert all(row['device'] for row in rows)
+
+
+def test_a_task_without_a_name_leaves_no_gap(tmp_path, capfd):
+  def nameless(options, asked):
+    easy, _ = whole.cells(options, asked)
+    yield easy._replace(task='')
+
+  whole = cases.evaluation([])
+  asked = suite.Asked(('a',), seeds=1, workdir=tmp_path)
+  running.run([whole._replace(cells=nameless)], asked)
+  said = capfd.readouterr().err
+  assert 'made a: begun\n' in said and 'made a: short 90\n' in said
+
+
+def test_cells_of_other_settings_are_refused(tmp_path):
+  asked = suite.Asked(('a',), seeds=1, workdir=tmp_path)
+  running.run([cases.evaluation([])], asked)
+  changed = suite.configure([cases.evaluation([])], ['made.bonus=1.5'])
+  assert changed[0].options.bonus == 1.5
+  with pytest.raises(
+    cells.CellError, match='bonus is .* there, 1.5 here: give'
+  ):
+    running.run(changed, asked)
+
+
+def test_a_refusal_names_only_the_settings_that_differ(tmp_path):
+  there = {'task': 'a', 'config': {'D': 8, 'cms': {'rate': 1.0}}, 'old': {}}
+  asked = {'task': 'a', 'config': {'D': 8, 'cms': {'rate': 0.5}}, 'new': None}
+  cells.write(tmp_path / 'a.json', there, [{'seed': 0}])
+  with pytest.raises(cells.CellError) as caught:
+    cells.read(tmp_path / 'a.json', asked)
+  assert str(caught.value) == (
+    f'{tmp_path}/a.json holds results of other settings, config.cms.rate is 1.0'
+    ' there, 0.5 here, old is {} there, not set here, new is not set there, '
+    'None here: give another workdir'
+  )
+
+
+def test_one_task_can_be_done_alone(tmp_path):
+  done = []
+  asked = suite.Asked(('a',), tasks=('hard',), workdir=tmp_path)
+  running.run([cases.evaluation(done)], asked)
+  assert done == [('hard', 'a')]
+  with pytest.raises(ValueError, match='the tasks are easy, hard'):
+    asked = dataclasses.replace(asked, tasks=('soft',))
+    running.run([cases.evaluation(done)], asked)
+
+
+def test_evaluations_without_the_tasks_asked_for_are_said(tmp_path, capfd):
+  def other(name):
+    def cells(options, asked):
+      for cell in cases.evaluation([]).cells(options, asked):
+        yield cell._replace(task=f'{name} {cell.task}')
+
+    return cases.evaluation([])._replace(name=name, cells=cells)
+
+  three = [cases.evaluation([]), other('more'), other('most')]
+  asked = suite.Asked(('a',), tasks=('easy', 'hard'), workdir=tmp_path)
+  rows = running.run(three, asked)
+  assert {row['suite'] for row in rows} == {'made'}
+  line = '--tasks=easy,hard: more, most left out, without any of these\n'
+  assert capfd.readouterr().err.count(line) == 1
+  for all_have in (
+    dataclasses.replace(asked, tasks=('hard', 'more easy', 'most hard')),
+    dataclasses.replace(asked, tasks=()),
+  ):
+    running.run(three, all_have)
+    assert 'left out' not in capfd.readouterr().err
+
+
+def test_what_a_cell_lacks_is_said_before_anything_runs(tmp_path, capfd):
+  asked = suite.Asked(('a', 'b'), seeds=1, workdir=tmp_path)
+
+  def made(done, lacking):
+    def check(model):
+      if model == lacking:
+        raise ValueError(f'no {model}')
+
+    def cells(options, asked):
+      for cell in whole.cells(options, asked):
+        yield cell._replace(check=functools.partial(check, cell.model))
+
+    whole = cases.evaluation(done)
+    return whole._replace(cells=cells)
+
+  done = []
+  with pytest.raises(ValueError, match='no b'):
+    running.run([made(done, 'b')], asked)
+  assert not done and 'all cells' not in capfd.readouterr().err
+  running.run([made(done, '')], asked)
+  assert len(done) == 4
+  # results that are there need no model any more
+  assert len(running.run([made(done, 'b')], asked)) == len(done) == 4
