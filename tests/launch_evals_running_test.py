@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 
 import pytest
 import suite_cases as cases
@@ -117,3 +118,91 @@ def test_what_a_cell_lacks_is_said_before_anything_runs(tmp_path, capfd):
   assert len(done) == 4
   # results that are there need no model any more
   assert len(running.run([made(done, 'b')], asked)) == len(done) == 4
+
+
+def shared(name, done, gate, stop=False):
+  """The evaluation as one process has it, whose first cell waits for `gate`."""
+
+  def make(options, asked):
+    def run(say, old, first):
+      if first:
+        done.append((name, 'begun'))
+        assert gate.wait(20)
+        if stop:
+          raise cases.Stopped
+      done.append((name, old.task, old.model))
+      return old.run(say)
+
+    for i, old in enumerate(whole.cells(options, asked)):
+      run_it = functools.partial(run, old=old, first=i == 0)
+      yield old._replace(run=run_it)
+
+  whole = cases.evaluation([])
+  return whole._replace(cells=make)
+
+
+@pytest.mark.parametrize('stop', (False, True), ids=('ends', 'stopped'))
+def test_the_same_command_twice_shares_the_cells(
+  stop, tmp_path, capfd, monkeypatch
+):
+  monkeypatch.setattr(running, '_WAIT', 0.01)
+  asked = suite.Asked(('a', 'b'), seeds=1, workdir=tmp_path)
+  done, gate, rows = [], threading.Event(), {}
+
+  def go(name, one):
+    try:
+      rows[name] = running.run([one], asked)
+    except cases.Stopped:
+      rows[name] = None
+
+  slow = threading.Thread(
+    target=go, args=('slow', shared('slow', done, gate, stop))
+  )
+  slow.start()
+  while not done and slow.is_alive():  # until it is in its first cell
+    slow.join(0.01)
+  quick = threading.Thread(
+    target=go, args=('quick', shared('quick', done, gate))
+  )
+  quick.start()
+  while len(done) < 4 and quick.is_alive():
+    quick.join(0.01)
+  assert quick.is_alive()  # waits for the cell that the other is at
+  gate.set()
+  slow.join(60)
+  quick.join(60)
+  others = [('easy', 'b'), ('hard', 'a'), ('hard', 'b')]
+  assert done[:4] == [('slow', 'begun'), *(('quick', *x) for x in others)]
+  if stop:
+    assert done[4:] == [('quick', 'begun'), ('quick', 'easy', 'a')]
+    assert rows['slow'] is None
+  else:
+    assert done[4:] == [('slow', 'easy', 'a')]
+    assert rows['slow'] == rows['quick']
+  assert [(x['task'], x['model']) for x in rows['quick']] == [
+    ('easy', 'a'),
+    *others,
+  ]
+  said = capfd.readouterr().err
+  assert (
+    said.count('other processes are at the rest (cells: 1): waiting\n') == 1
+  )
+
+
+def test_a_cell_that_another_process_has_ended_is_not_done_again(
+  tmp_path, monkeypatch
+):
+  asked = suite.Asked(('a',), seeds=1, workdir=tmp_path)
+  want = running.run([cases.evaluation([])], asked)
+  held = {path: running.lock.free(path) for path in locks(tmp_path)}
+  assert len(held) == 2
+  for other in held.values():
+    assert other.__enter__()
+  monkeypatch.setattr(running.time, 'sleep', lambda _: pytest.fail('waits'))
+  assert running.run([cases.evaluation(done := [])], asked) == want and not done
+  for other in held.values():
+    other.__exit__(None, None, None)
+
+
+def locks(workdir):
+  return sorted((workdir / 'made' / 'cells').glob('.*.lock'))

@@ -21,8 +21,13 @@ def write(path: pathlib.Path, key: dict, rows: list[dict]) -> None:
     rows: plain dicts, one a line after the key's.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
+  whole(path, ''.join(json.dumps(row) + '\n' for row in [key, *rows]))
+
+
+def whole(path: pathlib.Path, text: str) -> None:
+  """Puts a text down whole or not at all, whoever else does."""
   fresh = path.with_suffix(f'.{os.getpid()}')
-  fresh.write_text(''.join(json.dumps(row) + '\n' for row in [key, *rows]))
+  fresh.write_text(text, encoding='utf-8')
   fresh.replace(path)
 
 

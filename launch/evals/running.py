@@ -1,4 +1,9 @@
-"""Does the cells that are not done yet, and shows how far it is."""
+"""Does the cells that are not done yet, and shows how far it is.
+
+Processes with one workdir share its cells: each is done by the first that comes
+to it, which holds a file beside it for as long. Who has nothing else to do
+waits, and takes over what is let go of undone.
+"""
 
 import contextlib
 import json
@@ -11,8 +16,11 @@ from collections.abc import Sequence
 import rich.progress as bars
 from rich import console
 
+from nestax.launch import lock
 from nestax.launch.benches import timing
 from nestax.launch.evals import cells, suite
+
+_WAIT = 2.0  # seconds until what others are at is looked for again
 
 
 def run(
@@ -41,11 +49,23 @@ def run(
     if not _path(one, cell, asked.workdir).exists():
       cell.check()
   with _progress(len(todo)) as progress:
-    return [
-      row
-      for one, cell in todo
-      for row in _do(one, cell, asked.workdir, progress)
-    ]
+    found = _all(todo, asked.workdir, progress)
+  return [row for rows in found for row in rows]
+
+
+def _all(todo, workdir, progress) -> list[list[dict]]:
+  """The rows of all cells; those that other processes are at come last."""
+  found: dict[int, list[dict]] = {}
+  while len(found) < len(todo):
+    left = [i for i in range(len(todo)) if i not in found]
+    for i in left:
+      rows = _do(*todo[i], workdir, progress)
+      if rows is not None:
+        found[i] = rows
+    if not any(i in found for i in left):
+      progress.wait(len(left))
+      time.sleep(_WAIT)
+  return [found[i] for i in range(len(todo))]
 
 
 def _check_tasks(wanted, known, groups) -> None:
@@ -72,20 +92,25 @@ def _path(one, cell, workdir) -> pathlib.Path:
   return suite.folder(workdir, one.name) / f'{name}.json'
 
 
-def _do(one, cell, workdir, progress) -> list[dict]:
+def _do(one, cell, workdir, progress) -> list[dict] | None:
+  """A cell's rows; None while another process is at it."""
   path = _path(one, cell, workdir)
   names = {'suite': one.name, 'task': cell.task, 'model': cell.model}
   key = json.loads(json.dumps(names | cell.key))  # tuples come back as lists
   words = ' '.join(filter(None, names.values()))  # a task may have no name
-  there = cells.fewer(path, key) if cell.more else None
-  rows = cells.read(path, key) if there is None else None
-  if rows is None:
-    began, say = time.perf_counter(), progress.begin(words)
-    made = cell.run(say) if there is None else cell.more(there, say)
-    seconds = round(time.perf_counter() - began, 3)
-    added = names | {'device': timing.device(), 'seconds': seconds}
-    rows = [added | _plain(row) for row in made]  # one of before has its own
-    cells.write(path, key, rows)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with lock.free(path.with_name(f'.{path.stem}.lock')) as mine:
+    there = cells.fewer(path, key) if cell.more else None
+    rows = cells.read(path, key) if there is None else None
+    if rows is None and not mine:
+      return None
+    if rows is None:
+      began, say = time.perf_counter(), progress.begin(words)
+      made = cell.run(say) if there is None else cell.more(there, say)
+      seconds = round(time.perf_counter() - began, 3)
+      added = names | {'device': timing.device(), 'seconds': seconds}
+      rows = [added | _plain(row) for row in made]  # one of before has its own
+      cells.write(path, key, rows)
   progress.end(words, rows)
   return rows
 
@@ -106,6 +131,7 @@ class _Shown:
     self._bar, self._terminal = bar, bar.console.is_terminal
     self._all = bar.add_task('all cells', total=cells)
     self._one = bar.add_task('', total=1, visible=False)
+    self._waits = False
 
   def begin(self, words: str) -> suite.Say:
     self._bar.reset(self._one, description=words, total=1, visible=True)
@@ -116,6 +142,11 @@ class _Shown:
       self._bar.update(self._one, completed=done, total=of)
 
     return say
+
+  def wait(self, many: int) -> None:
+    if not self._waits:
+      self._line(f'other processes are at the rest (cells: {many}): waiting')
+    self._waits = True
 
   def end(self, words: str, rows: list[dict]) -> None:
     self._bar.advance(self._all)

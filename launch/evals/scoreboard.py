@@ -46,12 +46,12 @@ def write(
     The tables.
   """
   grouped = _grouped(evaluations, workdir, rows)
-  with (workdir / 'results.jsonl').open('w', encoding='utf-8') as file:
-    file.writelines(json.dumps(_line(cell)) + '\n' for cell in grouped)
+  lines = ''.join(json.dumps(_line(cell)) + '\n' for cell in grouped)
+  cells.whole(workdir / 'results.jsonl', lines)
   boards = [_boards(one, grouped) for one in evaluations]
   boards = [those for those in boards if those]
   words = '\n\n'.join(table(board) for those in boards for board in those)
-  (workdir / 'table.md').write_text(words + '\n', encoding='utf-8')
+  cells.whole(workdir / 'table.md', words + '\n')
   for first, *_ in boards:
     draw(first, workdir / f'{first.evaluation.name}.png')
   return words

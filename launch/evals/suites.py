@@ -9,8 +9,10 @@ translation; each module says how. A model may have keys set:
 table.md, beside the paper's rows where it has them, results.jsonl, a line a
 cell, and NAME.png.
 
-The same command goes on where it stopped, and processes with other --models or
---tasks may share W; the last one to end writes the whole table.
+The same command goes on where it stopped. Started more than once it shares the
+cells: of several GPUs or a folder that several machines see, each process does
+what no other is at, and takes over what one leaves when it ends. All of them
+write the whole table at the end.
 `--set=mad.shrink=8`, `--set=formal.train.D=32` and the like change what stands
 in the Options of launch/evals/NAME.py.
 """
