@@ -16,9 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from nestax.models.memory.gpu_tile import Dots
+from nestax.models.memory.gpu_triton import LACKS, triton
 from nestax.models.memory.pallas_gpu import capability
 from nestax.models.memory.types import named
 
@@ -283,6 +283,8 @@ def unfit(dtype, width: int) -> str:
     dtype: of queries, keys and values.
     width: of heads.
   """
+  if triton is None:
+    return LACKS
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
     return f'attention in {jnp.dtype(dtype)}: bfloat16 or float32'
   if width not in WIDTHS:

@@ -1,6 +1,8 @@
 """The GPU kernels, interpreted, against the token rule; what they refuse."""
 
 import logging
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -367,3 +369,26 @@ def test_a_wide_side_is_not_rounded():
   want = jnp.matmul(a.T.astype(jnp.float32), b, precision='highest')
   error = jnp.linalg.norm(dots.tn_wide(a, b) - want) / jnp.linalg.norm(want)
   assert error < 2e-5 < 1e-3 < jnp.linalg.norm(dots.tn(a, b) - want)
+
+
+WITHOUT = """
+import sys
+sys.modules['jax.experimental.pallas.triton'] = None
+import jax.numpy as jnp
+from nestax.models import flash_gpu, language_model
+from nestax.models.memory import pallas_gpu
+from nestax.models.memory.types import MemoryConfig
+print(flash_gpu.unfit(jnp.bfloat16, 64))
+try:
+  pallas_gpu.check(MemoryConfig(64, 64), 64, 64, jnp.bfloat16)
+except pallas_gpu.DoesNotFit as error:
+  print(error)
+"""
+
+
+def test_a_jax_that_has_left_pallas_triton_out_has_no_kernels_and_runs():
+  ran = subprocess.run(
+    [sys.executable, '-c', WITHOUT], capture_output=True, text=True
+  )
+  assert ran.returncode == 0, ran.stderr
+  assert ran.stdout == 2 * 'this version of JAX has no Pallas Triton\n'

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from nestax.models.memory import gpu_gates
 from nestax.models.memory.gpu_layout import (
@@ -28,6 +27,7 @@ from nestax.models.memory.gpu_layout import (
   scalars_of,
 )
 from nestax.models.memory.gpu_tile import Dots
+from nestax.models.memory.gpu_triton import triton
 
 SLICE = 64  # hidden units at a time where chunks are read in any order
 EPS = 1e-6
@@ -67,7 +67,7 @@ def _tanh(dots: Dots, x):
   """Of the machine where operands are rounded anyway: exact to 2^-11."""
   if dots.interpret or dots.dtype == jnp.float32:
     return 1.0 - 2.0 / (1.0 + jnp.exp(2.0 * x))
-  return plgpu.approx_tanh(x)
+  return triton.approx_tanh(x)
 
 
 class Gelu(NamedTuple):

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import triton as plgpu
 
+from nestax.models.memory.gpu_triton import triton
 from nestax.models.memory.types import MemoryConfig
 
 NEVER = -1e30  # the logarithm of zero, without its infinities
@@ -116,7 +116,7 @@ def _exp2(dots, x):
   if dots.interpret:
     return jnp.exp2(x)
   like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-  (y,) = plgpu.elementwise_inline_asm(
+  (y,) = triton.elementwise_inline_asm(
     'ex2.approx.ftz.f32 $0, $1;', args=[x], constraints='=f,f', pack=1,
     result_shape_dtypes=[like],
   )  # fmt: skip

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from nestax.models.memory.gpu_gates import Gates, Marks
 from nestax.models.memory.gpu_tile import COLUMNS, Dots, unit
+from nestax.models.memory.gpu_triton import triton
 from nestax.models.memory.types import GATES, MemoryConfig
 
 SCALARS = (*Gates._fields, 'k_norm', 'v_norm')
@@ -242,6 +242,6 @@ def call(kernel, shape: Shape, grid, args, outs, name, warps, stages):
     out_specs=jax.tree.map(lambda _: everywhere, outs),
     out_shape=outs,
     interpret=shape.interpret,
-    compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=stages),
+    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
     name=name,
   )(*args)

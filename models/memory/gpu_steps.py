@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from nestax.models.memory.gpu_layout import Shape
+from nestax.models.memory.gpu_triton import triton
 
 
 def like(x):
@@ -120,7 +120,7 @@ def _call(run, shape: Shape, grid, inputs, results, made: int, name, warps):
     out_shape=results,
     input_output_aliases=aliases,
     interpret=shape.interpret,
-    compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
+    compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
     name=name,
   )(*inputs)
 
@@ -128,7 +128,7 @@ def _call(run, shape: Shape, grid, inputs, results, made: int, name, warps):
 def settle(shape: Shape) -> None:
   """What the program's threads have written, all of them read after this."""
   if not shape.interpret:
-    plgpu.debug_barrier()
+    triton.debug_barrier()
 
 
 def each_program(*bodies) -> None:

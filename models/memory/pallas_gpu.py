@@ -25,6 +25,7 @@ from nestax.models.memory import (
 )
 from nestax.models.memory.decay import log_rate
 from nestax.models.memory.gpu_layout import Given, Shape, Stream
+from nestax.models.memory.gpu_triton import LACKS, triton
 from nestax.models.memory.types import GATES, MemoryConfig, Weights, named, wide
 
 SIZES = (16, 32, 64)  # of chunks and heads
@@ -39,6 +40,8 @@ class DoesNotFit(ValueError):
 
 def check(cfg: MemoryConfig, C: int, K: int, dtype):
   """Raises DoesNotFit, in words, for what the kernels do not cover."""
+  if triton is None:
+    raise DoesNotFit(LACKS)
   small, big = cfg.chunks
   if cfg.deep:
     _check_deep(cfg, K)
