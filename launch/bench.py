@@ -5,7 +5,7 @@ import sys
 
 from absl import flags
 
-from nestax.launch import command, mesh
+from nestax.launch import command, mesh, room
 
 # A module of this name in `launch/benches` has `FLAGS` and `main() -> None`.
 NAMES = ('optim', 'kernel', 'step', 'decode', 'fits')
@@ -33,8 +33,9 @@ def main(argv: list[str]) -> int:
     rest = module.FLAGS(argv)
     if len(rest) > 1:
       raise ValueError(f'unexpected argument {rest[1]!r}')
-    module.main()
-  except (flags.Error, ValueError, OSError) as error:
+    with room.wanted('what is timed', 'smaller values of its flags (--help)'):
+      module.main()
+  except (flags.Error, ValueError, OSError, room.OutOfMemory) as error:
     return _refuse(error)
   return 0
 

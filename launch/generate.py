@@ -6,7 +6,7 @@ import sys
 import jax
 from absl import app, flags
 
-from nestax.launch import checkpoint, command, sampling, trained
+from nestax.launch import checkpoint, command, room, sampling, trained
 
 # Its own, so that the module can be imported beside the other commands.
 FLAGS = flags.FlagValues()
@@ -63,6 +63,14 @@ _WRONG = ValueError, OSError, ImportError
 
 def main(argv: list[str]) -> int:
   """Samples; returns 0, or 2 if something asked for is not there."""
+  try:
+    with room.wanted('the model and its state', 'a smaller model alone'):
+      return _sample(argv)
+  except room.OutOfMemory as error:
+    return _refuse(error)
+
+
+def _sample(argv: list[str]) -> int:
   try:
     if len(argv) > 1:
       raise ValueError(f'unexpected argument {argv[1]!r}')

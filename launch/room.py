@@ -50,6 +50,12 @@ def in_words(
     raise OutOfMemory(say(_at_once(words))) from error
 
 
+def wanted(what: str, less: str = '') -> contextlib.AbstractContextManager:
+  """`in_words`, of what is wanted and, where there is such, what takes less."""
+  less = less and f': less is needed by {less}'
+  return in_words(lambda much: f'the device has no room for {what}{much}{less}')
+
+
 def _at_once(words: str) -> str:
   """Of the allocation that failed: allocators count in bytes or in GiB."""
   asked = re.search(r'allocat\w+ (\d+) ?bytes', words)

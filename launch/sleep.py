@@ -40,11 +40,16 @@ from nestax.launch import (
   command,
   forgetting,
   nights,
+  room,
   sleep_flags,
   sleep_options,
 )
 from nestax.launch.run import Interrupted
 
+_LESS = (
+  'fewer rows of a night (--set=night.seed.rows), shorter texts '
+  '(--set=night.texts.length) or a shorter --set=window'
+)
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -165,10 +170,14 @@ def main(argv: list[str]) -> int:
     if _FORGET.value:
       forgetting.forget(_OUT.value, _FORGET.value)
     else:
-      nights.live(sleep_flags.plan(FLAGS.flag_values_dict()), _OUT.value)
+      with room.wanted('the model and its nights', _LESS):
+        nights.live(sleep_flags.plan(FLAGS.flag_values_dict()), _OUT.value)
   except Interrupted as stopped:
     return _refuse(stopped, stopped.exit_code)
-  except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as e:
+  except (
+    ValueError, OSError, ImportError, room.OutOfMemory,
+    checkpoint.CheckpointError,
+  ) as e:  # fmt: skip
     return _refuse(e)
   return 0
 

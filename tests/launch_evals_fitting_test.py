@@ -7,7 +7,7 @@ import pytest
 from echo_cases import PROBLEM, TRAINING
 
 from nestax.launch import room
-from nestax.launch.evals import fitting, suite, suites, sweep, trials
+from nestax.launch.evals import fitting, suite, sweep, trials
 
 FULL = 'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 16.16GiB'
 SHARED = (
@@ -120,17 +120,6 @@ def test_rows_that_do_not_fit_and_a_name_that_is_none(monkeypatch):
   monkeypatch.setattr(trials.trainable, 'make_task', full)
   with pytest.raises(room.OutOfMemory, match='^transformer: the device'):
     cell.run(lambda done, of: None)
-
-
-def test_the_command_says_it_and_ends_with_2(monkeypatch, capsys, tmp_path):
-  def full(*_):
-    raise jax.errors.JaxRuntimeError(FULL)
-
-  monkeypatch.setattr(suite, 'run', full)
-  argv = ['nestax-evaluate', '--suite=formal', f'--workdir={tmp_path}']
-  assert suites.main(suites.parse(argv)) == 2
-  said = capsys.readouterr().err
-  assert 'nestax-evaluate: the device has no room for what is ev' in said
 
 
 def test_a_sweep_that_does_not_fit_is_done_by_halves(monkeypatch):

@@ -9,9 +9,10 @@ import sys
 
 from absl import flags
 
-from nestax.launch import checkpoint, command
+from nestax.launch import checkpoint, command, room
 from nestax.launch.evals import novel
 
+_LESS = 'shorter pieces (--piece), a shorter --window or --dtype=bfloat16'
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()
 
@@ -92,8 +93,12 @@ def main(argv: list[str]) -> int:
     made = novel.load(
       _WORKDIR.value, _MODEL.value, stack, _DTYPE.value, _OWNER.value
     )
-    novel.run(made, _TEXT.value, modes, _OUT.value, _TOKENS.value)
-  except (ValueError, OSError, ImportError, checkpoint.CheckpointError) as e:
+    with room.wanted('the model and what it reads', _LESS):
+      novel.run(made, _TEXT.value, modes, _OUT.value, _TOKENS.value)
+  except (
+    ValueError, OSError, ImportError, room.OutOfMemory,
+    checkpoint.CheckpointError,
+  ) as e:  # fmt: skip
     print(f'nestax-evaluate: {e}', file=sys.stderr)
     return 2
   return 0

@@ -217,7 +217,7 @@ def main(argv: list[str]) -> int:
           )
     chosen = {title: suites[title] for title in _SUITES.value}
     workdir = pathlib.Path(_WORKDIR.value)
-    with room.in_words(lambda much: f'the device has no room for a run{much}'):
+    with room.wanted('a run'):
       compare(chosen, workdir, _NAMES.value, _STAGES.value)
   except (ValueError, OSError, room.OutOfMemory) as error:
     print(f'optimizers: {error}', file=sys.stderr)

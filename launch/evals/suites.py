@@ -52,6 +52,10 @@ EVALUATIONS = {
   module.EVALUATION.name: module.EVALUATION
   for module in (*GENERATED, *FROM_FILES)
 }
+_LESS = (
+  'smaller batches or shorter texts, where the evaluation has an option for '
+  'them (--set)'
+)
 # Its own, so that the module can be imported beside the commands.
 FLAGS = flags.FlagValues()
 
@@ -123,14 +127,6 @@ def _rates(words: list[str]) -> tuple[float, ...]:
     ) from None
 
 
-def _smaller(much: str) -> str:
-  return (
-    f'the device has no room for what is evaluated{much}: less is needed by '
-    'smaller batches or shorter texts, where the evaluation has an option for '
-    'them (--set)'
-  )
-
-
 def main(argv: list[str]) -> int:
   """Evaluates and reports; returns 0, or 2 for what cannot be done."""
   try:
@@ -146,7 +142,7 @@ def main(argv: list[str]) -> int:
       tuple(_TASKS.value),
       workdir,
     )
-    with room.in_words(_smaller):
+    with room.wanted('what is evaluated', _LESS):
       rows = running.run(evaluations, asked)
     print(scoreboard.write(evaluations, workdir, rows))
   except (

@@ -194,7 +194,7 @@ def main(argv: list[str]) -> int:
     widths = [_width(word) for word in _WIDTHS.value]
     grid = itertools.product(FORMS, widths)
     one = functools.partial(_cell, folder, rates=rates)
-    with room.in_words(lambda much: f'the device has no room for a run{much}'):
+    with room.wanted('a run'):
       results = {(form, width): one(form, width) for form, width in grid}
   except (ValueError, OSError, room.OutOfMemory) as error:
     print(f'widths: {error}', file=sys.stderr)
