@@ -180,18 +180,23 @@ def _apart(kept, task, make, training: Training, seeds: int, say, enough):
 
 def _together(first, task, make, training: Training, seeds: int, say, enough):
   """The same of runs side by side, all of them or as many as fit in memory."""
-  told = []
+  told, ended = [], 0
+  runs = len(training.rates) * (seeds - first)
 
   def side_by_side(rates, some):
+    nonlocal ended
     mine = []  # of what does not fit after all nothing is to be counted
+    many = len(rates) * len(some)
 
     def tell(step, seconds):
       mine.append((step, seconds))
-      say(step, training.steps)
+      # of all runs, those that are done before and after these too
+      say((ended * training.steps + many * step) // runs, training.steps)
 
     grid = some.stop, training.steps, training.every
     rows = sweep.run(task, make, rates, *grid, tell, enough, some.start)
     told.extend(mine)
+    ended += many
     return rows
 
   rows = fitting.by_halves(side_by_side, training.rates, range(first, seeds))
