@@ -117,6 +117,8 @@ def test_a_key_that_a_checkpoint_is_too_old_for_is_at_its_default():
   del there['model']['cms']['remat']  # how it is computed, no other run
   here['model']['cms']['remat'] = 'groups'
   assert common.differing(there, here) == []
+  here['data']['new'] = None  # as where nothing was said of it
+  assert common.differing(there, here) == []
   here['data']['shards'] = 2
   (line,) = common.differing(there, here)
   assert line == 'data.shards is 1 there and 2 here'

@@ -45,7 +45,7 @@ def test_cells_of_other_settings_are_refused(tmp_path):
   changed = suite.configure([cases.evaluation([])], ['made.bonus=1.5'])
   assert changed[0].options.bonus == 1.5
   with pytest.raises(
-    cells.CellError, match='bonus is .* there, 1.5 here: give'
+    cells.CellError, match='bonus is .* there and 1.5 here. Give'
   ):
     running.run(changed, asked)
 
@@ -57,9 +57,9 @@ def test_a_refusal_names_only_the_settings_that_differ(tmp_path):
   with pytest.raises(cells.CellError) as caught:
     cells.read(tmp_path / 'a.json', asked)
   assert str(caught.value) == (
-    f'{tmp_path}/a.json holds results of other settings, config.cms.rate is 1.0'
-    ' there, 0.5 here, old is {} there, not set here, new is not set there, '
-    'None here: give another workdir'
+    f'{tmp_path}/a.json holds results of other settings: config.cms.rate is 1.0'
+    ' there and 0.5 here; old is {} there and not set here; new is not set '
+    'there and None here. Give another workdir'
   )
 
 

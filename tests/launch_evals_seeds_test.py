@@ -93,7 +93,7 @@ def test_seeds_whose_rate_could_change_are_not_added_to(tmp_path, trained):
   with pytest.raises(cells.CellError, match='2 seeds, asked for are 1'):
     table(tmp_path / 'one', ONE, 1)  # which would lose what is there
   other = dataclasses.replace(ONE, steps=20)
-  with pytest.raises(cells.CellError, match='steps is 40 there, 20 here'):
+  with pytest.raises(cells.CellError, match='steps is 40 there and 20 here'):
     table(tmp_path / 'one', other, 3)
   assert trained == [(0,), (0, 1)]
 

@@ -212,15 +212,30 @@ def plain(config) -> dict[str, Any]:
 
 
 def differing(there: dict, here: dict) -> list[str]:
-  """Says in words which keys of two plain configs differ, but MAY_CHANGE."""
+  """Says in words which keys of two plain configs differ, but MAY_CHANGE.
+
+  A key that is not set is None.
+  """
   there, here = SINCE | flat(there), SINCE | flat(here)
   return [
-    f'{key} is {there.get(key, "absent")!r} there and '
-    f'{here.get(key, "absent")!r} here'
-    for key in sorted(there.keys() | here.keys())
+    words
+    for key, words in sorted(unequal(there, here).items())
     if there.get(key) != here.get(key)
     and not any(f'{key}.'.startswith(f'{free}.') for free in MAY_CHANGE)
   ]
+
+
+def unequal(there: dict, here: dict) -> dict[str, str]:
+  """Of two flat dicts the keys that differ, in order, and how, in words."""
+  a, b = (
+    {key: repr(x) for key, x in values.items()} for values in (there, here)
+  )
+  return {
+    key: f'{key} is {a.get(key, "not set")} there and '
+    f'{b.get(key, "not set")} here'
+    for key in there | here
+    if a.get(key) != b.get(key)
+  }
 
 
 def flat(config: dict, prefix: str = '') -> dict[str, Any]:

@@ -48,9 +48,10 @@ def read(path: pathlib.Path, key: dict | None = None) -> list[dict] | None:
         'there is one rate (--rates) or runs are apart '
         '(--set=EVALUATION.train.apart=true); give another workdir'
       )
+    found = common.unequal(common.flat(there), common.flat(key))
     raise CellError(
-      f'{path} holds results of other settings, {_differing(there, key)}: give '
-      'another workdir'
+      f'{path} holds results of other settings: {"; ".join(found.values())}. '
+      'Give another workdir'
     )
   return rows
 
@@ -75,19 +76,6 @@ def fewer(path: pathlib.Path, key: dict) -> list[dict] | None:
 def _damaged(path: pathlib.Path, why) -> CellError:
   return CellError(
     f'{path} is damaged ({why}): remove it, and it is made again'
-  )
-
-
-def _differing(there: dict, asked: dict) -> str:
-  """In words, the settings of two keys that are not the same."""
-  a, b = (
-    {name: repr(x) for name, x in common.flat(key).items()}
-    for key in (there, asked)
-  )
-  return ', '.join(
-    f'{name} is {a.get(name, "not set")} there, {b.get(name, "not set")} here'
-    for name in dict.fromkeys([*a, *b])
-    if a.get(name) != b.get(name)
   )
 
 
