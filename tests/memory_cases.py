@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nestax.models.memory.types import Inputs, MemoryConfig
+from nestax.models.memory import api
+from nestax.models.memory.types import Inputs, MemoryConfig, init_state
 
 B, L, H, K = 2, 13, 2, 4
 
@@ -127,6 +128,18 @@ def inputs(cfg: MemoryConfig, dtype, length: int = L, seed=1, resets=True):
       log = jax.nn.log_sigmoid(logit)
       gates[name] = log if gate == 'alpha' else jnp.exp(log)
   return Inputs(q, k, v, log_beta, reset, **gates)
+
+
+def read_so_far(cfg: MemoryConfig, initial, before=(0, 3), dtype=jnp.float32):
+  """State of sequences that have read so many tokens, by the token rule."""
+  states = []
+  for b, length in enumerate(before):
+    state = init_state(cfg, B, H, K, dtype)
+    if length:
+      piece = inputs(cfg, dtype, length, seed=7 + b, resets=False)
+      state, _ = api.run(cfg, initial, state, piece, implementation='token')
+    states.append(jax.tree.map(lambda x, b=b: x[b], state))
+  return jax.tree.map(lambda *rows: jnp.stack(rows), *states)
 
 
 def assert_close(got, want, tolerance):

@@ -9,7 +9,7 @@ import pytest
 
 from nestax.models.families import FAMILY
 from nestax.models.memory import api, gpu_deep, gpu_pieces, pallas_gpu
-from nestax.models.memory.types import MemoryConfig, init_state
+from nestax.models.memory.types import MemoryConfig
 
 C = 16
 
@@ -31,17 +31,6 @@ def given(cfg, length, resets):
   if cfg.momentum:  # that lasts from chunk to chunk
     inputs = inputs._replace(log_beta=0.1 * inputs.log_beta)
   return initial, inputs
-
-
-def read_so_far(cfg, initial, before):
-  """State of sequences that have read some tokens, others than each other."""
-  states = []
-  for b, length in enumerate(before):
-    empty = init_state(cfg, cases.B, cases.H, cases.K)
-    piece = cases.inputs(cfg, jnp.float32, length, seed=7 + b, resets=False)
-    state, _ = api.run(cfg, initial, empty, piece, implementation='token')
-    states.append(jax.tree.map(lambda x, b=b: x[b], state))
-  return jax.tree.map(lambda *rows: jnp.stack(rows), *states)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -73,7 +62,7 @@ def test_pieces_equal_the_token_rule(name):
   options, length, before, counts = STREAMS[name]
   cfg = MemoryConfig(chunk_mem=C, chunk_rest=C, **options)
   initial, inputs = given(cfg, length, resets=True)
-  state = before and read_so_far(cfg, initial, before)
+  state = before and cases.read_so_far(cfg, initial, before)
   length_B = counts and jnp.array(counts)
   end, out = by_kernels(cfg, initial, state, inputs, before == (C, C), length_B)
   for b, count in enumerate(counts or (length, length)):
@@ -92,7 +81,7 @@ def test_gradients_of_pieces_walked_again_are_those_of_all_at_once(
   options = {'chunk_mem': C, 'chunk_rest': C} | options
   cfg = MemoryConfig(**options)
   initial, inputs = given(cfg, length, resets=True)
-  state = before and read_so_far(cfg, initial, before)
+  state = before and cases.read_so_far(cfg, initial, before)
   reset, length_B = inputs.reset, counts and jnp.array(counts)
 
   def learned(cfg):

@@ -118,14 +118,6 @@ def everything(cfg, initial, state, inputs, dtype, implementation, **options):
   return run(initial, fast, streams)
 
 
-def apart(cfg, initial):
-  """State of two sequences whose clocks differ: 0 and 3 tokens read."""
-  empty = init_state(cfg, cases.B, cases.H, cases.K)
-  piece = cases.inputs(cfg, jnp.float32, length=3, seed=7, resets=False)
-  read, _ = api.run(cfg, initial, empty, piece, implementation='token')
-  return jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), empty, read)
-
-
 @pytest.mark.parametrize(
   'name,resets',
   [
@@ -180,7 +172,7 @@ def test_kernels_with_momentum_equal_the_token_rule(stream):
   inputs = cases.inputs(cfg, jnp.float32, LENGTH, resets=stream)
   # momenta that last from chunk to chunk, and multiply what is rounded
   inputs = inputs._replace(log_beta=0.1 * inputs.log_beta)
-  state = apart(cfg, initial) if stream else None
+  state = cases.read_so_far(cfg, initial) if stream else None
   args = cfg, initial, state, inputs, 'float32'
   got = everything(*args, 'gpu')
   cases.assert_close(got, everything(*args, 'token'), 1e-4)
@@ -197,7 +189,7 @@ def test_a_stream_from_inside_a_chunk_equals_the_token_rule(length, resets):
   cfg = rule()
   initial = cases.initial_values(cfg, jnp.float32)
   inputs = cases.inputs(cfg, jnp.float32, length, resets=resets)
-  args = cfg, initial, apart(cfg, initial), inputs, 'float32'
+  args = cfg, initial, cases.read_so_far(cfg, initial), inputs, 'float32'
   got = everything(*args, 'gpu')
   cases.assert_close(got, everything(*args, 'token'), 3e-5)
 

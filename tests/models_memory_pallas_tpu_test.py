@@ -18,7 +18,7 @@ from nestax.models.memory import (
 )
 from nestax.models.memory.tile_front import Maps, State
 from nestax.models.memory.tpu_layout import Given, Shape, Stream
-from nestax.models.memory.types import MemoryConfig, init_state
+from nestax.models.memory.types import MemoryConfig
 
 B, H, K = cases.B, cases.H, cases.K
 PUSHED = {'momentum': True}
@@ -67,14 +67,6 @@ def everything(cfg, initial, state, inputs, dtype, implementation):
   return run(initial, fast, streams)
 
 
-def apart(cfg, initial):
-  """State of two sequences whose clocks differ: 0 and 3 tokens read."""
-  empty = init_state(cfg, B, H, K)
-  piece = cases.inputs(cfg, jnp.float32, length=3, seed=7, resets=False)
-  read, _ = api.run(cfg, initial, empty, piece, implementation='token')
-  return jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), empty, read)
-
-
 # name -> (chunks, options, stream, resets, dtype, tolerance)
 RULES = {
   'fresh': ((8, 8), {}, False, False, 'float32', 2e-5),
@@ -109,7 +101,7 @@ def found(name, implementation, stride=1):
   initial = cases.initial_values(cfg, jnp.float32)
   initial = {name: x for name, x in initial.items() if name not in cfg.given}
   inputs = cases.inputs(cfg, jnp.float32, length=17, resets=resets)
-  state = apart(cfg, initial) if stream else None
+  state = cases.read_so_far(cfg, initial) if stream else None
   return everything(cfg, initial, state, inputs, dtype, implementation)
 
 

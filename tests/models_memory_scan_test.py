@@ -18,14 +18,6 @@ from nestax.models.memory.types import MemoryConfig, init_state
 B, L, H, K = cases.B, cases.L, cases.H, cases.K
 
 
-def apart(cfg, initial, dtype):
-  """State of two sequences whose clocks differ: 0 and 3 tokens read."""
-  empty = init_state(cfg, B, H, K, dtype)
-  piece = cases.inputs(cfg, dtype, length=3, seed=7, resets=False)
-  read, _ = api.run(cfg, initial, empty, piece, implementation='token')
-  return jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), empty, read)
-
-
 def everything(cfg, implementation, dtype):
   """Output, final state and gradients with respect to all that goes in."""
 
@@ -81,7 +73,7 @@ def test_scan_equals_token_in_value_and_gradient(name):
   with jax.enable_x64(True):
     dtype = jnp.float64
     initial = cases.initial_values(cfg, dtype)
-    state = apart(cfg, initial, dtype)
+    state = cases.read_so_far(cfg, initial, dtype=dtype)
     inputs = cases.inputs(cfg, dtype)
     count = len(jax.tree.leaves(state)) + 1
     weights = [1.0 + 0.1 * i for i in range(count - 1)]
