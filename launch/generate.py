@@ -59,12 +59,16 @@ _SEED = flags.DEFINE_integer(
   flag_values=FLAGS,
 )  # fmt: skip
 _WRONG = ValueError, OSError, ImportError
+_LESS = (
+  'a smaller model or, of one with attention, a shorter prompt and fewer '
+  '--tokens'
+)
 
 
 def main(argv: list[str]) -> int:
   """Samples; returns 0, or 2 if something asked for is not there."""
   try:
-    with room.wanted('the model and its state', 'a smaller model alone'):
+    with room.wanted('the model and its state', _LESS):
       return _sample(argv)
   except room.OutOfMemory as error:
     return _refuse(error)

@@ -10,6 +10,8 @@ import importlib
 import sys
 from typing import NoReturn
 
+from nestax.launch import room
+
 
 def cli() -> None:
   """Registers the model class, then leaves everything to lm-eval.
@@ -24,8 +26,9 @@ def cli() -> None:
   except ImportError as error:
     _refuse(error)
   try:
-    cli_evaluate()
-  except ours.Refused as error:
+    with room.wanted('what is evaluated', 'a smaller --batch_size'):
+      cli_evaluate()
+  except (ours.Refused, room.OutOfMemory) as error:
     _refuse(error)
 
 

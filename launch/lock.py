@@ -39,15 +39,15 @@ def held(workdir, take: bool = True, flag: str = 'workdir') -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def free(path: pathlib.Path) -> Iterator[bool]:
+def free(path: pathlib.Path, wait: bool = False) -> Iterator[bool]:
   """Holds the file `path`, made if it is not there, unless somebody else does.
 
-  Gives whether it is held here.
+  Gives whether it is held here, which with `wait` it is in the end.
   """
   with path.open('w') as file:
     mine = True
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
       mine = False
     except OSError as error:

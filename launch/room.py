@@ -29,7 +29,7 @@ def in_words(
 
   Args:
     say: gives the words, from `, 3.2 GiB at once` or nothing.
-    memory: where the memory's options are set.
+    memory: where the memory's options are set; '' where they cannot be.
 
   Raises:
     OutOfMemory: for what does not fit.
@@ -42,18 +42,22 @@ def in_words(
       raise
     shared = _shared(words)
     if shared:
+      does = memory and f': {memory}.implementation=scan does without'
       raise OutOfMemory(
         f"a kernel asks for {shared[1]} bytes of a multiprocessor's shared "
-        f'memory, of which this GPU has {shared[2]}: '
-        f'{memory}.implementation=scan does without'
+        f'memory, of which this GPU has {shared[2]}{does}'
       ) from error
     raise OutOfMemory(say(_at_once(words))) from error
 
 
-def wanted(what: str, less: str = '') -> contextlib.AbstractContextManager:
+def wanted(
+  what: str, less: str = '', memory: str = ''
+) -> contextlib.AbstractContextManager:
   """`in_words`, of what is wanted and, where there is such, what takes less."""
   less = less and f': less is needed by {less}'
-  return in_words(lambda much: f'the device has no room for {what}{much}{less}')
+  return in_words(
+    lambda much: f'the device has no room for {what}{much}{less}', memory
+  )
 
 
 def _at_once(words: str) -> str:

@@ -167,10 +167,10 @@ def main(argv: list[str]) -> int:
   try:
     if len(argv) > 1:
       raise ValueError(f'unexpected argument {argv[1]!r}')
-    if _FORGET.value:
-      forgetting.forget(_OUT.value, _FORGET.value)
-    else:
-      with room.wanted('the model and its nights', _LESS):
+    with room.wanted('the model and its nights', _LESS):
+      if _FORGET.value:
+        forgetting.forget(_OUT.value, _FORGET.value)
+      else:
         nights.live(sleep_flags.plan(FLAGS.flag_values_dict()), _OUT.value)
   except Interrupted as stopped:
     return _refuse(stopped, stopped.exit_code)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -184,9 +186,7 @@ def test_the_same_command_twice_shares_the_cells(
     *others,
   ]
   said = capfd.readouterr().err
-  assert (
-    said.count('other processes are at the rest (cells: 1): waiting\n') == 1
-  )
+  assert said.count('waiting for other processes: made easy a\n') == 1
 
 
 def test_a_cell_that_another_process_has_ended_is_not_done_again(
@@ -206,3 +206,63 @@ def test_a_cell_that_another_process_has_ended_is_not_done_again(
 
 def locks(workdir):
   return sorted((workdir / 'made' / 'cells').glob('.*.lock'))
+
+
+HOLDS = """
+import pathlib, sys, time
+from nestax.launch import lock
+with lock.free(pathlib.Path(sys.argv[1])) as mine:
+  print(mine, flush=True)
+  time.sleep(600)
+"""
+
+
+def test_a_killed_process_leaves_its_cell_to_others(
+  tmp_path, capfd, monkeypatch
+):
+  asked = suite.Asked(('a',), seeds=1, workdir=tmp_path)
+  folder = suite.folder(tmp_path, 'made')
+  folder.mkdir(parents=True)
+  words = [sys.executable, '-c', HOLDS, folder / '.easy_a.lock']
+  other = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+  assert other.stdout.readline() == 'True\n'
+
+  def wait(_):
+    other.kill()
+    other.wait()
+
+  monkeypatch.setattr(running.time, 'sleep', wait)
+  running.run([cases.evaluation(done := [])], asked)
+  assert done == [('hard', 'a'), ('easy', 'a')]
+  assert 'waiting for other processes: made easy a' in capfd.readouterr().err
+
+
+def test_rows_of_fewer_seeds_are_whole_or_damaged(tmp_path):
+  path, key = tmp_path / 'a.json', {'task': 'a', 'seeds': 2}
+  assert cells.so_far(path, key, more=True) == ([], False)
+  rows = [{'seed': 0}, {'seed': 1}]
+  cells.write(path, key, rows)
+  assert cells.so_far(path, key, more=False) == (rows, True)
+  more = key | {'seeds': 3}
+  assert cells.so_far(path, more, more=True) == (rows, False)
+  for asked, adds in ((more, False), (key | {'seeds': 1}, True)):
+    with pytest.raises(cells.CellError, match='holds results of 2 seeds'):
+      cells.so_far(path, asked, adds)
+  for kept in (rows[:1], []):  # cut off at the end of a line
+    cells.write(path, key, kept)
+    with pytest.raises(cells.CellError, match=f'rows: {len(kept)}, seeds: 2'):
+      cells.so_far(path, key, more=True)
+  for text in ('', '[1]\n', '{}\n1\n'):
+    path.write_text(text)
+    with pytest.raises(cells.CellError, match='not a key and its rows'):
+      cells.so_far(path, key, more=True)
+
+
+def test_a_damaged_cell_is_said_before_anything_runs(tmp_path):
+  asked = suite.Asked(('a', 'b'), seeds=1, workdir=tmp_path)
+  alone = dataclasses.replace(asked, models=('b',))
+  running.run([cases.evaluation([])], alone)
+  (suite.folder(tmp_path, 'made') / 'hard_b.json').write_text('{')
+  with pytest.raises(cells.CellError, match='hard_b.json is damaged'):
+    running.run([cases.evaluation(done := [])], asked)
+  assert not done

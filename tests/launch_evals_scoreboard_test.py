@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import suite_cases as cases
 
@@ -72,3 +73,22 @@ def test_scores_along_an_axis_are_lines(tmp_path):
   line = panel.containers[0].lines[0]
   assert list(line.get_xdata()) == [512, 1024]
   assert panel.get_xlabel() == 'tokens'
+
+
+def test_reports_are_written_one_after_another(tmp_path):
+  """Who read the cells before is not the last to write them."""
+  made = cases.evaluation([])
+  asked = suite.Asked(('a',), seeds=1, workdir=tmp_path)
+  rows = running.run([made], asked)
+  with scoreboard.lock.free(tmp_path / '.report.lock') as mine:
+    assert mine
+    late = threading.Thread(
+      target=scoreboard.write, args=([made], tmp_path, rows)
+    )
+    late.start()
+    late.join(0.2)
+    assert late.is_alive() and not (tmp_path / 'table.md').exists()
+    running.run([made], dataclasses.replace(asked, models=('b',)))
+  late.join(60)
+  assert '| b |' in (tmp_path / 'table.md').read_text()
+  assert not [*tmp_path.glob('table.[0-9]*')]

@@ -70,7 +70,7 @@ def test_a_tables_line_says_where_and_how_long_all_seeds_ran(
 
 @pytest.mark.parametrize(
   'lines, words',
-  [(0, 'is damaged .not enough'), (1, 'rows: 0, seeds: 1'), (-1, 'damaged')],
+  [(0, 'not a key and its rows'), (1, 'rows: 0, seeds: 1'), (-1, 'damaged')],
 )
 def test_a_damaged_cell_is_said_and_left(lines, words, tmp_path, trained):
   table(tmp_path, ONE, 1)

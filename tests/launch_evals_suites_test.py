@@ -151,4 +151,4 @@ def test_a_suite_is_trained_and_then_only_read(tmp_path, monkeypatch, capsys):
   forget()
   assert run(*words, '--steps=8') == 2
   said = capsys.readouterr().err
-  assert 'other settings, training.steps is 4 there, 8 here: give' in said
+  assert 'other settings: training.steps is 4 there and 8 here. Give' in said

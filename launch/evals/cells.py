@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import secrets
 from collections.abc import Mapping, Sequence
 
 from nestax.launch.configs import common
@@ -26,9 +27,13 @@ def write(path: pathlib.Path, key: dict, rows: list[dict]) -> None:
 
 def whole(path: pathlib.Path, text: str) -> None:
   """Puts a text down whole or not at all, whoever else does."""
-  fresh = path.with_suffix(f'.{os.getpid()}')
-  fresh.write_text(text, encoding='utf-8')
-  fresh.replace(path)
+  # processes of two machines can have one number
+  fresh = path.with_suffix(f'.{os.getpid()}-{secrets.token_hex(4)}')
+  try:
+    fresh.write_text(text, encoding='utf-8')
+    fresh.replace(path)
+  finally:
+    fresh.unlink(missing_ok=True)
 
 
 def read(path: pathlib.Path, key: dict | None = None) -> list[dict] | None:
@@ -40,7 +45,39 @@ def read(path: pathlib.Path, key: dict | None = None) -> list[dict] | None:
   if not path.exists():
     return None
   there, rows = load(path)
-  if key is not None and there != key:
+  if key is not None:
+    _check_same(path, there, key)
+  return rows
+
+
+def so_far(
+  path: pathlib.Path, key: dict, more: bool
+) -> tuple[list[dict], bool]:
+  """A cell's rows, one a seed, and whether they are all.
+
+  Args:
+    path: of the file; without one there are no rows.
+    key: of the cell.
+    more: rows of fewer seeds can be added to.
+
+  Raises:
+    CellError: if the file's key is another, or it is damaged.
+  """
+  if not path.exists():
+    return [], False
+  there, rows = load(path)
+  some = there != key and _but_seeds(there) == _but_seeds(key)
+  some = some and there.get('seeds', 0) < key.get('seeds', 0)
+  if not (some and more):
+    _check_same(path, there, key)
+  seeds = there.get('seeds', len(rows))
+  if len(rows) != seeds or not rows:
+    raise _damaged(path, f'rows: {len(rows)}, seeds: {seeds}')
+  return rows, there == key
+
+
+def _check_same(path: pathlib.Path, there: dict, key: dict) -> None:
+  if there != key:
     if _but_seeds(there) == _but_seeds(key):
       raise CellError(
         f'{path} holds results of {there.get("seeds")} seeds, asked for are '
@@ -53,24 +90,6 @@ def read(path: pathlib.Path, key: dict | None = None) -> list[dict] | None:
       f'{path} holds results of other settings: {"; ".join(found.values())}. '
       'Give another workdir'
     )
-  return rows
-
-
-def fewer(path: pathlib.Path, key: dict) -> list[dict] | None:
-  """Rows of the first seeds, if a file is of fewer and else of the same.
-
-  Raises:
-    CellError: for a file that is damaged.
-  """
-  if not path.exists():
-    return None
-  there, rows = load(path)
-  seeds = there.get('seeds', 0)
-  if _but_seeds(there) != _but_seeds(key) or seeds >= key.get('seeds', 0):
-    return None
-  if len(rows) != seeds:
-    raise _damaged(path, f'rows: {len(rows)}, seeds: {seeds}')
-  return rows
 
 
 def _damaged(path: pathlib.Path, why) -> CellError:
@@ -90,9 +109,12 @@ def load(path: pathlib.Path) -> tuple[dict, list[dict]]:
     CellError: for a file that is damaged.
   """
   try:
-    key, *rows = map(json.loads, path.read_text().splitlines())
-  except ValueError as error:  # no line at all, or no JSON
+    lines = [*map(json.loads, path.read_text(encoding='utf-8').splitlines())]
+  except ValueError as error:
     raise _damaged(path, error) from error
+  if not lines or not all(isinstance(line, dict) for line in lines):
+    raise _damaged(path, 'not a key and its rows')
+  key, *rows = lines
   return key, rows
 
 

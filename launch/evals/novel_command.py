@@ -90,10 +90,10 @@ def main(argv: list[str]) -> int:
     stack = novel.Stack(
       _STACK.value, tuple(_PERIODS.value), _BLOCKS.value, _RATE.value
     )
-    made = novel.load(
-      _WORKDIR.value, _MODEL.value, stack, _DTYPE.value, _OWNER.value
-    )
     with room.wanted('the model and what it reads', _LESS):
+      made = novel.load(
+        _WORKDIR.value, _MODEL.value, stack, _DTYPE.value, _OWNER.value
+      )
       novel.run(made, _TEXT.value, modes, _OUT.value, _TOKENS.value)
   except (
     ValueError, OSError, ImportError, room.OutOfMemory,

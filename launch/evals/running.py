@@ -1,8 +1,8 @@
 """Does the cells that are not done yet, and shows how far it is.
 
-Processes with one workdir share its cells: each is done by the first that comes
-to it, which holds a file beside it for as long. Who has nothing else to do
-waits, and takes over what is let go of undone.
+Processes with one workdir share its cells, where the file system has locks:
+each is done by the first that comes to it, which holds a file beside it for as
+long. Who has nothing else to do waits, and takes over what is let go of undone.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def run(
     todo = [pair for pair in todo if pair[1].task in wanted]
     _say_left_out(evaluations, todo, asked.tasks)
   for one, cell in todo:
-    if not _path(one, cell, asked.workdir).exists():
+    if not _so_far(one, cell, asked.workdir)[0]:
       cell.check()
   with _progress(len(todo)) as progress:
     found = _all(todo, asked.workdir, progress)
@@ -63,7 +63,7 @@ def _all(todo, workdir, progress) -> list[list[dict]]:
       if rows is not None:
         found[i] = rows
     if not any(i in found for i in left):
-      progress.wait(len(left))
+      progress.wait([_words(*todo[i]) for i in left])
       time.sleep(_WAIT)
   return [found[i] for i in range(len(todo))]
 
@@ -92,27 +92,51 @@ def _path(one, cell, workdir) -> pathlib.Path:
   return suite.folder(workdir, one.name) / f'{name}.json'
 
 
+def _names(one, cell) -> dict[str, str]:
+  return {'suite': one.name, 'task': cell.task, 'model': cell.model}
+
+
+def _words(one, cell) -> str:
+  # a task may have no name
+  return ' '.join(filter(None, _names(one, cell).values()))
+
+
+def _key(one, cell) -> dict:
+  key = _names(one, cell) | cell.key
+  return json.loads(json.dumps(key))  # tuples come back as lists
+
+
+def _so_far(one, cell, workdir) -> tuple[list[dict], bool]:
+  """See `cells.so_far`."""
+  path = _path(one, cell, workdir)
+  return cells.so_far(path, _key(one, cell), bool(cell.more))
+
+
 def _do(one, cell, workdir, progress) -> list[dict] | None:
   """A cell's rows; None while another process is at it."""
-  path = _path(one, cell, workdir)
-  names = {'suite': one.name, 'task': cell.task, 'model': cell.model}
-  key = json.loads(json.dumps(names | cell.key))  # tuples come back as lists
-  words = ' '.join(filter(None, names.values()))  # a task may have no name
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with lock.free(path.with_name(f'.{path.stem}.lock')) as mine:
-    there = cells.fewer(path, key) if cell.more else None
-    rows = cells.read(path, key) if there is None else None
-    if rows is None and not mine:
-      return None
-    if rows is None:
-      began, say = time.perf_counter(), progress.begin(words)
-      made = cell.run(say) if there is None else cell.more(there, say)
-      seconds = round(time.perf_counter() - began, 3)
-      added = names | {'device': timing.device(), 'seconds': seconds}
-      rows = [added | _plain(row) for row in made]  # one of before has its own
-      cells.write(path, key, rows)
-  progress.end(words, rows)
+  rows, every = _so_far(one, cell, workdir)
+  if not every:
+    path = _path(one, cell, workdir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock.free(path.with_name(f'.{path.stem}.lock')) as mine:
+      if not mine:
+        return None
+      rows, every = _so_far(one, cell, workdir)  # another may just have ended
+      if not every:
+        say = progress.begin(_words(one, cell))
+        rows = _made(one, cell, rows, say)
+        cells.write(path, _key(one, cell), rows)
+  progress.end(_words(one, cell), rows)
   return rows
+
+
+def _made(one, cell, there: list[dict], say: suite.Say) -> list[dict]:
+  """Runs a cell, or its seeds that are not there."""
+  began = time.perf_counter()
+  made = cell.more(there, say) if there else cell.run(say)
+  seconds = round(time.perf_counter() - began, 3)
+  added = _names(one, cell) | {'device': timing.device(), 'seconds': seconds}
+  return [added | _plain(row) for row in made]  # one of before has its own
 
 
 def _plain(row: dict) -> dict:
@@ -131,7 +155,7 @@ class _Shown:
     self._bar, self._terminal = bar, bar.console.is_terminal
     self._all = bar.add_task('all cells', total=cells)
     self._one = bar.add_task('', total=1, visible=False)
-    self._waits = False
+    self._awaited: list[str] = []
 
   def begin(self, words: str) -> suite.Say:
     self._bar.reset(self._one, description=words, total=1, visible=True)
@@ -143,10 +167,10 @@ class _Shown:
 
     return say
 
-  def wait(self, many: int) -> None:
-    if not self._waits:
-      self._line(f'other processes are at the rest (cells: {many}): waiting')
-    self._waits = True
+  def wait(self, cells: list[str]) -> None:
+    if cells != self._awaited:
+      self._line(f'waiting for other processes: {", ".join(cells)}')
+    self._awaited = cells
 
   def end(self, words: str, rows: list[dict]) -> None:
     self._bar.advance(self._all)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import figure
 
+from nestax.launch import lock
 from nestax.launch.benches import timing
 from nestax.launch.evals import cells, suite
 
@@ -45,6 +46,12 @@ def write(
   Returns:
     The tables.
   """
+  # what ends meanwhile is reported by its own process, after this one
+  with lock.free(workdir / '.report.lock', wait=True):
+    return _write(evaluations, workdir, rows)
+
+
+def _write(evaluations, workdir, rows) -> str:
   grouped = _grouped(evaluations, workdir, rows)
   lines = ''.join(json.dumps(_line(cell)) + '\n' for cell in grouped)
   cells.whole(workdir / 'results.jsonl', lines)

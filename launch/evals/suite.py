@@ -1,4 +1,4 @@
-"""Evaluations by the cell: what one is, and what runs it.
+"""Evaluations by the cell: what one is, and what there is to know of it.
 
 `nestax-evaluate --suite=NAME,... --workdir=W --models=M,...` goes through the
 cells of each evaluation and writes W/NAME/cells/*.json, one a cell, whole or

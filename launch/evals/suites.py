@@ -10,9 +10,10 @@ table.md, beside the paper's rows where it has them, results.jsonl, a line a
 cell, and NAME.png.
 
 The same command goes on where it stopped. Started more than once it shares the
-cells: of several GPUs or a folder that several machines see, each process does
-what no other is at, and takes over what one leaves when it ends. All of them
-write the whole table at the end.
+cells: of several GPUs, or of machines with one file system that has locks, each
+process does what no other is at, and takes over what one leaves when it ends.
+Each writes the table of all that is done by then; --models and --tasks may
+differ.
 `--set=mad.shrink=8`, `--set=formal.train.D=32` and the like change what stands
 in the Options of launch/evals/NAME.py.
 """
@@ -142,7 +143,7 @@ def main(argv: list[str]) -> int:
       tuple(_TASKS.value),
       workdir,
     )
-    with room.wanted('what is evaluated', _LESS):
+    with room.wanted('what is evaluated', _LESS, 'memory'):
       rows = running.run(evaluations, asked)
     print(scoreboard.write(evaluations, workdir, rows))
   except (

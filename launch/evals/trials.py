@@ -180,7 +180,7 @@ def _apart(kept, task, make, training: Training, seeds: int, say, enough):
 
 def _together(first, task, make, training: Training, seeds: int, say, enough):
   """The same of runs side by side, all of them or as many as fit in memory."""
-  told, ended = [], 0
+  told, ended, far = [], 0, 0
   runs = len(training.rates) * (seeds - first)
 
   def side_by_side(rates, some):
@@ -190,8 +190,11 @@ def _together(first, task, make, training: Training, seeds: int, say, enough):
 
     def tell(step, seconds):
       mine.append((step, seconds))
-      # of all runs, those that are done before and after these too
-      say((ended * training.steps + many * step) // runs, training.steps)
+      nonlocal far
+      # of all runs, those that are done before and after these too; what did
+      # not fit may have come further
+      far = max(far, (ended * training.steps + many * step) // runs)
+      say(far, training.steps)
 
     grid = some.stop, training.steps, training.every
     rows = sweep.run(task, make, rates, *grid, tell, enough, some.start)

@@ -13,7 +13,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-ROOM = 4 << 30  # bytes that a piece's chunks begin with, but of PIECE or fewer
+# Bytes that the chunks of a piece of more than PIECE begin with; of each run
+# where `vmap` has several.
+ROOM = 4 << 30
 PIECE = 64  # chunks, since kernels want many at once
 SHORT = 16  # the same where a gradient is wanted, with a shorter `stride`
 
