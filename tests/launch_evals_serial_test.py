@@ -135,7 +135,7 @@ def test_what_is_done_is_kept_and_not_done_again(tmp_path, monkeypatch):
   fewer = COURSE._replace(rates=(0.4,), seeds=1)
   rows, tried = serial.compare(quadratic(), falling, fewer, kept)
   assert (rows, tried) == (found[0][:3], found[1][4:])
-  with pytest.raises(cells.CellError, match='give another workdir'):
+  with pytest.raises(cells.CellError, match='Give another workdir'):
     other = kept._replace(key={'task': 'another'})
     serial.compare(quadratic(), falling, COURSE, other)
 
