@@ -1,5 +1,6 @@
 """Cells are done once, and are refused if they are of others."""
 
+import contextlib
 import dataclasses
 import functools
 import subprocess
@@ -194,18 +195,14 @@ def test_a_cell_that_another_process_has_ended_is_not_done_again(
 ):
   asked = suite.Asked(('a',), seeds=1, workdir=tmp_path)
   want = running.run([cases.evaluation([])], asked)
-  held = {path: running.lock.free(path) for path in locks(tmp_path)}
-  assert len(held) == 2
-  for other in held.values():
-    assert other.__enter__()
+  locks = [*suite.folder(tmp_path, 'made').glob('.*.lock')]
+  assert len(locks) == 2
   monkeypatch.setattr(running.time, 'sleep', lambda _: pytest.fail('waits'))
-  assert running.run([cases.evaluation(done := [])], asked) == want and not done
-  for other in held.values():
-    other.__exit__(None, None, None)
-
-
-def locks(workdir):
-  return sorted((workdir / 'made' / 'cells').glob('.*.lock'))
+  with contextlib.ExitStack() as held:
+    for path in locks:
+      assert held.enter_context(running.lock.free(path))
+    rows = running.run([cases.evaluation(done := [])], asked)
+  assert rows == want and not done
 
 
 HOLDS = """

@@ -66,9 +66,8 @@ def so_far(
   if not path.exists():
     return [], False
   there, rows = load(path)
-  some = there != key and _but_seeds(there) == _but_seeds(key)
-  some = some and there.get('seeds', 0) < key.get('seeds', 0)
-  if not (some and more):
+  fewer = there.get('seeds', 0) < key.get('seeds', 0)
+  if not (more and fewer and _but_seeds(there) == _but_seeds(key)):
     _check_same(path, there, key)
   seeds = there.get('seeds', len(rows))
   if len(rows) != seeds or not rows:
@@ -77,19 +76,20 @@ def so_far(
 
 
 def _check_same(path: pathlib.Path, there: dict, key: dict) -> None:
-  if there != key:
-    if _but_seeds(there) == _but_seeds(key):
-      raise CellError(
-        f'{path} holds results of {there.get("seeds")} seeds, asked for are '
-        f'{key.get("seeds")}: none is taken away, and some are added where '
-        'there is one rate (--rates) or runs are apart '
-        '(--set=EVALUATION.train.apart=true); give another workdir'
-      )
-    found = common.unequal(common.flat(there), common.flat(key))
+  if there == key:
+    return
+  if _but_seeds(there) == _but_seeds(key):
     raise CellError(
-      f'{path} holds results of other settings: {"; ".join(found.values())}. '
-      'Give another workdir'
+      f'{path} holds results of {there.get("seeds")} seeds, asked for are '
+      f'{key.get("seeds")}: none is taken away, and some are added where '
+      'there is one rate (--rates) or runs are apart '
+      '(--set=EVALUATION.train.apart=true); give another workdir'
     )
+  found = common.unequal(common.flat(there), common.flat(key))
+  raise CellError(
+    f'{path} holds results of other settings: {"; ".join(found.values())}. '
+    'Give another workdir'
+  )
 
 
 def _damaged(path: pathlib.Path, why) -> CellError:

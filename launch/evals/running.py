@@ -12,6 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import rich.progress as bars
 from rich import console
@@ -45,27 +46,53 @@ def run(
     wanted = {x for g in groups for n in asked.tasks for x in g.get(n, [n])}
     todo = [pair for pair in todo if pair[1].task in wanted]
     _say_left_out(evaluations, todo, asked.tasks)
-  for one, cell in todo:
-    if not _so_far(one, cell, asked.workdir)[0]:
-      cell.check()
-  with _progress(len(todo)) as progress:
-    found = _all(todo, asked.workdir, progress)
+  work = [_work(one, cell, asked.workdir) for one, cell in todo]
+  for each in work:
+    if not each.so_far()[0]:
+      each.cell.check()
+  with _progress(len(work)) as progress:
+    found = _all(work, progress)
   return [row for rows in found for row in rows]
 
 
-def _all(todo, workdir, progress) -> list[list[dict]]:
+class _Work(NamedTuple):
+  """A cell, and its file."""
+
+  cell: suite.Cell
+  names: dict[str, str]  # of its suite, task and model
+  key: dict
+  path: pathlib.Path
+
+  @property
+  def words(self) -> str:
+    # a task may have no name
+    return ' '.join(filter(None, self.names.values()))
+
+  def so_far(self) -> tuple[list[dict], bool]:
+    """See `cells.so_far`."""
+    return cells.so_far(self.path, self.key, bool(self.cell.more))
+
+
+def _work(one: suite.Evaluation, cell: suite.Cell, workdir) -> _Work:
+  names = {'suite': one.name, 'task': cell.task, 'model': cell.model}
+  key = json.loads(json.dumps(names | cell.key))  # tuples come back as lists
+  file = f'{suite.slug(cell.task, cell.model)}.json'
+  return _Work(cell, names, key, suite.folder(workdir, one.name) / file)
+
+
+def _all(work: Sequence[_Work], progress) -> list[list[dict]]:
   """The rows of all cells; those that other processes are at come last."""
   found: dict[int, list[dict]] = {}
-  while len(found) < len(todo):
-    left = [i for i in range(len(todo)) if i not in found]
+  while len(found) < len(work):
+    left = [i for i in range(len(work)) if i not in found]
     for i in left:
-      rows = _do(*todo[i], workdir, progress)
+      rows = _do(work[i], progress)
       if rows is not None:
         found[i] = rows
     if not any(i in found for i in left):
-      progress.wait([_words(*todo[i]) for i in left])
+      progress.wait([work[i].words for i in left])
       time.sleep(_WAIT)
-  return [found[i] for i in range(len(todo))]
+  return [found[i] for i in range(len(work))]
 
 
 def _check_tasks(wanted, known, groups) -> None:
@@ -87,55 +114,29 @@ def _say_left_out(evaluations, todo, tasks) -> None:
     )
 
 
-def _path(one, cell, workdir) -> pathlib.Path:
-  name = suite.slug(cell.task, cell.model)
-  return suite.folder(workdir, one.name) / f'{name}.json'
-
-
-def _names(one, cell) -> dict[str, str]:
-  return {'suite': one.name, 'task': cell.task, 'model': cell.model}
-
-
-def _words(one, cell) -> str:
-  # a task may have no name
-  return ' '.join(filter(None, _names(one, cell).values()))
-
-
-def _key(one, cell) -> dict:
-  key = _names(one, cell) | cell.key
-  return json.loads(json.dumps(key))  # tuples come back as lists
-
-
-def _so_far(one, cell, workdir) -> tuple[list[dict], bool]:
-  """See `cells.so_far`."""
-  path = _path(one, cell, workdir)
-  return cells.so_far(path, _key(one, cell), bool(cell.more))
-
-
-def _do(one, cell, workdir, progress) -> list[dict] | None:
+def _do(work: _Work, progress) -> list[dict] | None:
   """A cell's rows; None while another process is at it."""
-  rows, every = _so_far(one, cell, workdir)
+  rows, every = work.so_far()
   if not every:
-    path = _path(one, cell, workdir)
+    path = work.path
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock.free(path.with_name(f'.{path.stem}.lock')) as mine:
       if not mine:
         return None
-      rows, every = _so_far(one, cell, workdir)  # another may just have ended
+      rows, every = work.so_far()  # another may just have ended
       if not every:
-        say = progress.begin(_words(one, cell))
-        rows = _made(one, cell, rows, say)
-        cells.write(path, _key(one, cell), rows)
-  progress.end(_words(one, cell), rows)
+        rows = _made(work, rows, progress.begin(work.words))
+        cells.write(path, work.key, rows)
+  progress.end(work.words, rows)
   return rows
 
 
-def _made(one, cell, there: list[dict], say: suite.Say) -> list[dict]:
+def _made(work: _Work, there: list[dict], say: suite.Say) -> list[dict]:
   """Runs a cell, or its seeds that are not there."""
-  began = time.perf_counter()
+  began, cell = time.perf_counter(), work.cell
   made = cell.more(there, say) if there else cell.run(say)
   seconds = round(time.perf_counter() - began, 3)
-  added = _names(one, cell) | {'device': timing.device(), 'seconds': seconds}
+  added = work.names | {'device': timing.device(), 'seconds': seconds}
   return [added | _plain(row) for row in made]  # one of before has its own
 
 

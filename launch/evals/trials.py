@@ -189,8 +189,8 @@ def _together(first, task, make, training: Training, seeds: int, say, enough):
     many = len(rates) * len(some)
 
     def tell(step, seconds):
-      mine.append((step, seconds))
       nonlocal far
+      mine.append((step, seconds))
       # of all runs, those that are done before and after these too; what did
       # not fit may have come further
       far = max(far, (ended * training.steps + many * step) // runs)
